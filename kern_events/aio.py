@@ -1,0 +1,364 @@
+"""AsyncSessionLog: the same verbs, awaited.
+
+Each whole operation goes to a bounded thread pool of the log's own; an append to SQLite is queued
+for the group commit and holds no thread while it waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Any, Final, ParamSpec, Self, TypeVar, overload
+
+from sqlalchemy import URL
+from sqlalchemy.engine import Connection, Engine
+
+from kern_events.batch import Batch
+from kern_events.codec import MAX_PAYLOAD_BYTES
+from kern_events.errors import KernError
+from kern_events.events import Draft, Event, Head, Json, Receipt, SessionInfo, message
+from kern_events.events import state_changed, tool_called, tool_failed, tool_returned
+from kern_events.log import ManyAppends, PendingReceipt, SessionLog, take
+from kern_events.store.base import Expected, Landed, record
+from kern_events.turn import TurnState, logger, new_call_id, opening_draft, outcome, path_of, thaw
+from kern_events.verify import Progress, Report
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_PAGE: Final = 500
+_INLINE_DRAFTS: Final = 64  # more are encoded in a thread, so that the loop is not held up
+
+
+class AsyncSessionLog:
+    """SessionLog for asyncio: same verbs, same parameters, same errors.
+
+    A cancelled await is decided before it returns: what is still queued is cancelled and never
+    runs; what runs is waited for, and is then recorded or not like any other.
+
+    Args:
+        url_or_engine: As for SessionLog (a plain Engine, not an AsyncEngine), or a SessionLog to
+            share with synchronous code; that one is not closed with this object.
+        threads: The size of the pool.
+        namespace, schema, pool_size, lock_timeout_s, max_payload_bytes: As for SessionLog.
+    """
+
+    def __init__(
+        self,
+        url_or_engine: str | URL | Engine | SessionLog,
+        *,
+        namespace: str = "default",
+        schema: str | None = None,
+        pool_size: int = 8,
+        lock_timeout_s: float = 5.0,
+        max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+        threads: int = 8,
+    ) -> None:
+        self._owned = not isinstance(url_or_engine, SessionLog)
+        self.log: Final = (
+            url_or_engine
+            if isinstance(url_or_engine, SessionLog)
+            else SessionLog(
+                url_or_engine,
+                namespace=namespace,
+                schema=schema,
+                pool_size=pool_size,
+                lock_timeout_s=lock_timeout_s,
+                max_payload_bytes=max_payload_bytes,
+            )
+        )
+        self._threads = threads
+        self._pool: ThreadPoolExecutor | None = None
+
+    @property
+    def namespace(self) -> str:
+        """The tenant."""
+        return self.log.namespace
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.log.store.dialect} namespace={self.namespace!r}>"
+
+    async def close(self) -> None:
+        """See SessionLog.close."""
+        if self._owned:
+            await self.in_thread(self.log.close)
+        if self._pool:
+            self._pool.shutdown(wait=False)
+            self._pool = None
+
+    async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a whole operation on the pool, with the caller's context variables."""
+        context = contextvars.copy_context()
+        call = functools.partial(context.run, functools.partial(function, *args, **kwargs))
+        return await decided(self._executor().submit(call))
+
+    def _executor(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="kern_events")
+            _pools.add(self)
+        return self._pool
+
+    @overload
+    async def append(
+        self,
+        session_id: str,
+        drafts: Sequence[Draft],
+        *,
+        expected: Expected = None,
+        idempotency_key: str | None = None,
+        connection: None = None,
+    ) -> Receipt: ...
+
+    @overload
+    async def append(
+        self,
+        session_id: str,
+        drafts: Sequence[Draft],
+        *,
+        expected: Expected = None,
+        idempotency_key: str | None = None,
+        connection: Connection,
+    ) -> PendingReceipt: ...
+
+    async def append(
+        self,
+        session_id: str,
+        drafts: Sequence[Draft],
+        *,
+        expected: Expected = None,
+        idempotency_key: str | None = None,
+        connection: Connection | None = None,
+    ) -> Receipt | PendingReceipt:
+        """See SessionLog.append."""
+        if connection is not None:
+            return await self.in_thread(
+                self.log.append, session_id, drafts,
+                expected=expected, idempotency_key=idempotency_key, connection=connection,
+            )  # fmt: skip
+        if len(drafts) <= _INLINE_DRAFTS:
+            batch = self.log.prepare(session_id, drafts, idempotency_key=idempotency_key)
+        else:
+            batch = await self.in_thread(
+                self.log.prepare, session_id, drafts, idempotency_key=idempotency_key
+            )
+        return (await self.record(batch, expected)).receipt
+
+    async def record(self, batch: Batch, expected: Expected = None) -> Landed:
+        """Append a prepared batch; for the package's own recorders."""
+        queued = self.log.store.submit(batch, expected)
+        if queued is None:
+            return await self.in_thread(record, self.log.store, batch, expected)
+        try:
+            answer = await decided(queued)
+        except KernError:
+            raise
+        except Exception:
+            answer = None
+        if isinstance(answer, Landed):
+            return answer
+        # Refused, or the answer was lost: the retry rule goes on from there.
+        return await self.in_thread(record, self.log.store, batch, expected, queued.result)
+
+    async def append_many(
+        self, appends: ManyAppends, *, connection: Connection | None = None
+    ) -> list[Receipt] | list[PendingReceipt]:
+        """See SessionLog.append_many."""
+        return await self.in_thread(self.log.append_many, appends, connection=connection)
+
+    def turn(
+        self,
+        session_id: str,
+        *,
+        buffered: bool = False,
+        user_id: str | None = None,
+        agent_id: str | None = None,
+        run_id: str | None = None,
+        parent_run_id: str | None = None,
+        actor: str | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> AbstractAsyncContextManager[AsyncTurnRecorder]:
+        """See SessionLog.turn: `async with log.turn("s1") as turn: await turn.message("user", "Hi")`."""
+        started = {"run_id": run_id, "parent_run_id": parent_run_id, "agent_id": agent_id}
+        recorder = AsyncTurnRecorder(
+            self.log,
+            session_id,
+            started={key: value for key, value in started.items() if value is not None},
+            opening=opening_draft(user_id=user_id, agent_id=agent_id),
+            buffered=buffered,
+            actor=actor,
+            meta=meta,
+        )
+        recorder.outer = self
+        return recorder
+
+    async def read(
+        self, session_id: str, *, after: int = 0, until: int | None = None, limit: int | None = None
+    ) -> AsyncIterator[Event]:
+        """See SessionLog.read; SessionNotFound is raised when the first event is asked for."""
+        events = await self.in_thread(self.log.read, session_id, after=after, until=until, limit=limit)
+        async for event in self._pages(events):
+            yield event
+
+    async def read_all(self, *, after: int = 0, limit: int | None = None) -> AsyncIterator[Event]:
+        """See SessionLog.read_all."""
+        events = await self.in_thread(self.log.read_all, after=after, limit=limit)
+        async for event in self._pages(events):
+            yield event
+
+    async def _pages(self, events: Iterator[Event]) -> AsyncIterator[Event]:
+        while page := await self.in_thread(take, events, _PAGE):
+            for event in page:
+                yield event
+
+    async def head(self, session_id: str) -> Head:
+        """See SessionLog.head."""
+        return await self.in_thread(self.log.head, session_id)
+
+    async def sessions(
+        self, *, user_id: str | None = None, after: str | None = None, limit: int = 100
+    ) -> list[SessionInfo]:
+        """See SessionLog.sessions."""
+        return await self.in_thread(self.log.sessions, user_id=user_id, after=after, limit=limit)
+
+    async def delete(self, session_id: str, *, actor: str | None = None) -> Receipt:
+        """See SessionLog.delete."""
+        return await self.in_thread(self.log.delete, session_id, actor=actor)
+
+    async def verify(self, session_id: str | None = None, *, progress: Progress | None = None) -> Report:
+        """See SessionLog.verify."""
+        return await self.in_thread(self.log.verify, session_id, progress=progress)
+
+    async def migrate(self) -> tuple[int, int]:
+        """See SessionLog.migrate."""
+        return await self.in_thread(self.log.migrate)
+
+
+class AsyncTurnRecorder(TurnState):
+    """TurnRecorder, awaited; see SessionLog.turn."""
+
+    outer: AsyncSessionLog
+
+    async def __aenter__(self) -> Self:
+        await self.record(Draft("turn.started", self._started))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.closed:
+            return
+        try:
+            await self._close(outcome(error))
+        except KernError:
+            if error is None:
+                raise
+            logger.warning("the end of a turn could not be recorded", exc_info=True)
+
+    async def record(self, *drafts: Draft) -> None:
+        """See TurnRecorder."""
+        if batch := self._batch(drafts):
+            self._landed(await self.outer.record(batch))
+
+    async def message(
+        self,
+        role: str,
+        content: str | Sequence[dict[str, Any]] | None = None,
+        *,
+        name: str | None = None,
+        tool_calls: Sequence[dict[str, Any]] | None = None,
+        id: str | None = None,
+    ) -> str:
+        """See TurnRecorder."""
+        draft = message(role, content, name=name, tool_calls=tool_calls, id=id)
+        await self.record(draft)
+        return id or draft.event_id.hex()
+
+    async def tool_call(
+        self, name: str, arguments: Mapping[str, Any] | str | None = None, *, call_id: str | None = None
+    ) -> str:
+        """See TurnRecorder."""
+        call_id = call_id or new_call_id()
+        await self.record(tool_called(call_id, name, arguments))
+        return call_id
+
+    async def tool_result(self, call_id: str, result: Json, *, duration_s: float | None = None) -> None:
+        """See TurnRecorder."""
+        await self.record(tool_returned(call_id, result, duration_s=duration_s))
+
+    async def tool_error(self, call_id: str, error: str, *, duration_s: float | None = None) -> None:
+        """See TurnRecorder."""
+        await self.record(tool_failed(call_id, error, duration_s=duration_s))
+
+    async def set_state(self, path: str | Sequence[str], value: Json) -> None:
+        """See TurnRecorder."""
+        await self.record(state_changed([["set", path_of(path), thaw(value)]]))
+
+    async def unset_state(self, path: str | Sequence[str]) -> None:
+        """See TurnRecorder."""
+        await self.record(state_changed([["unset", path_of(path)]]))
+
+    async def append_state(self, path: str | Sequence[str], items: Sequence[Json]) -> None:
+        """See TurnRecorder."""
+        await self.record(state_changed([["append", path_of(path), thaw(list(items))]]))
+
+    async def complete(self, *, usage: Mapping[str, Any] | None = None) -> None:
+        """See TurnRecorder."""
+        await self._close(Draft("turn.completed", {"usage": dict(usage)} if usage else {}))
+
+    async def fail(self, error: str) -> None:
+        """See TurnRecorder."""
+        await self._close(Draft("turn.failed", {"error": {"message": error}}))
+
+    async def _close(self, closing: Draft) -> None:
+        self._landed(await self.outer.record(self._flushed(closing)))
+        self.closed = True
+
+
+async def decided(future: Future[T]) -> T:
+    """Await a future; if cancelled, cancel it where it has not begun and else wait until it ends."""
+    waiter = asyncio.wrap_future(future)
+    try:
+        return await asyncio.shield(waiter)
+    except asyncio.CancelledError:
+        if not future.cancel():
+            await _wait_out(waiter)
+        raise
+
+
+async def _wait_out(waiter: Awaitable[Any]) -> None:
+    ended = asyncio.ensure_future(waiter)
+    while not ended.done():
+        try:
+            await asyncio.wait([ended])
+        except asyncio.CancelledError:  # Cancelled again: it still has to be decided.
+            continue
+    if not ended.cancelled():
+        ended.exception()  # The caller was cancelled; nobody else will fetch it.
+
+
+# A forked child has no threads: it makes a pool of its own on first use.
+_pools: weakref.WeakSet[AsyncSessionLog] = weakref.WeakSet()
+
+
+def _forget_pools() -> None:
+    for log in _pools:
+        log._pool = None
+
+
+import os  # noqa: E402
+
+os.register_at_fork(after_in_child=_forget_pools)

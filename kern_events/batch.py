@@ -1,0 +1,276 @@
+"""From drafts to rows, and from rows to events: what is fixed is prepared once, what depends on the head is linked per attempt.
+
+`prepare` guards, encodes, salts and commits; a retry never does that again. `link` gives the events
+their versions, turns, time and hashes behind a given head. Both are pure but for a draft's salt.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from kern_events import chain
+from kern_events.codec import JSON, MAX_BATCH, MAX_PAYLOAD_BYTES, check_id, check_text, decode, encode
+from kern_events.errors import DecodeError, InvalidEvent
+from kern_events.events import ERASED, Draft, Event, Head, Kind, kind_of
+
+LISTING: Final = ("session_type", "agent_id", "team_id", "workflow_id", "user_id", "name")
+"""The columns of a head row that come from `session.*` payloads."""
+
+TOMBSTONES: Final = frozenset({"session.erased", "session.deleted"})
+"""The types whose events cover erased ones."""
+
+_RESERVED: Final = frozenset({Kind.RESTORE, Kind.FORK, Kind.ERASURE})
+_MAX_TYPE_VERSION: Final = 2**31 - 1
+
+# One linked row, in the order in which every store writes it.
+Row = tuple[
+    int, bytes, str, int, int, int, int | None, int, str | None, bytes | None, str | None,
+    int, bytes | None, bytes, bytes | None, bytes, bytes,
+]  # fmt: skip
+ROW_COLUMNS: Final = (
+    "version", "event_id", "type", "type_version", "kind", "turn", "ref", "at", "actor", "meta",
+    "idempotency_key", "codec", "key_commit", "payload", "native", "salt", "hash",
+)  # fmt: skip
+
+
+# One recorded row, in the order in which every store reads it.
+StoredRow = tuple[Any, ...]
+STORED_COLUMNS: Final = (
+    "version", "position", "event_id", "type", "type_version", "kind", "turn", "ref", "at", "actor", "meta",
+    "idempotency_key", "codec", "key_commit", "payload", "native", "payload_commit", "salt", "hash",
+)  # fmt: skip
+
+
+class Prepared(NamedTuple):
+    """A draft whose bytes are final: only its place in the session is open."""
+
+    draft: Draft
+    kind: int
+    ref: int | None
+    meta: bytes | None
+    payload: bytes
+    salt: bytes
+    commit: bytes
+    header: bytes
+    trailer: bytes
+    listing: Mapping[str, str | None] | None
+
+
+class Batch(NamedTuple):
+    """The prepared events of one append to one session.
+
+    `opening` is a `session.created` that goes first where the session is new, and is dropped where
+    it is not. `branch` is the branch that a running turn began on, None for everybody else.
+    """
+
+    namespace: str
+    session_id: str
+    scope: bytes
+    events: tuple[Prepared, ...]
+    opening: Prepared | None = None
+    idempotency_key: str | None = None
+    branch: int | None = None
+    turn: int = 0
+
+    def at(self, head: Head) -> tuple[Prepared, ...]:
+        """The events that an attempt behind this head records."""
+        fresh = head.version == 0 or head.status == "deleted"
+        return (self.opening, *self.events) if self.opening and fresh else self.events
+
+    def empty_head(self) -> Head:
+        """The head of this session while it has no events."""
+        return Head(0, chain.genesis(self.scope))
+
+
+class Linked(NamedTuple):
+    """A batch at its place: the rows to insert, and the head row after them."""
+
+    rows: list[Row]
+    head: Head
+    listing: Mapping[str, str | None] | None
+
+
+def prepare(
+    namespace: str,
+    session_id: str,
+    drafts: Sequence[Draft],
+    *,
+    idempotency_key: str | None = None,
+    opening: Draft | None = None,
+    branch: int | None = None,
+    turn: int = 0,
+    max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+    reserved: bool = False,
+) -> Batch:
+    """Guard and encode the drafts of one append.
+
+    Raises:
+        InvalidEvent: A value cannot be recorded exactly, or the batch is empty or too long.
+    """
+    check_id(session_id, "session_id")
+    if idempotency_key is not None:
+        check_id(idempotency_key, "idempotency_key")
+    if not 1 <= len(drafts) <= MAX_BATCH:
+        raise InvalidEvent(f"{len(drafts):,} drafts; an append takes 1 to {MAX_BATCH:,}", "drafts")
+    if len({draft.event_id for draft in drafts}) < len(drafts):
+        raise InvalidEvent("the same draft twice in one append", "drafts")
+    salts = os.urandom(16 * len(drafts))
+    events = []
+    try:
+        for draft in drafts:
+            offset = 16 * len(events)
+            events.append(prepare_draft(draft, salts[offset : offset + 16], max_payload_bytes, reserved=reserved))
+    except InvalidEvent as error:
+        raise InvalidEvent(error.reason, f"drafts[{len(events)}].{error.path}") from None
+    first = prepare_draft(opening, os.urandom(16), max_payload_bytes) if opening else None
+    scope = chain.scope(namespace, session_id)
+    return Batch(namespace, session_id, scope, tuple(events), first, idempotency_key, branch, turn)
+
+
+def prepare_draft(
+    draft: Draft,
+    salt: bytes,
+    limit: int = MAX_PAYLOAD_BYTES,
+    *,
+    ref: int | None = None,
+    reserved: bool = False,
+) -> Prepared:
+    """Guard and encode one draft; `reserved` is for the verbs that own the reserved types."""
+    _check_fields(draft)
+    type = draft.type
+    kind = int(kind_of(type, draft.payload, draft.meta))
+    if not reserved and (kind in _RESERVED or type in TOMBSTONES):
+        raise InvalidEvent(f"{type} is recorded by its own verb, not by append", "type")
+    payload = encode(draft.payload, "payload", limit)
+    meta = None if draft.meta is None else encode(draft.meta, "meta", limit)
+    if draft.native is not None and len(draft.native) > limit:
+        raise InvalidEvent(f"{len(draft.native):,} bytes, the limit is {limit:,}", "native")
+    return Prepared(
+        draft,
+        kind,
+        ref,
+        meta,
+        payload,
+        salt,
+        chain.payload_commit(salt, payload, draft.native),
+        chain.header(draft.event_id, type, draft.type_version, kind),
+        chain.trailer(JSON, None, draft.actor, meta),
+        listing_of(type, draft.payload) if type.startswith("session.") else None,
+    )
+
+
+def _check_fields(draft: Draft) -> None:
+    check_id(draft.type, "type")
+    if type(draft.payload) is not dict:
+        raise InvalidEvent(f"{type(draft.payload).__name__} is not a dict", "payload")
+    if type(draft.type_version) is not int or not 1 <= draft.type_version <= _MAX_TYPE_VERSION:
+        raise InvalidEvent(f"{draft.type_version!r} is not a version from 1", "type_version")
+    if type(draft.event_id) is not bytes or len(draft.event_id) != 16:
+        raise InvalidEvent("not 16 bytes", "event_id")
+    if draft.actor is not None:
+        check_id(draft.actor, "actor")
+    if draft.meta is not None and type(draft.meta) is not dict:
+        raise InvalidEvent(f"{type(draft.meta).__name__} is not a dict", "meta")
+    if draft.turn is not None and (type(draft.turn) is not int or draft.turn < 0):
+        raise InvalidEvent(f"{draft.turn!r} is not a turn number", "turn")
+    if draft.native is not None and type(draft.native) is not bytes:
+        raise InvalidEvent(f"{type(draft.native).__name__} is not bytes", "native")
+
+
+def listing_of(type: str, payload: Mapping[str, Any]) -> dict[str, str | None] | None:
+    """What an event says of the listing columns: None for nothing, else the columns that it sets."""
+    if type == "session.created" or type == "session.described":
+        columns = {key: payload[key] for key in LISTING if key in payload}
+    elif type == "session.renamed":
+        columns = {"name": payload.get("name")}
+    else:
+        return None
+    for key, value in columns.items():
+        if value is not None:
+            (check_text if key == "name" else check_id)(value, f"payload.{key}")
+    return columns
+
+
+def link(batch: Batch, head: Head, now_us: int) -> Linked:
+    """Place a batch behind a head.
+
+    Raises:
+        InvalidEvent: A draft is stamped with a turn that has not started.
+    """
+    version, previous, turn, branch, status = head.version, head.hash, head.turn, head.branch, head.status
+    epoch = head.epoch
+    at_us = max(now_us, head.at_us)
+    key = batch.idempotency_key
+    rows: list[Row] = []
+    listing: dict[str, str | None] | None = None
+    for event in batch.at(head):
+        draft, kind = event.draft, event.kind
+        version += 1
+        if kind == Kind.TURN_START:
+            turn += 1
+            stamp = turn
+        elif kind == Kind.RESTORE:
+            stamp = turn = draft.turn or 0
+            branch = version
+        elif draft.turn is None:
+            stamp = turn
+        elif draft.turn > turn:
+            raise InvalidEvent(f"turn {draft.turn} has not started, the last is {turn}", "draft.turn")
+        else:
+            stamp = draft.turn
+        if draft.type.startswith("session."):
+            listing, status = _listing_after(event, status, listing)
+            epoch += draft.type in TOMBSTONES
+        previous = chain.event_hash(
+            previous, batch.scope, version, event.header, stamp, event.ref, at_us, event.trailer, key,
+            event.commit,
+        )  # fmt: skip
+        rows.append(
+            (
+                version, draft.event_id, draft.type, draft.type_version, kind, stamp, event.ref, at_us,
+                draft.actor, event.meta, key, JSON, None, event.payload, draft.native, event.salt, previous,
+            )
+        )  # fmt: skip
+        key = None
+    return Linked(rows, Head(version, previous, turn, branch, epoch, status, at_us), listing)
+
+
+def _listing_after(
+    event: Prepared, status: Any, listing: dict[str, str | None] | None
+) -> tuple[dict[str, str | None] | None, Any]:
+    """The pending listing columns and the status after one `session.*` event."""
+    type = event.draft.type
+    if type == "session.deleted":
+        return dict.fromkeys(LISTING), "deleted"
+    if type == "session.closed":
+        return listing, "closed"
+    if type == "session.created":
+        status = "open"
+    if event.listing:
+        listing = {**(listing or {}), **event.listing}
+    return listing, status
+
+
+def event_of(namespace: str, session_id: str, row: StoredRow) -> Event:
+    """A recorded row as an Event.
+
+    Raises:
+        DecodeError: The stored bytes are not what their codec says.
+    """
+    (
+        version, position, event_id, type, type_version, kind, turn, ref, at_us, actor, meta,
+        key, codec, key_commit, payload, native, _, salt, hash,
+    ) = row  # fmt: skip
+    try:
+        if codec != JSON:
+            raise ValueError(f"codec {codec} is not known")
+        content = ERASED if payload is None else decode(payload)
+        details = None if meta is None else decode(meta)
+    except ValueError as error:
+        raise DecodeError(session_id, version, type, type_version) from error
+    return Event(
+        namespace, session_id, version, position, event_id, type, type_version, kind, turn, ref, at_us,
+        actor, details, key, codec, key_commit, content, native, salt, hash,
+    )  # fmt: skip

@@ -1,0 +1,103 @@
+"""The hash chain: one fixed binary layout, pure functions over SHA-256.
+
+::
+
+    payload_commit = SHA256("kern/payload/v1\\0" || salt[16] || LP(payload) || N(native))
+    event_hash     = SHA256("kern/event/v1\\0" || prev_hash || LP(namespace) || LP(session_id)
+                            || u64(version) || event_id[16] || LP(type) || u32(type_version)
+                            || u8(kind) || u64(turn) || u64(ref, 0 when NULL) || i64(at_us)
+                            || u8(codec) || N(key_commit) || N(actor) || N(meta)
+                            || N(idempotency_key) || payload_commit)
+    genesis        = SHA256("kern/genesis/v1\\0" || LP(namespace) || LP(session_id))
+    fork genesis   = SHA256("kern/fork/v1\\0" || LP(namespace) || LP(session_id)
+                            || LP(parent session id) || u64(p) || the parent's event_hash at p)
+
+    LP(x) = u32 length || bytes;  N(x) = 0xFFFFFFFF for NULL, else LP(x);  big-endian;  UTF-8
+
+The position is not hashed. An event is hashed in three parts, so that an append hashes what a
+retry does not change once: `scope` (whose it is), `header` and `trailer` (what it is).
+"""
+
+from __future__ import annotations
+
+import functools
+from hashlib import sha256
+from struct import Struct
+from typing import Final
+
+_PAYLOAD: Final = b"kern/payload/v1\0"
+_EVENT: Final = b"kern/event/v1\0"
+_GENESIS: Final = b"kern/genesis/v1\0"
+_FORK: Final = b"kern/fork/v1\0"
+
+_U32: Final = Struct(">I").pack
+_U64: Final = Struct(">Q").pack
+_PLACE: Final = Struct(">QQq").pack
+_TYPE_KIND: Final = Struct(">IB").pack
+_NULL: Final = b"\xff\xff\xff\xff"
+_PLAIN_TRAILERS: Final = tuple(bytes((codec,)) + 3 * _NULL for codec in range(256))
+
+
+def _lp(data: bytes) -> bytes:
+    return _U32(len(data)) + data
+
+
+def _n(data: bytes | None) -> bytes:
+    return _NULL if data is None else _U32(len(data)) + data
+
+
+def scope(namespace: str, session_id: str) -> bytes:
+    """The part of an event's hash that says whose it is."""
+    return _lp(namespace.encode()) + _lp(session_id.encode())
+
+
+def genesis(scope: bytes) -> bytes:
+    """What the first event of a session links to."""
+    return sha256(_GENESIS + scope).digest()
+
+
+def fork_genesis(scope: bytes, parent: str, version: int, parent_hash: bytes) -> bytes:
+    """What the first event of a fork of `parent` at `version` links to."""
+    return sha256(_FORK + scope + _lp(parent.encode()) + _U64(version) + parent_hash).digest()
+
+
+def payload_commit(salt: bytes, payload: bytes, native: bytes | None) -> bytes:
+    """The commitment to an event's content; it stays when the content is erased."""
+    return sha256(b"".join((_PAYLOAD, salt, _U32(len(payload)), payload, _n(native)))).digest()
+
+
+def header(event_id: bytes, type: str, type_version: int, kind: int) -> bytes:
+    """The fixed fields that stand before the event's place."""
+    return event_id + _type_part(type, type_version, kind)
+
+
+@functools.lru_cache(maxsize=1024)
+def _type_part(type: str, type_version: int, kind: int) -> bytes:
+    return _lp(type.encode()) + _TYPE_KIND(type_version, kind)
+
+
+def trailer(codec: int, key_commit: bytes | None, actor: str | None, meta: bytes | None) -> bytes:
+    """The fixed fields that stand after the event's place."""
+    if key_commit is None and actor is None and meta is None:
+        return _PLAIN_TRAILERS[codec]
+    return bytes((codec,)) + _n(key_commit) + _n(None if actor is None else actor.encode()) + _n(meta)
+
+
+def event_hash(
+    previous: bytes,
+    scope: bytes,
+    version: int,
+    header: bytes,
+    turn: int,
+    ref: int | None,
+    at_us: int,
+    trailer: bytes,
+    idempotency_key: str | None,
+    commit: bytes,
+) -> bytes:
+    """The hash of one event, linked to the hash before it."""
+    key = _NULL if idempotency_key is None else _n(idempotency_key.encode())
+    place = _PLACE(turn, ref or 0, at_us)
+    return sha256(
+        b"".join((_EVENT, previous, scope, _U64(version), header, place, trailer, key, commit))
+    ).digest()

@@ -1,0 +1,157 @@
+"""Values to bytes and back, and the guard against values that do not survive the trip.
+
+The fast path encodes strictly, decodes again and compares; only what fails there is walked to
+find the place and the reason. So the guard costs a decode, not a walk in Python.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import math
+import unicodedata
+from typing import Any, Final
+
+import orjson
+
+from kern_events.errors import InvalidEvent
+
+JSON: Final = 0
+"""The codec number of UTF-8 JSON."""
+
+MAX_DEPTH: Final = 64
+MAX_ID_BYTES: Final = 200
+MAX_PAYLOAD_BYTES: Final = 1 << 20
+LARGEST_PAYLOAD_BYTES: Final = 16 << 20
+MAX_BATCH: Final = 1_000
+
+_MAX_INT: Final = 2**63 - 1
+_MIN_INT: Final = -(2**63)
+
+# Subclasses, dataclasses and datetimes would be turned into something else silently; integers
+# beyond 53 bits take the slow path, because orjson lets unsigned ones through up to 64 bits.
+_STRICT: Final = (
+    orjson.OPT_PASSTHROUGH_SUBCLASS
+    | orjson.OPT_PASSTHROUGH_DATACLASS
+    | orjson.OPT_PASSTHROUGH_DATETIME
+    | orjson.OPT_STRICT_INTEGER
+)
+_WIDE: Final = _STRICT & ~orjson.OPT_STRICT_INTEGER
+
+
+def encode(value: Any, path: str, limit: int = MAX_PAYLOAD_BYTES) -> bytes:
+    """The bytes to record for a JSON value.
+
+    Raises:
+        InvalidEvent: It would not come back exactly as it is: NaN, infinities, integers outside
+            64 bits, lone surrogates, keys that are not text, nesting over 64, bytes, tuples and
+            other types that JSON does not have, or more than `limit` bytes.
+    """
+    try:
+        data = orjson.dumps(value, option=_STRICT)
+        exact = orjson.loads(data) == value and _shallow(data)
+    except (orjson.JSONEncodeError, RecursionError):
+        exact = False
+    if not exact:
+        _check(value, path)
+        data = orjson.dumps(value, option=_WIDE)
+    if len(data) > limit:
+        raise InvalidEvent(f"{len(data):,} bytes, the limit is {limit:,}", path)
+    return data
+
+
+def decode(data: bytes | None) -> Any:
+    """The value behind recorded JSON bytes; ValueError if they are not JSON."""
+    return None if data is None else orjson.loads(data)
+
+
+def _shallow(data: bytes) -> bool:
+    # The brackets in the text bound the nesting from above, strings included.
+    return data.count(b"{") + data.count(b"[") <= MAX_DEPTH
+
+
+def _check(value: Any, path: str) -> None:
+    """Walk a value and raise InvalidEvent at the first thing that cannot be recorded exactly."""
+    stack: list[tuple[Any, str, int]] = [(value, path, 1)]
+    while stack:
+        item, where, depth = stack.pop()
+        kind = type(item)
+        if kind is dict or kind is list:
+            if depth > MAX_DEPTH:
+                raise InvalidEvent(f"nested deeper than {MAX_DEPTH}", where[:200])
+            stack.extend(_children(item, where, depth + 1))
+        elif reason := _scalar_problem(item, kind):
+            raise InvalidEvent(reason, where)
+
+
+def _children(item: Any, where: str, depth: int) -> list[tuple[Any, str, int]]:
+    if type(item) is list:
+        return [(child, f"{where}[{index}]", depth) for index, child in enumerate(item)]
+    children = []
+    for key, child in item.items():
+        if type(key) is not str:
+            raise InvalidEvent(f"the key {key!r:.80} is {type(key).__name__}, not text", where)
+        if problem := _text_problem(key):
+            raise InvalidEvent(f"a key has {problem}", where)
+        children.append((child, f"{where}.{key:.80}", depth))
+    return children
+
+
+def _scalar_problem(item: Any, kind: type) -> str | None:
+    if item is None or kind is bool:
+        return None
+    if kind is str:
+        return _text_problem(item)
+    if kind is int:
+        return None if _MIN_INT <= item <= _MAX_INT else "an integer outside 64 bits"
+    if kind is float:
+        return None if math.isfinite(item) else f"{item!r} has no JSON form"
+    if isinstance(item, enum.Enum) and item == item.value:  # A StrEnum is recorded as its text.
+        return _scalar_problem(item.value, type(item.value))
+    if kind is tuple:
+        return "a tuple would come back as a list; pass a list"
+    return f"{kind.__name__} is not a JSON type"
+
+
+def _text_problem(text: str) -> str | None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "a lone surrogate, which UTF-8 cannot encode"
+    return None
+
+
+def check_id(value: Any, path: str) -> str:
+    """An id: 1 to 200 bytes of UTF-8 in NFC without control characters, else InvalidEvent."""
+    # A cache of the ids seen is safe only for exact strings: 1 and True would share a slot.
+    problem = _id_problem(value) if type(value) is str else f"{type(value).__name__} is not text"
+    if problem:
+        raise InvalidEvent(problem, path)
+    return value  # type: ignore[no-any-return]
+
+
+@functools.lru_cache(maxsize=4096)
+def _id_problem(value: str) -> str | None:
+    if problem := _text_problem(value):
+        return problem
+    size = len(value.encode())
+    if not 1 <= size <= MAX_ID_BYTES:
+        return f"{size} bytes; an id has 1 to {MAX_ID_BYTES}"
+    if any(unicodedata.category(char) in ("Cc", "Zl", "Zp") for char in value):
+        return "a control character"
+    if unicodedata.normalize("NFC", value) != value:
+        return "not in Unicode normal form C"
+    return None
+
+
+def check_text(value: Any, path: str, limit: int = 1_000) -> str:
+    """Free text for a listing column: valid UTF-8, no NUL, at most `limit` bytes."""
+    if type(value) is not str:
+        raise InvalidEvent(f"{type(value).__name__} is not text", path)
+    if problem := _text_problem(value):
+        raise InvalidEvent(problem, path)
+    if "\0" in value:
+        raise InvalidEvent("a NUL character", path)
+    if len(value.encode()) > limit:
+        raise InvalidEvent(f"{len(value.encode())} bytes, the limit is {limit}", path)
+    return value

@@ -1,0 +1,210 @@
+"""Every error this project raises.
+
+::
+
+    KernError
+    ├── SessionNotFound        also LookupError
+    ├── SessionExists
+    ├── VersionConflict
+    │   └── TurnAbandoned
+    ├── SessionClosed
+    ├── IdempotencyConflict
+    ├── InvalidEvent           also ValueError
+    ├── ChainBroken
+    ├── DecodeError
+    ├── SchemaOutdated
+    └── StoreError             the driver's exception is __cause__
+        ├── StoreBusy          safe to retry
+        ├── StoreUnavailable   no connection
+        │   └── AppendUnresolved
+        ├── FeedUnavailable
+        ├── FeedRegressed
+        └── StoreCorrupt       never answered as "missing"
+
+Missing, corrupt and unreachable are three different errors. The fields of an error are
+attributes; an error survives pickling, so it can cross a process boundary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def _rebuild(cls: type[KernError], args: tuple[Any, ...], fields: dict[str, Any]) -> KernError:
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
+
+
+class KernError(Exception):
+    """The base of every error raised by kern_events and projections."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__.copy())
+
+
+class SessionNotFound(KernError, LookupError):
+    """The session has no events, or was deleted."""
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"session {session_id!r} does not exist")
+        self.session_id = session_id
+
+
+class SessionExists(KernError):
+    """The target of a fork or an import exists already."""
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"session {session_id!r} exists already")
+        self.session_id = session_id
+
+
+class VersionConflict(KernError):
+    """Somebody else appended first: re-read the session and decide again.
+
+    `expected` and `actual` are versions; they are equal when the versions agree but the chain
+    hash of the expected Head does not (the database lost its tail and was written again).
+    """
+
+    def __init__(self, session_id: str, expected: int, actual: int) -> None:
+        detail = f"expected version {expected}, found {actual}"
+        if expected == actual:
+            detail = f"version {actual} has another hash than the one expected"
+        super().__init__(f"session {session_id!r} was changed by somebody else: {detail}")
+        self.session_id = session_id
+        self.expected = expected
+        self.actual = actual
+
+
+class TurnAbandoned(VersionConflict):
+    """The session was restored to a point before this turn while the turn was running.
+
+    `branch` is the version of the restore that abandoned it.
+    """
+
+    def __init__(self, session_id: str, turn: int, branch: int, expected: int, actual: int) -> None:
+        KernError.__init__(
+            self,
+            f"turn {turn} of session {session_id!r} was abandoned by the restore at version {branch}",
+        )
+        self.session_id = session_id
+        self.turn = turn
+        self.branch = branch
+        self.expected = expected
+        self.actual = actual
+
+
+class SessionClosed(KernError):
+    """The session was closed or deleted, and the first draft is not `session.created`."""
+
+    def __init__(self, session_id: str, status: str) -> None:
+        super().__init__(f"session {session_id!r} is {status}; a session.created event reopens it")
+        self.session_id = session_id
+        self.status = status
+
+
+class IdempotencyConflict(KernError):
+    """The key is recorded in this session with other content, at `version`."""
+
+    def __init__(self, key: str, session_id: str, version: int) -> None:
+        super().__init__(
+            f"idempotency key {key!r} is already used in session {session_id!r} at version {version} "
+            "for other content"
+        )
+        self.key = key
+        self.session_id = session_id
+        self.version = version
+
+
+class InvalidEvent(KernError, ValueError):
+    """The value cannot be recorded exactly. Nothing was written.
+
+    `path` names the place, as in `drafts[0].payload.messages[2]`.
+    """
+
+    def __init__(self, reason: str, path: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.reason = reason
+        self.path = path
+
+
+class ChainBroken(KernError):
+    """The recorded history does not verify. `expected` and `found` say what differs."""
+
+    def __init__(self, session_id: str, version: int, expected: str, found: str) -> None:
+        super().__init__(
+            f"session {session_id!r} does not verify at version {version}: expected {expected}, found {found}"
+        )
+        self.session_id = session_id
+        self.version = version
+        self.expected = expected
+        self.found = found
+
+
+class DecodeError(KernError):
+    """The stored bytes of one event cannot be decoded."""
+
+    def __init__(self, session_id: str, version: int, type: str, type_version: int) -> None:
+        super().__init__(
+            f"event {version} of session {session_id!r} ({type} version {type_version}) cannot be decoded"
+        )
+        self.session_id = session_id
+        self.version = version
+        self.type = type
+        self.type_version = type_version
+
+
+class SchemaOutdated(KernError):
+    """The database's tables are of another schema number than this release works with."""
+
+    def __init__(self, found: int, needed: int) -> None:
+        remedy = "run `kern-events migrate --db URL`" if found < needed else "upgrade kern-events"
+        super().__init__(f"the database has schema {found}, this release needs {needed}: {remedy}")
+        self.found = found
+        self.needed = needed
+
+
+class StoreError(KernError):
+    """The database refused or failed; the driver's exception is `__cause__`."""
+
+
+class StoreBusy(StoreError):
+    """A lock was not granted in time. Nothing was written; safe to retry."""
+
+
+class StoreUnavailable(StoreError):
+    """The database cannot be reached. Nothing was written."""
+
+
+class AppendUnresolved(StoreUnavailable):
+    """The answer to an append was lost and could not be looked up.
+
+    The events may or may not be recorded. Calling again with `expected=error.base` and the same
+    drafts is exact: what was recorded is recognised, what was not is recorded once.
+    """
+
+    def __init__(self, session_id: str, base: int) -> None:
+        super().__init__(
+            f"it is not known whether the append to session {session_id!r} at version {base} was recorded; "
+            f"call again with expected={base} and the same drafts"
+        )
+        self.session_id = session_id
+        self.base = base
+
+
+class FeedUnavailable(StoreError):
+    """This server cannot give a gap-safe feed (a standby, or a sequence with a cache)."""
+
+
+class FeedRegressed(StoreError):
+    """The cursor is past the end of the log: the database lost events or is another one."""
+
+    def __init__(self, after: int, last: int) -> None:
+        super().__init__(f"the feed was asked for events after position {after}, but the log ends at {last}")
+        self.after = after
+        self.last = last
+
+
+class StoreCorrupt(StoreError):
+    """The database file or a row in it is damaged. Nothing is answered as missing or overwritten."""

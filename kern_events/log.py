@@ -1,0 +1,425 @@
+"""SessionLog: append, read and verify the events of sessions.
+
+This module checks arguments, prepares batches and turns rows into events; how an append survives
+conflicts and lost answers is in store/base.py, how a database does one attempt in store/*.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self, overload
+
+from sqlalchemy import URL
+from sqlalchemy.engine import Connection, Engine
+
+from kern_events.batch import Batch, event_of, prepare
+from kern_events.codec import LARGEST_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, check_id
+from kern_events.errors import FeedRegressed, InvalidEvent, SessionNotFound, StoreError
+from kern_events.events import Draft, Event, Head, Receipt, SessionInfo
+from kern_events.store import open_store
+from kern_events.store.base import Expected, Landed, check_within, record, record_many
+from kern_events.turn import TurnRecorder, opening_draft
+from kern_events.verify import Progress, Report, verify_snapshot
+
+_PAGE: Final = 1_000
+
+ManyAppends = Sequence[tuple[str, Sequence[Draft], Expected]]
+
+
+class PendingReceipt(NamedTuple):
+    """What an append in the caller's transaction recorded, if that transaction commits."""
+
+    log: SessionLog
+    receipt: Receipt
+
+    def confirm(self) -> Receipt:
+        """The receipt, once the caller has committed.
+
+        Raises:
+            StoreError: The events are not there: the transaction was rolled back or is still open.
+        """
+        expected = self.receipt
+        rows = self.log.store.rows(
+            expected.namespace, expected.session_id, expected.version - 1, expected.version, 1
+        )
+        if not rows or rows[0][18] != expected.hash:
+            raise StoreError(
+                f"version {expected.version} of session {expected.session_id!r} is not recorded: "
+                "its transaction has not been committed"
+            )
+        return expected
+
+
+class SessionLog:
+    """An append-only log of sessions, over SQLite, Postgres or memory.
+
+    One object is shared by all threads of a process; it connects on first use, creates its tables
+    where there are none, and reconnects in a forked child.
+
+    Args:
+        url_or_engine: `memory:`, `sqlite:///relative.db`, `sqlite:////absolute.db`,
+            `postgresql://...` (psycopg 3), or an SQLAlchemy Engine, whose settings stay as they are.
+        namespace: The tenant; nothing is ever read across namespaces.
+        schema: The Postgres schema that holds the tables; None is the first of the search path.
+        pool_size: How many connections are kept at the most, in the store's own pool.
+        lock_timeout_s: How long to wait for a lock before StoreBusy.
+        max_payload_bytes: The limit of one encoded payload, up to 16 MiB.
+    """
+
+    def __init__(
+        self,
+        url_or_engine: str | URL | Engine,
+        *,
+        namespace: str = "default",
+        schema: str | None = None,
+        pool_size: int = 8,
+        lock_timeout_s: float = 5.0,
+        max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+    ) -> None:
+        if not 1 <= max_payload_bytes <= LARGEST_PAYLOAD_BYTES:
+            raise ValueError(f"max_payload_bytes is 1 to {LARGEST_PAYLOAD_BYTES:,}, not {max_payload_bytes:,}")
+        self.namespace: Final = check_id(namespace, "namespace")
+        self.store: Final = open_store(
+            url_or_engine, schema=schema, pool_size=pool_size, lock_timeout_s=lock_timeout_s
+        )
+        self._max_payload_bytes = max_payload_bytes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.store.dialect} namespace={self.namespace!r}>"
+
+    def close(self) -> None:
+        """Finish what is being written and give every connection back."""
+        self.store.close()
+
+    @overload
+    def append(
+        self,
+        session_id: str,
+        drafts: Sequence[Draft],
+        *,
+        expected: Expected = None,
+        idempotency_key: str | None = None,
+        connection: None = None,
+    ) -> Receipt: ...
+
+    @overload
+    def append(
+        self,
+        session_id: str,
+        drafts: Sequence[Draft],
+        *,
+        expected: Expected = None,
+        idempotency_key: str | None = None,
+        connection: Connection,
+    ) -> PendingReceipt: ...
+
+    def append(
+        self,
+        session_id: str,
+        drafts: Sequence[Draft],
+        *,
+        expected: Expected = None,
+        idempotency_key: str | None = None,
+        connection: Connection | None = None,
+    ) -> Receipt | PendingReceipt:
+        """Append events to a session, all of them or none; durable when it returns.
+
+        Args:
+            session_id: Text of 1 to 200 bytes; the session is created by its first event.
+            drafts: 1 to 1,000, recorded in the order given with consecutive versions.
+            expected: The version or Head that the caller last saw; 0 means the session must be new
+                or deleted. None appends at the end, whatever is there.
+            idempotency_key: Names this append, for callers that keep neither the drafts nor the
+                base (a queue's redelivery, a retried request).
+            connection: An SQLAlchemy connection whose open transaction the events join. Never
+                retried; a conflict leaves the transaction usable. On SQLite it must have begun
+                with BEGIN IMMEDIATE, on Postgres it must be READ COMMITTED.
+
+        Returns:
+            A receipt: first and last version, chain hash and position of what was recorded. With
+            `connection`, a PendingReceipt to confirm after the commit.
+
+        Raises:
+            VersionConflict: Another writer appended first. Re-read and decide again.
+            IdempotencyConflict: The key is recorded in this session with other content. The same
+                content is not recorded twice: the first receipt is returned.
+            InvalidEvent: A value cannot be recorded exactly. Nothing was written.
+            SessionClosed: The session was closed or deleted and the first draft does not reopen it.
+            AppendUnresolved: The answer was lost and could not be looked up. Calling again with
+                `expected=error.base` and the same drafts is exact.
+            StoreBusy: A lock was not granted within `lock_timeout_s`.
+            StoreUnavailable: There is no connection. Nothing was written.
+        """
+        batch = self.prepare(session_id, drafts, idempotency_key=idempotency_key)
+        if connection is not None:
+            return PendingReceipt(self, self._within(connection, batch, expected).receipt)
+        return record(self.store, batch, expected).receipt
+
+    def append_many(
+        self, appends: ManyAppends, *, connection: Connection | None = None
+    ) -> list[Receipt] | list[PendingReceipt]:
+        """Append to several sessions in one transaction, to all of them or to none.
+
+        Args:
+            appends: `(session_id, drafts, expected)` each, every session once.
+            connection: As for append.
+
+        Returns:
+            The receipts, in the order of `appends`.
+
+        Raises:
+            As append; the first session that is refused undoes all.
+        """
+        batches = [(self.prepare(sid, drafts), expected) for sid, drafts, expected in appends]
+        return self.record_batches(batches, connection=connection)
+
+    def record_batches(
+        self, batches: Sequence[tuple[Batch, Expected]], *, connection: Connection | None = None
+    ) -> list[Receipt] | list[PendingReceipt]:
+        """append_many of prepared batches; for the package's own importers."""
+        if len({batch.session_id for batch, _ in batches}) < len(batches):
+            raise InvalidEvent("the same session twice in one append_many", "appends")
+        if not batches:
+            return []
+        # Everybody locks in the same order, by the bytes of the keys, so nobody deadlocks.
+        order = sorted(range(len(batches)), key=lambda i: batches[i][0].session_id.encode())
+        ordered = [batches[i] for i in order]
+        if connection is None:
+            recorded = [landed.receipt for landed in record_many(self.store, ordered)]
+            return [recorded[order.index(i)] for i in range(len(order))]
+        with connection.begin_nested():
+            pending = [PendingReceipt(self, self._within(connection, *one).receipt) for one in ordered]
+        return [pending[order.index(i)] for i in range(len(order))]
+
+    def turn(
+        self,
+        session_id: str,
+        *,
+        buffered: bool = False,
+        user_id: str | None = None,
+        agent_id: str | None = None,
+        run_id: str | None = None,
+        parent_run_id: str | None = None,
+        actor: str | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> AbstractContextManager[TurnRecorder]:
+        """Record one turn as it happens: `with log.turn("s1") as turn: turn.message("user", "Hi")`.
+
+        Every call on the recorder commits at once, or all at the end with `buffered=True` (one
+        transaction, and nothing is lost but the turn itself if the process dies). Leaving the block
+        closes the turn: completed, failed with the error that left it, or cancelled. A session that
+        does not exist is created with a `session.created` that says `user_id` and `agent_id`.
+
+        Raises:
+            TurnAbandoned: From any call, once somebody restored the session to before this turn.
+        """
+        started = {"run_id": run_id, "parent_run_id": parent_run_id, "agent_id": agent_id}
+        return TurnRecorder(
+            self,
+            session_id,
+            started={key: value for key, value in started.items() if value is not None},
+            opening=opening_draft(user_id=user_id, agent_id=agent_id),
+            buffered=buffered,
+            actor=actor,
+            meta=meta,
+        )
+
+    def read(
+        self, session_id: str, *, after: int = 0, until: int | None = None, limit: int | None = None
+    ) -> Iterator[Event]:
+        """The events of a session in order, read in pages as the caller goes on.
+
+        Args:
+            session_id: The session.
+            after: Only versions above this one.
+            until: Only versions up to this one.
+            limit: At most so many events.
+
+        Raises:
+            SessionNotFound: The session has no events or was deleted; raised at once.
+            DecodeError: The bytes of an event are damaged; raised when it is reached.
+        """
+        check_id(session_id, "session_id")
+        size = _PAGE if limit is None else min(limit, _PAGE)
+        head, rows = self.store.tail(self.namespace, session_id, after, size)
+        if head is None or head.status == "deleted":
+            raise SessionNotFound(session_id)
+        return self._pages(session_id, rows, until, limit)
+
+    def _pages(
+        self, session_id: str, rows: Sequence[Any], until: int | None, limit: int | None
+    ) -> Iterator[Event]:
+        left = limit
+        while rows and left != 0:
+            for row in rows:
+                if until is not None and row[0] > until:
+                    return
+                yield event_of(self.namespace, session_id, row)
+            left = None if left is None else left - len(rows)
+            size = _PAGE if left is None else min(left, _PAGE)
+            last = rows[-1][0]
+            rows = self.store.rows(self.namespace, session_id, last, until, size) if size else ()
+
+    def read_all(self, *, after: int = 0, limit: int | None = None) -> Iterator[Event]:
+        """The events of all sessions of the namespace in log order, up to where the log stands now.
+
+        Gap-safe: no event appears later at or below a position that was passed, so the last
+        event's `position` is a cursor to go on from. A writer that has appended and not committed
+        is waited for.
+
+        Args:
+            after: Only positions above this one.
+            limit: At most so many events.
+
+        Raises:
+            FeedRegressed: `after` is past the end of the log.
+            FeedUnavailable: This server cannot give a gap-safe feed.
+            StoreBusy: A writer did not commit within `lock_timeout_s`.
+        """
+        end = self.store.feed_end()
+        if after > end:
+            raise FeedRegressed(after, end)
+        return self._feed_pages(after, end, limit)
+
+    def _feed_pages(self, after: int, end: int, limit: int | None) -> Iterator[Event]:
+        left = limit
+        while left != 0:
+            size = _PAGE if left is None else min(left, _PAGE)
+            rows = self.store.feed(self.namespace, after, end, size)
+            for session_id, row in rows:
+                yield event_of(self.namespace, session_id, row)
+            if len(rows) < size:
+                return
+            after = rows[-1][1][1]
+            left = None if left is None else left - len(rows)
+
+    def head(self, session_id: str) -> Head:
+        """Where a session stands; version 0 if it is unknown."""
+        batch = self.scope_of(session_id)
+        return self.store.head(self.namespace, session_id) or batch.empty_head()
+
+    def sessions(
+        self, *, user_id: str | None = None, after: str | None = None, limit: int = 100
+    ) -> list[SessionInfo]:
+        """The sessions of the namespace, the most recently active first; deleted ones are not listed.
+
+        Args:
+            user_id: Only sessions of this user.
+            after: The `cursor` of the last session of the page before.
+            limit: The size of the page.
+        """
+        return list(self.store.sessions(self.namespace, user_id, _cursor(after), limit))
+
+    def delete(self, session_id: str, *, actor: str | None = None) -> Receipt:
+        """End a session and erase its content for good; its chain stays and still verifies.
+
+        One `session.deleted` event is the tombstone. Versions and turns go on if the session is
+        created again.
+
+        Raises:
+            SessionNotFound: The session has no events or is deleted already.
+        """
+        check_id(session_id, "session_id")
+        draft = Draft("session.deleted", {}, actor=actor)
+
+        def tombstone(head: Head) -> Batch:
+            placed = Draft(
+                draft.type, {}, actor=actor, meta={"erased": [[1, head.version]]}, event_id=draft.event_id
+            )
+            return prepare(self.namespace, session_id, [placed], reserved=True)
+
+        landed = self.store.delete(self.namespace, session_id, tombstone)
+        if landed is None:
+            raise SessionNotFound(session_id)
+        return landed.receipt
+
+    def verify(self, session_id: str | None = None, *, progress: Progress | None = None) -> Report:
+        """Recompute the hash chain and the head rows of one session or of all.
+
+        Args:
+            session_id: One session, deleted or not; None is all of the namespace.
+            progress: Called with the sessions and the events verified so far.
+
+        Returns:
+            A report with every finding, not only the first; `report.check()` raises.
+
+        Raises:
+            SessionNotFound: The session given was never recorded.
+        """
+        if session_id is not None:
+            check_id(session_id, "session_id")
+        with self.store.snapshot() as snapshot:
+            report = verify_snapshot(snapshot, self.namespace, session_id, progress)
+        if session_id is not None and not report.sessions and not report.findings:
+            raise SessionNotFound(session_id)
+        return report.with_notes(self.store.notes())
+
+    def migrate(self) -> tuple[int, int]:
+        """Create or update the tables; returns the schema numbers before and after."""
+        return self.store.migrate()
+
+    def prepare(
+        self,
+        session_id: str,
+        drafts: Sequence[Draft],
+        *,
+        idempotency_key: str | None = None,
+        opening: Draft | None = None,
+        branch: int | None = None,
+        turn: int = 0,
+    ) -> Batch:
+        """Guard and encode drafts; for the package's own recorders and importers."""
+        return prepare(
+            self.namespace,
+            session_id,
+            drafts,
+            idempotency_key=idempotency_key,
+            opening=opening,
+            branch=branch,
+            turn=turn,
+            max_payload_bytes=self._max_payload_bytes,
+        )
+
+    def record(self, batch: Batch, expected: Expected = None) -> Landed:
+        """Append a prepared batch; for the package's own recorders and importers."""
+        return record(self.store, batch, expected)
+
+    def scope_of(self, session_id: str) -> Batch:
+        """A batch without events, for what depends on the session alone."""
+        from kern_events import chain
+
+        check_id(session_id, "session_id")
+        return Batch(self.namespace, session_id, chain.scope(self.namespace, session_id), ())
+
+    def _within(self, connection: Connection, batch: Batch, expected: Expected) -> Landed:
+        answer, found = self.store.within(connection, batch, expected)
+        return check_within(batch, expected, answer, found)
+
+
+def _cursor(after: str | None) -> tuple[int, str] | None:
+    if after is None:
+        return None
+    updated, separator, session_id = after.partition(":")
+    if not separator or not updated.isdigit():
+        raise ValueError(f"{after!r} is not the cursor of a session")
+    return int(updated), session_id
+
+
+def take(events: Iterable[Event], count: int) -> list[Event]:
+    """The next events of an iterator; for the async facade."""
+    taken = []
+    for event in events:
+        taken.append(event)
+        if len(taken) == count:
+            break
+    return taken

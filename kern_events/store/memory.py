@@ -1,0 +1,279 @@
+"""The log in memory: the same seam over dicts and one lock, for tests and for throw-away sessions.
+
+It holds encoded rows, never the caller's objects, so what comes back is what a database would give.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import NoReturn
+
+from sqlalchemy.engine import Connection
+
+from kern_events import chain
+from kern_events.batch import LISTING, Batch, Linked, Row, StoredRow, link
+from kern_events.clock import now_us
+from kern_events.errors import StoreError
+from kern_events.events import Head, Kind, SessionInfo
+from kern_events.store.base import (
+    HOUR_US,
+    Base,
+    Found,
+    HeadRow,
+    Landed,
+    Refused,
+    Tombstone,
+    landed,
+    refuses,
+    tombstone_covers,
+    unknown_head,
+)
+
+_Key = tuple[str, str]
+
+
+class _Session:
+    """One session: its head, its listing columns, its rows (row i is version first + i)."""
+
+    def __init__(self, head: Head) -> None:
+        self.head = head
+        self.listing: dict[str, str | None] = dict.fromkeys(LISTING)
+        self.created_us = 0
+        self.rows: list[StoredRow] = []
+
+    def after(self, version: int, until: int | None, limit: int) -> list[StoredRow]:
+        start = bisect_right(self.rows, version, key=lambda row: row[0])
+        stop = len(self.rows) if until is None else bisect_right(self.rows, until, key=lambda row: row[0])
+        return self.rows[start : min(stop, start + limit)]
+
+    def keyed(self, key: str | None, count: int) -> list[StoredRow]:
+        for i, row in enumerate(self.rows if key is not None else ()):
+            if row[11] == key:
+                return self.rows[i : i + count]
+        return []
+
+
+class MemoryStore:
+    """A Store that is gone with its process."""
+
+    dialect = "memory"
+
+    def __init__(self) -> None:
+        self._sessions: dict[_Key, _Session] = {}
+        self._feed: list[tuple[_Key, int]] = []  # position i + 1: the session and the index of its row
+        self._lock = threading.RLock()
+        self._closed = False
+
+    def attempt(self, batch: Batch, base: Base, lock: bool = False) -> Landed | Refused:
+        """See Store."""
+        with self._locked():
+            linked = self._linked(batch, base)
+            return linked if isinstance(linked, Refused) else self._write(batch, linked)
+
+    def submit(self, batch: Batch, base: Base) -> Future[Landed | Refused] | None:
+        """See Store: there is no queue."""
+        return None
+
+    def attempt_many(self, batches: Sequence[tuple[Batch, Base]]) -> list[Landed] | None:
+        """See Store."""
+        with self._locked():
+            linked = [self._linked(batch, base) for batch, base in batches]
+            if any(isinstance(one, Refused) for one in linked):
+                return None
+            return [
+                self._write(batch, one)
+                for (batch, _), one in zip(batches, linked, strict=True)
+                if isinstance(one, Linked)
+            ]
+
+    def within(self, connection: Connection, batch: Batch, base: Base) -> NoReturn:
+        """See Store: refused, there is no transaction to join."""
+        raise ValueError("memory: has no transactions: append(connection=) needs SQLite or Postgres")
+
+    def look_up(self, batch: Batch, base: int, count: int) -> Found:
+        """See Store."""
+        with self._locked():
+            session = self._sessions.get((batch.namespace, batch.session_id))
+            if session is None:
+                return Found(unknown_head(batch), (), ())
+            keyed = session.keyed(batch.idempotency_key, len(batch.events))
+            return Found(session.head, session.after(base, base + count, count), keyed)
+
+    def delete(self, namespace: str, session_id: str, tombstone: Tombstone) -> Landed | None:
+        """See Store."""
+        with self._locked():
+            session = self._sessions.get((namespace, session_id))
+            if session is None or session.head.status == "deleted":
+                return None
+            batch = tombstone(session.head)
+            result = self._write(batch, link(batch, session.head, now_us()))
+            session.rows[:] = [_erased(row, result.head.version) for row in session.rows]
+            return result
+
+    def head(self, namespace: str, session_id: str) -> Head | None:
+        """See Store."""
+        with self._locked():
+            session = self._sessions.get((namespace, session_id))
+            return session.head if session else None
+
+    def rows(
+        self, namespace: str, session_id: str, after: int, until: int | None, limit: int
+    ) -> Sequence[StoredRow]:
+        """See Store."""
+        with self._locked():
+            session = self._sessions.get((namespace, session_id))
+            return session.after(after, until, limit) if session else ()
+
+    def tail(
+        self, namespace: str, session_id: str, after: int, limit: int
+    ) -> tuple[Head | None, Sequence[StoredRow]]:
+        """See Store."""
+        with self._locked():
+            session = self._sessions.get((namespace, session_id))
+            if session is None:
+                return None, ()
+            if session.head.version <= after:
+                return session.head, ()
+            return session.head, session.after(after, None, limit)
+
+    def turn_start(self, namespace: str, session_id: str, turn: int) -> int | None:
+        """See Store."""
+        with self._locked():
+            session = self._sessions.get((namespace, session_id))
+            rows = session.rows if session else []
+            starts = (row[0] for row in reversed(rows) if row[5] == Kind.TURN_START and row[6] == turn)
+            return next(starts, None)
+
+    def version_at(self, namespace: str, session_id: str, at_us: int) -> int:
+        """See Store."""
+        with self._locked():
+            session = self._sessions.get((namespace, session_id))
+            index = bisect_right(session.rows, at_us, key=lambda row: row[8]) if session else 0
+            return session.rows[index - 1][0] if session and index else 0
+
+    def feed_end(self) -> int:
+        """See Store."""
+        with self._locked():
+            return len(self._feed)
+
+    def feed(
+        self, namespace: str, after: int, until: int, limit: int
+    ) -> Sequence[tuple[str, StoredRow]]:
+        """See Store."""
+        found: list[tuple[str, StoredRow]] = []
+        with self._locked():
+            for key, index in self._feed[max(after, 0) : until]:
+                if key[0] == namespace:
+                    found.append((key[1], self._sessions[key].rows[index]))
+                if len(found) == limit:
+                    break
+        return found
+
+    def sessions(
+        self, namespace: str, user_id: str | None, after: tuple[int, str] | None, limit: int
+    ) -> Sequence[SessionInfo]:
+        """See Store."""
+        with self._locked():
+            found = [
+                _info(key[1], session)
+                for key, session in self._sessions.items()
+                if key[0] == namespace
+                and session.head.status != "deleted"
+                and (user_id is None or session.listing["user_id"] == user_id)
+            ]
+        found.sort(key=lambda info: (-info.updated_us, info.session_id))
+        if after is not None:
+            found = [info for info in found if (-info.updated_us, info.session_id) > (-after[0], after[1])]
+        return found[:limit]
+
+    @contextmanager
+    def snapshot(self) -> Iterator[MemoryStore]:
+        """See Store."""
+        with self._locked():
+            yield self
+
+    def head_rows(self, namespace: str, session_id: str | None) -> Iterator[HeadRow]:
+        """See Snapshot."""
+        for key, session in sorted(self._sessions.items()):
+            if key[0] == namespace and session_id in (None, key[1]):
+                yield _head_row(key[1], session)
+
+    def page(self, namespace: str, session_id: str, after: int, limit: int) -> Sequence[StoredRow]:
+        """See Snapshot."""
+        return self.rows(namespace, session_id, after, None, limit)
+
+    def orphans(self, namespace: str) -> Sequence[tuple[str, int]]:
+        """See Snapshot: rows live in their session here."""
+        return ()
+
+    def migrate(self) -> tuple[int, int]:
+        """See Store: there are no tables."""
+        return 0, 0
+
+    def notes(self) -> Sequence[str]:
+        """See Store."""
+        return ()
+
+    def close(self) -> None:
+        """See Store."""
+        self._closed = True
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with self._lock:
+            if self._closed:
+                raise StoreError("this log is closed")
+            yield
+
+    def _linked(self, batch: Batch, base: Base) -> Linked | Refused:
+        session = self._sessions.get((batch.namespace, batch.session_id))
+        head = session.head if session else unknown_head(batch)
+        if refuses(batch, base, head):
+            return Refused(head if base is None else base)
+        if session and session.keyed(batch.idempotency_key, 1):
+            return Refused(head)
+        return link(batch, head, now_us())
+
+    def _write(self, batch: Batch, linked: Linked) -> Landed:
+        key = (batch.namespace, batch.session_id)
+        session = self._sessions.get(key)
+        if session is None:
+            session = self._sessions[key] = _Session(linked.head)
+            session.created_us = linked.head.at_us
+        for row in linked.rows:
+            self._feed.append((key, len(session.rows)))
+            session.rows.append(_stored(row, len(self._feed)))
+        session.head = linked.head
+        session.listing.update(linked.listing or {})
+        return landed(batch, linked, len(self._feed))
+
+
+def _stored(row: Row, position: int) -> StoredRow:
+    return (row[0], position, *row[1:15], None, *row[15:])
+
+
+def _erased(row: StoredRow, before: int) -> StoredRow:
+    if not tombstone_covers(row, before):
+        return row
+    commit = chain.payload_commit(row[17], row[14], row[15])
+    return (*row[:14], None, None, commit, None, row[18])
+
+
+def _info(session_id: str, session: _Session) -> SessionInfo:
+    head = session.head
+    return SessionInfo(
+        session_id, head.status, head.version, head.turn, *session.listing.values(), None, None,
+        session.created_us, head.at_us,
+    )  # fmt: skip
+
+
+def _head_row(session_id: str, session: _Session) -> HeadRow:
+    head = session.head
+    return HeadRow(
+        session_id, head.version, head.hash, head.turn, head.branch, head.epoch, head.status,
+        tuple(session.listing.values()), None, None, session.created_us, head.at_us, head.at_us // HOUR_US,
+    )  # fmt: skip

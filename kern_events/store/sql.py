@@ -1,0 +1,348 @@
+"""Every SQL statement of the project, one line of purpose each. Values are always bound.
+
+SQLite's take `?`, Postgres' `%b` (binary) with `{s}` before a table for the optional schema, which
+`for_schema` fills in once with a quoted identifier. The tables themselves are in migrations/.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Final
+
+from kern_events.batch import LISTING, ROW_COLUMNS, STORED_COLUMNS
+
+HEAD: Final = "version, head_hash, turn, branch, epoch, status, updated_at"
+_ROW: Final = ", ".join(ROW_COLUMNS)
+_STORED: Final = ", ".join(STORED_COLUMNS)
+_STORED_E: Final = ", ".join(f"e.{column}" for column in STORED_COLUMNS)
+_HEAD_S: Final = ", ".join(f"s.{column}" for column in HEAD.split(", "))
+_LISTING: Final = ", ".join(LISTING)
+_INFO: Final = (
+    "session_id, status, version, turn, " + _LISTING + ", fork_parent, fork_version, created_at, updated_at"
+)
+_HEAD_ROW: Final = (
+    "session_id, " + HEAD + ", " + _LISTING + ", fork_parent, fork_version, created_at, updated_hour"
+)
+
+# ---------------------------------------------------------------------------------------- SQLite
+
+# The settings of every connection; secure_delete leaves nothing of an erased text in the file.
+SQLITE_SETTINGS: Final = (
+    "PRAGMA synchronous = FULL",
+    "PRAGMA secure_delete = ON",
+    "PRAGMA trusted_schema = OFF",
+)
+# Written into the file, so that readers do not block the writer.
+SQLITE_WAL: Final = "PRAGMA journal_mode = WAL"
+# Which journal the file is in.
+SQLITE_JOURNAL: Final = "PRAGMA journal_mode"
+# How safely commits of this connection are written: 2 is FULL, 3 EXTRA.
+SQLITE_SYNCHRONOUS: Final = "PRAGMA synchronous"
+# A reader never writes.
+SQLITE_QUERY_ONLY: Final = "PRAGMA query_only = ON"
+# The driver's own wait for a lock, in milliseconds; a PRAGMA takes no bound values.
+SQLITE_BUSY_TIMEOUT: Final = "PRAGMA busy_timeout = {:d}"
+# Take the write lock now, not at the first write.
+SQLITE_BEGIN: Final = "BEGIN IMMEDIATE"
+# A consistent state to read.
+SQLITE_BEGIN_READ: Final = "BEGIN"
+COMMIT: Final = "COMMIT"
+ROLLBACK: Final = "ROLLBACK"
+# Which of our tables there are.
+SQLITE_TABLES: Final = "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'kern\\_%' ESCAPE '\\'"
+# The head that an append links to.
+SQLITE_LOCKED_HEAD: Final = (
+    f"SELECT {HEAD}, id FROM kern_sessions WHERE namespace = ? AND session_id = ?"
+)
+# Whether an idempotency key is recorded.
+SQLITE_KEY: Final = "SELECT 1 FROM kern_events WHERE session = ? AND idempotency_key = ?"
+# A new session.
+SQLITE_NEW_HEAD: Final = (
+    f"INSERT INTO kern_sessions (namespace, session_id, {HEAD}, updated_hour, created_at, {_LISTING}) "
+    f"VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {', '.join('?' * len(LISTING))}) RETURNING id"
+)
+# What every append changes of a head row.
+SQLITE_MOVE_HEAD: Final = (
+    "UPDATE kern_sessions SET version = ?, head_hash = ?, turn = ?, branch = ?, epoch = ?, status = ?, "
+    "updated_at = ? WHERE id = ?"
+)
+# As before, with the hour and the listing columns that a session.* event changes.
+SQLITE_REWRITE_HEAD: Final = (
+    "UPDATE kern_sessions SET version = ?, head_hash = ?, turn = ?, branch = ?, epoch = ?, status = ?, "
+    "updated_at = ?, updated_hour = ?, "
+    + ", ".join(f"{column} = CASE WHEN ? THEN ? ELSE {column} END" for column in LISTING)
+    + " WHERE id = ?"
+)
+# A session's head.
+SQLITE_HEAD: Final = f"SELECT {HEAD} FROM kern_sessions WHERE namespace = ? AND session_id = ?"
+# The head and what is recorded after a version, in one statement: the freshness check of every load.
+SQLITE_TAIL: Final = (
+    f"SELECT {_HEAD_S}, {_STORED_E} FROM kern_sessions AS s "
+    "LEFT JOIN kern_events AS e ON e.session = s.id AND e.version > ? "
+    "WHERE s.namespace = ? AND s.session_id = ? ORDER BY e.version LIMIT ?"
+)
+# Events of one session by version.
+SQLITE_ROWS: Final = (
+    f"SELECT {_STORED_E} FROM kern_events AS e WHERE e.session = "
+    "(SELECT id FROM kern_sessions WHERE namespace = ? AND session_id = ?) "
+    "AND e.version > ? AND e.version <= ? ORDER BY e.version LIMIT ?"
+)
+# After a refusal or a lost answer: the head and the rows behind the base.
+SQLITE_LOOK_UP: Final = (
+    f"SELECT {_HEAD_S}, 1, {_STORED_E} FROM kern_sessions AS s "
+    "LEFT JOIN kern_events AS e ON e.session = s.id AND e.version > ?1 AND e.version <= ?1 + ?2 "
+    "WHERE s.namespace = ?3 AND s.session_id = ?4 ORDER BY e.version"
+)
+# As before, with the key's row and the rows after it.
+SQLITE_LOOK_UP_KEYED: Final = (
+    f"SELECT {_HEAD_S}, e.version > ?1 AND e.version <= ?1 + ?2, {_STORED_E} FROM kern_sessions AS s "
+    "LEFT JOIN kern_events AS k ON k.session = s.id AND k.idempotency_key = ?5 "
+    "LEFT JOIN kern_events AS e ON e.session = s.id AND (e.version > ?1 AND e.version <= ?1 + ?2 "
+    "OR e.version >= k.version AND e.version < k.version + ?6) "
+    "WHERE s.namespace = ?3 AND s.session_id = ?4 ORDER BY e.version"
+)
+# What a tombstone covers and still has content.
+SQLITE_COVERED: Final = (
+    f"SELECT {_STORED} FROM kern_events WHERE session = ? AND version < ? "
+    "AND kind NOT IN (5, 6) AND payload IS NOT NULL AND version > ? ORDER BY version LIMIT ?"
+)
+# Erase one event's content; the trigger lets nothing else be updated.
+SQLITE_ERASE: Final = (
+    "UPDATE kern_events SET payload = NULL, native = NULL, salt = NULL, payload_commit = ? "
+    "WHERE session = ? AND version = ?"
+)
+# The version at which a turn last started, from the skeleton index.
+SQLITE_TURN_START: Final = (
+    "SELECT max(e.version) FROM kern_events AS e WHERE e.session = "
+    "(SELECT id FROM kern_sessions WHERE namespace = ? AND session_id = ?) AND e.kind = 1 AND e.turn = ?"
+)
+# One event's time, a step of the binary search by time.
+SQLITE_AT: Final = (
+    "SELECT e.version, e.at FROM kern_events AS e WHERE e.session = "
+    "(SELECT id FROM kern_sessions WHERE namespace = ? AND session_id = ?) "
+    "AND e.version >= ? ORDER BY e.version LIMIT 1"
+)
+# The last position; commits are in the order of positions, so everything up to it is final.
+SQLITE_FEED_END: Final = "SELECT coalesce(max(position), 0) FROM kern_events"
+# Events of all sessions of a namespace by position.
+SQLITE_FEED: Final = (
+    f"SELECT s.session_id, {_STORED_E} FROM kern_events AS e JOIN kern_sessions AS s ON s.id = e.session "
+    "WHERE s.namespace = ? AND e.position > ? AND e.position <= ? ORDER BY e.position LIMIT ?"
+)
+# Sessions by last activity: by the hour from the index, then exactly.
+SQLITE_SESSIONS: Final = (
+    f"SELECT {_INFO} FROM kern_sessions WHERE namespace = ?1 AND status <> 'deleted' "
+    "AND (?2 IS NULL OR user_id = ?2) AND updated_hour <= ?3 "
+    "AND (updated_at < ?4 OR updated_at = ?4 AND session_id > ?5) "
+    "ORDER BY updated_hour DESC, updated_at DESC, session_id LIMIT ?6"
+)
+# Whole head rows, for verify.
+SQLITE_HEAD_ROWS: Final = (
+    f"SELECT {_HEAD_ROW} FROM kern_sessions WHERE namespace = ?1 AND (?2 IS NULL OR session_id = ?2) "
+    "AND session_id > ?3 ORDER BY session_id LIMIT ?4"
+)
+# Events without a head row, which no API makes.
+SQLITE_ORPHANS: Final = (
+    "SELECT '#' || e.session, count(*) FROM kern_events AS e "
+    "WHERE NOT EXISTS (SELECT 1 FROM kern_sessions AS s WHERE s.id = e.session) GROUP BY e.session"
+)
+
+
+@functools.cache
+def sqlite_insert(count: int) -> str:
+    """Insert so many events in one statement."""
+    values = "(" + ", ".join("?" * (len(ROW_COLUMNS) + 1)) + ")"
+    return f"INSERT INTO kern_events (session, {_ROW}) VALUES " + ", ".join([values] * count)
+
+
+# -------------------------------------------------------------------------------------- Postgres
+
+_NEW_ROWS: Final = (
+    "INSERT INTO {s}kern_events (namespace, session_id, version, at, idempotency_key, event_id, type, "
+    "type_version, kind, turn, ref, actor, meta, codec, key_commit, payload, native, salt, hash) "
+    "SELECT %b::text, %b::text, %b::bigint + e.n, %b::bigint, CASE WHEN e.n = 1 THEN %b::text END, "
+    "e.event_id, e.type, e.type_version, e.kind, e.turn, e.ref, e.actor, e.meta, e.codec, e.key_commit, "
+    "e.payload, e.native, e.salt, e.hash FROM head, "
+    "unnest(%b::bytea[], %b::text[], %b::int4[], %b::int2[], %b::int8[], %b::int8[], %b::text[], "
+    "%b::bytea[], %b::int2[], %b::bytea[], %b::bytea[], %b::bytea[], %b::bytea[], %b::bytea[]) "
+    "WITH ORDINALITY AS e (event_id, type, type_version, kind, turn, ref, actor, meta, codec, key_commit, "
+    "payload, native, salt, hash, n) ORDER BY e.n RETURNING position"
+)
+_GUARD: Final = "WHERE namespace = %b AND session_id = %b AND version = %b AND head_hash = %b"
+_NO_KEY: Final = (
+    " AND NOT EXISTS (SELECT FROM {s}kern_events "
+    "WHERE namespace = %b AND session_id = %b AND idempotency_key = %b)"
+)
+_MOVE: Final = (
+    "UPDATE {s}kern_sessions SET version = %b, head_hash = %b, turn = %b, branch = %b, epoch = %b, "
+    "status = %b, updated_at = %b"
+)
+_REWRITE: Final = _MOVE + ", updated_hour = %b, " + ", ".join(
+    f"{column} = CASE WHEN %b THEN %b ELSE {column} END" for column in LISTING
+)
+_CREATE: Final = (
+    f"INSERT INTO {{s}}kern_sessions (namespace, session_id, {HEAD}, updated_hour, created_at, {_LISTING}) "
+    f"VALUES (%b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, {', '.join(['%b'] * len(LISTING))}) "
+    "ON CONFLICT DO NOTHING"
+)
+
+
+class PostgresSQL:
+    """The statements of Postgres, for one schema; `prefix` is empty or a quoted name and a dot."""
+
+    def __init__(self, prefix: str) -> None:
+        def filled(statement: str) -> str:
+            return statement.replace("{s}", prefix)
+
+        def guarded(head: str) -> str:
+            return filled(f"WITH head AS ({head} RETURNING 1) {_NEW_ROWS}")
+
+        # Append behind a known head, in one round trip: with or without a key and listing columns.
+        self.append = guarded(f"{_MOVE} {_GUARD}")
+        self.append_keyed = guarded(f"{_MOVE} {_GUARD}{_NO_KEY}")
+        self.append_listing = guarded(f"{_REWRITE} {_GUARD}")
+        self.append_listing_keyed = guarded(f"{_REWRITE} {_GUARD}{_NO_KEY}")
+        # The first append of a session.
+        self.create = guarded(_CREATE)
+        # A session's head.
+        self.head = filled(f"SELECT {HEAD} FROM {{s}}kern_sessions WHERE namespace = %b AND session_id = %b")
+        # As head, and hold it until the end of the transaction.
+        self.locked_head = self.head + " FOR UPDATE"
+        # The head and what is recorded after a version: the freshness check of every load.
+        self.tail = filled(
+            f"SELECT {_HEAD_S}, {_STORED_E} FROM {{s}}kern_sessions AS s LEFT JOIN {{s}}kern_events AS e "
+            "ON e.namespace = s.namespace AND e.session_id = s.session_id AND e.version > %b "
+            "WHERE s.namespace = %b AND s.session_id = %b ORDER BY e.version LIMIT %b"
+        )
+        # Events of one session by version.
+        self.rows = filled(
+            f"SELECT {_STORED} FROM {{s}}kern_events WHERE namespace = %b AND session_id = %b "
+            "AND version > %b AND version <= %b ORDER BY version LIMIT %b"
+        )
+        # After a refusal or a lost answer: the head and the rows behind the base.
+        self.look_up = filled(
+            f"SELECT {_HEAD_S}, true, {_STORED_E} FROM {{s}}kern_sessions AS s LEFT JOIN {{s}}kern_events AS e "
+            "ON e.namespace = s.namespace AND e.session_id = s.session_id "
+            "AND e.version > %(base)b AND e.version <= %(last)b "
+            "WHERE s.namespace = %(namespace)b AND s.session_id = %(session_id)b ORDER BY e.version"
+        )
+        # As before, with the key's row and the rows after it.
+        self.look_up_keyed = filled(
+            f"SELECT {_HEAD_S}, e.version > %(base)b AND e.version <= %(last)b, {_STORED_E} "
+            "FROM {s}kern_sessions AS s LEFT JOIN {s}kern_events AS k ON k.namespace = s.namespace "
+            "AND k.session_id = s.session_id AND k.idempotency_key = %(key)b "
+            "LEFT JOIN {s}kern_events AS e ON e.namespace = s.namespace AND e.session_id = s.session_id "
+            "AND (e.version > %(base)b AND e.version <= %(last)b "
+            "OR e.version >= k.version AND e.version < k.version + %(count)b) "
+            "WHERE s.namespace = %(namespace)b AND s.session_id = %(session_id)b ORDER BY e.version"
+        )
+        # What a tombstone covers and still has content.
+        self.covered = filled(
+            f"SELECT {_STORED} FROM {{s}}kern_events WHERE namespace = %b AND session_id = %b "
+            "AND version < %b AND kind NOT IN (5, 6) AND payload IS NOT NULL AND version > %b "
+            "ORDER BY version LIMIT %b"
+        )
+        # Erase the content of events; the trigger lets nothing else be updated.
+        self.erase = filled(
+            "UPDATE {s}kern_events AS e SET payload = NULL, native = NULL, salt = NULL, payload_commit = c.commit "
+            "FROM unnest(%b::int8[], %b::bytea[]) AS c (version, commit) "
+            "WHERE e.namespace = %b AND e.session_id = %b AND e.version = c.version"
+        )
+        # The version at which a turn last started, from the skeleton index.
+        self.turn_start = filled(
+            "SELECT max(version) FROM {s}kern_events "
+            "WHERE namespace = %b AND session_id = %b AND kind = 1 AND kind <> 0 AND turn = %b"
+        )
+        # One event's time, a step of the binary search by time.
+        self.at = filled(
+            "SELECT version, at FROM {s}kern_events WHERE namespace = %b AND session_id = %b "
+            "AND version >= %b ORDER BY version LIMIT 1"
+        )
+        # The highest position that this transaction can see.
+        self.last_position = filled("SELECT coalesce(max(position), 0) FROM {s}kern_events")
+        # Who may still commit an event at a position that was passed, and whether this is a standby.
+        self.lockers = filled(
+            "SELECT pg_is_in_recovery(), l.virtualtransaction, l.pid FROM (SELECT 1) AS one "
+            "LEFT JOIN pg_locks AS l ON l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' "
+            "AND l.granted AND l.relation = '{s}kern_events'::regclass "
+            "AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
+            "AND l.pid IS DISTINCT FROM pg_backend_pid()"
+        )
+        # Whether positions are drawn one by one.
+        self.sequence_cache = filled(
+            "SELECT seqcache FROM pg_sequence WHERE seqrelid = "
+            "pg_get_serial_sequence('{s}kern_events', 'position')::regclass"
+        )
+        # Events of all sessions of a namespace by position.
+        self.feed = filled(
+            f"SELECT session_id, {_STORED} FROM {{s}}kern_events "
+            "WHERE namespace = %b AND position > %b AND position <= %b ORDER BY position LIMIT %b"
+        )
+        # Sessions by last activity: by the hour from the index, then exactly.
+        self.sessions = filled(
+            f"SELECT {_INFO} FROM {{s}}kern_sessions WHERE namespace = %b AND status <> 'deleted' "
+            "AND (%b::text IS NULL OR user_id = %b::text) AND updated_hour <= %b "
+            "AND (updated_at < %b OR updated_at = %b AND session_id > %b) "
+            "ORDER BY updated_hour DESC, updated_at DESC, session_id LIMIT %b"
+        )
+        # Whole head rows, for verify.
+        self.head_rows = filled(
+            f"SELECT {_HEAD_ROW} FROM {{s}}kern_sessions "
+            "WHERE namespace = %b AND (%b::text IS NULL OR session_id = %b::text) AND session_id > %b "
+            "ORDER BY session_id LIMIT %b"
+        )
+        # Events without a head row, which no API makes.
+        self.orphans = filled(
+            "SELECT e.session_id, count(*) FROM {s}kern_events AS e WHERE e.namespace = %b "
+            "AND NOT EXISTS (SELECT FROM {s}kern_sessions AS s WHERE s.namespace = e.namespace "
+            "AND s.session_id = e.session_id) GROUP BY e.session_id"
+        )
+        # Heads of several new sessions.
+        self.create_heads = filled(
+            f"INSERT INTO {{s}}kern_sessions (namespace, session_id, {HEAD}, updated_hour, created_at, {_LISTING}) "
+            "SELECT %b::text, h.* FROM unnest(%b::text[], %b::int8[], %b::bytea[], %b::int8[], %b::int8[], "
+            "%b::int8[], %b::text[], %b::int8[], %b::int8[], %b::int8[], "
+            + ", ".join(["%b::text[]"] * len(LISTING))
+            + ") AS h ON CONFLICT DO NOTHING"
+        )
+        # Heads of several sessions, held until the end of the transaction, in the order of their keys.
+        self.locked_heads = filled(
+            f"SELECT session_id, {HEAD} FROM {{s}}kern_sessions WHERE namespace = %b "
+            "AND session_id = ANY(%b::text[]) ORDER BY session_id FOR UPDATE"
+        )
+        # Move a head that this transaction holds.
+        self.move_locked = filled(_REWRITE + " WHERE namespace = %b AND session_id = %b")
+        # Many events of many sessions.
+        self.copy = filled(
+            f"COPY {{s}}kern_events (namespace, session_id, {_ROW}) FROM STDIN (FORMAT BINARY)"
+        )
+
+
+# The isolation level of the caller's transaction.
+POSTGRES_ISOLATION: Final = "SELECT current_setting('transaction_isolation')"
+# Begin as a reader of one consistent state.
+POSTGRES_BEGIN_READ: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+POSTGRES_BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
+# One migrator at a time; the number is ours alone and means nothing.
+POSTGRES_MIGRATION_LOCK: Final = "SELECT pg_advisory_xact_lock(7308332046109602405)"
+# Where the tables of a migration go.
+POSTGRES_SCHEMA: Final = "SELECT set_config('search_path', %s, true)"
+POSTGRES_CREATE_SCHEMA: Final = "CREATE SCHEMA IF NOT EXISTS {name}"
+# Which of our tables there are.
+POSTGRES_TABLES: Final = (
+    "SELECT c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace "
+    "WHERE n.nspname = coalesce(%s, current_schema()) AND c.relname LIKE 'kern\\_%%' AND c.relkind IN ('r', 'p')"
+)
+
+# ------------------------------------------------------------------------------------ migrations
+
+# What was applied; min_writer is the lowest schema number that may still write.
+CREATE_MIGRATIONS: Final = (
+    "CREATE TABLE kern_migrations (number INTEGER PRIMARY KEY, name TEXT NOT NULL, sha256 TEXT NOT NULL, "
+    "min_writer INTEGER NOT NULL, applied_at BIGINT NOT NULL)"
+)
+SQLITE_CREATE_MIGRATIONS: Final = CREATE_MIGRATIONS.replace("BIGINT", "INTEGER") + " STRICT"
+SQLITE_APPLIED: Final = "SELECT coalesce(max(number), 0), coalesce(max(min_writer), 0) FROM kern_migrations"
+SQLITE_NOTE_MIGRATION: Final = "INSERT INTO kern_migrations VALUES (?, ?, ?, ?, ?)"
+POSTGRES_APPLIED: Final = "SELECT coalesce(max(number), 0), coalesce(max(min_writer), 0) FROM {s}kern_migrations"
+POSTGRES_NOTE_MIGRATION: Final = "INSERT INTO kern_migrations VALUES (%s, %s, %s, %s, %s)"

@@ -1,0 +1,223 @@
+"""One turn as it happens: what a recorder's calls record, and how the turn is closed.
+
+The drafts are made by TurnDrafts, which does no I/O; TurnRecorder commits them, and its async twin
+in aio.py awaits the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import msgspec
+
+from kern_events.errors import KernError
+from kern_events.events import (
+    Draft,
+    Json,
+    Receipt,
+    message,
+    new_event_id,
+    state_changed,
+    tool_called,
+    tool_failed,
+    tool_returned,
+)
+
+if TYPE_CHECKING:
+    from kern_events.batch import Batch
+    from kern_events.log import SessionLog
+    from kern_events.store.base import Landed
+
+logger: Final = logging.getLogger("kern_events")
+_CANCELLED: Final = (KeyboardInterrupt, asyncio.CancelledError, GeneratorExit)
+
+
+def opening_draft(**fields: str | None) -> Draft:
+    """The `session.created` that a turn records first where the session is new."""
+    payload = {key: value for key, value in fields.items() if value is not None}
+    return Draft("session.created", {"session_type": "agent", **payload})
+
+
+def outcome(error: BaseException | None) -> Draft:
+    """The event that closes a turn which was left with this error, or with none."""
+    if error is None:
+        return Draft("turn.completed", {})
+    if isinstance(error, _CANCELLED):
+        return Draft("turn.cancelled", {})
+    text = str(error).encode("utf-8", "backslashreplace").decode()
+    return Draft("turn.failed", {"error": {"type": type(error).__name__, "message": text}})
+
+
+def thaw(value: Any) -> Any:
+    """A view's frozen value (mappings and tuples all the way down) as a recordable one."""
+    if isinstance(value, Mapping):
+        return {key: thaw(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [thaw(item) for item in value]
+    return value
+
+
+class TurnState:
+    """Where a turn stands: its number, the branch it began on, and what waits to be committed."""
+
+    def __init__(
+        self,
+        log: SessionLog,
+        session_id: str,
+        *,
+        started: dict[str, Any],
+        opening: Draft,
+        buffered: bool,
+        actor: str | None,
+        meta: Mapping[str, Any] | None,
+    ) -> None:
+        self.session_id = session_id
+        self.number: int | None = None
+        self.receipt: Receipt | None = None
+        self.closed = False
+        self._log = log
+        self._opening = opening
+        self._started = started
+        self._actor = actor
+        self._meta = dict(meta) if meta else None
+        self._branch: int | None = None
+        self._buffer: list[Draft] | None = [] if buffered else None
+
+    def _stamped(self, drafts: Sequence[Draft]) -> list[Draft]:
+        return [
+            msgspec.structs.replace(
+                draft, turn=self.number, actor=draft.actor or self._actor, meta=draft.meta or self._meta
+            )
+            for draft in drafts
+        ]
+
+    def _batch(self, drafts: Sequence[Draft]) -> Batch | None:
+        """What to commit now: None while the turn is buffered and still open."""
+        if self.closed:
+            raise RuntimeError("this turn is closed")
+        stamped = self._stamped(drafts)
+        if self._buffer is not None:
+            self._buffer += stamped
+            return None
+        return self._prepared(stamped)
+
+    def _prepared(self, drafts: Sequence[Draft]) -> Batch:
+        return self._log.prepare(
+            self.session_id,
+            drafts,
+            opening=self._opening if self.number is None else None,
+            branch=self._branch,
+            turn=self.number or 0,
+        )
+
+    def _flushed(self, closing: Draft) -> Batch:
+        drafts = self._stamped([closing])
+        if self._buffer is not None:
+            drafts, self._buffer = [*self._buffer, *drafts], None
+        return self._prepared(drafts)
+
+    def _landed(self, landed: Landed) -> None:
+        self.receipt = landed.receipt
+        if self.number is None:
+            self.number, self._branch = landed.head.turn, landed.head.branch
+
+
+class TurnRecorder(TurnState):
+    """Records one turn; see SessionLog.turn. Also a context manager, which closes the turn.
+
+    Attributes:
+        session_id: The session.
+        number: The turn's number; None before it is committed.
+        receipt: The receipt of the last commit.
+        closed: Whether the turn has its end.
+    """
+
+    def __enter__(self) -> Self:
+        self.record(Draft("turn.started", self._started))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.closed:
+            return
+        try:
+            self._close(outcome(error))
+        except KernError:
+            if error is None:
+                raise
+            # The error that left the block says more than that its record could not be written.
+            logger.warning("the end of a turn could not be recorded", exc_info=True)
+
+    def record(self, *drafts: Draft) -> None:
+        """Record drafts of any type as part of this turn."""
+        if batch := self._batch(drafts):
+            self._landed(self._log.record(batch))
+
+    def message(
+        self,
+        role: str,
+        content: str | Sequence[dict[str, Any]] | None = None,
+        *,
+        name: str | None = None,
+        tool_calls: Sequence[dict[str, Any]] | None = None,
+        id: str | None = None,
+    ) -> str:
+        """Record a message; returns its id."""
+        draft = message(role, content, name=name, tool_calls=tool_calls, id=id)
+        self.record(draft)
+        return id or draft.event_id.hex()
+
+    def tool_call(
+        self, name: str, arguments: Mapping[str, Any] | str | None = None, *, call_id: str | None = None
+    ) -> str:
+        """Record that a tool is called, before it runs; returns the call id."""
+        call_id = call_id or new_call_id()
+        self.record(tool_called(call_id, name, arguments))
+        return call_id
+
+    def tool_result(self, call_id: str, result: Json, *, duration_s: float | None = None) -> None:
+        """Record what a tool returned: a text, or any JSON value."""
+        self.record(tool_returned(call_id, result, duration_s=duration_s))
+
+    def tool_error(self, call_id: str, error: str, *, duration_s: float | None = None) -> None:
+        """Record that a tool failed."""
+        self.record(tool_failed(call_id, error, duration_s=duration_s))
+
+    def set_state(self, path: str | Sequence[str], value: Json) -> None:
+        """Set the value at a path of keys (a text is a path of one key)."""
+        self.record(state_changed([["set", path_of(path), thaw(value)]]))
+
+    def unset_state(self, path: str | Sequence[str]) -> None:
+        """Remove what is at a path."""
+        self.record(state_changed([["unset", path_of(path)]]))
+
+    def append_state(self, path: str | Sequence[str], items: Sequence[Json]) -> None:
+        """Append items to the list at a path."""
+        self.record(state_changed([["append", path_of(path), thaw(list(items))]]))
+
+    def complete(self, *, usage: Mapping[str, Any] | None = None) -> None:
+        """Close the turn as completed, with its token usage; leaving the block does no more then."""
+        self._close(Draft("turn.completed", {"usage": dict(usage)} if usage else {}))
+
+    def fail(self, error: str) -> None:
+        """Close the turn as failed, without an exception."""
+        self._close(Draft("turn.failed", {"error": {"message": error}}))
+
+    def _close(self, closing: Draft) -> None:
+        self._landed(self._log.record(self._flushed(closing)))
+        self.closed = True
+
+
+def new_call_id() -> str:
+    """A call id for a tool call that has none."""
+    return f"call_{new_event_id().hex()}"
+
+
+def path_of(path: str | Sequence[str]) -> list[str]:
+    """A path of keys; a text is one key."""
+    return [path] if isinstance(path, str) else list(path)

@@ -1,0 +1,251 @@
+"""Recompute everything the log claims: chain, versions, turns, head rows, listing columns.
+
+A chain shows any change to what was recorded, as long as it is not re-chained to the end: who can
+write the database can replace a whole history with another consistent one. Receipts kept elsewhere
+show that; this module alone cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from kern_events import chain
+from kern_events.batch import LISTING, TOMBSTONES, StoredRow, listing_of
+from kern_events.codec import decode
+from kern_events.errors import ChainBroken, InvalidEvent
+from kern_events.events import Kind
+from kern_events.store.base import HOUR_US, HeadRow, Snapshot
+
+_PAGE: Final = 2_000
+
+Progress = Callable[[int, int], None]
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that is not as it was recorded.
+
+    Attributes:
+        session_id: The session.
+        version: The event, or the head's version.
+        problem: changed, missing, foreign, erased_without_tombstone, undecodable, head or orphan.
+        field: What of it: `hash`, `version`, or the column of the head row.
+        expected: What the log should say.
+        found: What it says.
+    """
+
+    session_id: str
+    version: int
+    problem: str
+    field: str
+    expected: str
+    found: str
+
+
+class Report(msgspec.Struct, frozen=True):
+    """The outcome of verify.
+
+    Attributes:
+        sessions: How many sessions were verified.
+        events: How many events.
+        findings: Everything that is not as it was recorded; empty is good.
+        notes: What whoever runs this should know; no finding.
+    """
+
+    sessions: int
+    events: int
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no finding."""
+        return not self.findings
+
+    def check(self) -> None:
+        """Raise ChainBroken for the first finding, if there is one."""
+        if self.findings:
+            first = self.findings[0]
+            raise ChainBroken(first.session_id, first.version, first.expected, first.found)
+
+    def with_notes(self, notes: Sequence[str]) -> Report:
+        """The same report with the store's notes."""
+        return msgspec.structs.replace(self, notes=tuple(notes))
+
+
+def verify_snapshot(
+    snapshot: Snapshot, namespace: str, session_id: str | None, progress: Progress | None
+) -> Report:
+    """Verify one session or all of a namespace in one consistent state."""
+    findings: list[Finding] = []
+    sessions = events = 0
+    for head in snapshot.head_rows(namespace, session_id):
+        walk = _Walk(namespace, head, _genesis(snapshot, namespace, head))
+        findings += walk.run(snapshot)
+        sessions, events = sessions + 1, events + walk.events
+        if progress:
+            progress(sessions, events)
+    for orphan, count in snapshot.orphans(namespace):
+        if session_id in (None, orphan):
+            findings.append(Finding(orphan, 0, "orphan", "head", "a head row", f"{count} events without one"))
+    return Report(sessions, events, tuple(findings))
+
+
+def _genesis(snapshot: Snapshot, namespace: str, head: HeadRow) -> bytes:
+    scope = chain.scope(namespace, head.session_id)
+    if head.fork_parent is None or head.fork_version is None:
+        return chain.genesis(scope)
+    rows = snapshot.page(namespace, head.fork_parent, head.fork_version - 1, 1)
+    parent_hash = rows[0][18] if rows and rows[0][0] == head.fork_version else b""
+    return chain.fork_genesis(scope, head.fork_parent, head.fork_version, parent_hash)
+
+
+class _Walk:
+    """One session from its genesis to its head: what the events say, against what the head row says."""
+
+    def __init__(self, namespace: str, head: HeadRow, genesis: bytes) -> None:
+        self.events = 0
+        self._namespace = namespace
+        self._head = head
+        self._scope = chain.scope(namespace, head.session_id)
+        self._version = head.fork_version or 0
+        self._hash = genesis
+        self._turn = self._branch = self._epoch = self._at = self._created = 0
+        self._status = "open"
+        self._listing: dict[str, str | None] = dict.fromkeys(LISTING)
+        self._erased: list[int] = []
+        self._covered: list[tuple[int, int]] = []
+        self._findings: list[Finding] = []
+
+    def run(self, snapshot: Snapshot) -> list[Finding]:
+        for row in self._rows(snapshot):
+            self._event(row)
+        self._check_erasures()
+        self._check_head()
+        return self._findings
+
+    def _rows(self, snapshot: Snapshot) -> Iterator[StoredRow]:
+        after = -1
+        while rows := snapshot.page(self._namespace, self._head.session_id, after, _PAGE):
+            yield from rows
+            after = rows[-1][0]
+
+    def _find(self, version: int, problem: str, field: str, expected: Any, found: Any) -> None:
+        self._findings.append(
+            Finding(self._head.session_id, version, problem, field, _text(expected), _text(found))
+        )
+
+    def _event(self, row: StoredRow) -> None:
+        version, hash = row[0], row[18]
+        if version != self._version + 1:
+            self._find(version, "missing", "version", self._version + 1, version)
+        expected = self._expected_hash(row)
+        if hash != expected:
+            self._find(version, "changed", "hash", expected, hash)
+        # The next event is held against the stored hash, so that one change is one finding.
+        self._version, self._hash = version, hash
+        self.events += 1
+        self._follow(row)
+
+    def _expected_hash(self, row: StoredRow) -> bytes | None:
+        if row[14] is None:
+            commit = row[16]
+        elif row[17] is None or row[16] is not None:
+            return None  # A payload without its salt, or with an erasure's commitment beside it.
+        else:
+            commit = chain.payload_commit(row[17], row[14], row[15])
+        if commit is None or len(row[2]) != 16 or not _in_range(row):
+            return None
+        return chain.event_hash(
+            self._hash, self._scope, row[0], chain.header(row[2], row[3], row[4], row[5]), row[6], row[7],
+            row[8], chain.trailer(row[12], row[13], row[9], row[10]), row[11], commit,
+        )  # fmt: skip
+
+    def _follow(self, row: StoredRow) -> None:
+        version, type, kind, turn = row[0], row[3], row[5], row[6]
+        self._created = self._created or row[8]
+        self._at = row[8]
+        if kind == Kind.TURN_START:
+            self._turn = max(self._turn, turn)
+        elif kind == Kind.RESTORE:
+            self._turn, self._branch = turn, version
+        payload = self._payload(row)
+        if type.startswith("session."):
+            self._follow_session(type, version, payload, row)
+
+    def _payload(self, row: StoredRow) -> Any:
+        if row[14] is None:
+            self._erased.append(row[0])
+            return None
+        try:
+            return decode(row[14]) if row[12] == 0 else None
+        except ValueError:
+            self._find(row[0], "undecodable", "payload", "JSON", "something else")
+            return None
+
+    def _follow_session(self, type: str, version: int, payload: Any, row: StoredRow) -> None:
+        if type in TOMBSTONES:
+            self._epoch += 1
+            self._covered += _ranges(row)
+        if type == "session.deleted":
+            self._status, self._listing = "deleted", dict.fromkeys(LISTING)
+        elif type == "session.closed":
+            self._status = "closed"
+        elif type == "session.created":
+            self._status = "open"
+        if isinstance(payload, dict):
+            try:
+                self._listing |= listing_of(type, payload) or {}
+            except InvalidEvent:
+                self._find(version, "changed", "payload", "valid listing columns", "others")
+
+    def _check_erasures(self) -> None:
+        for version in self._erased:
+            if not any(first <= version <= last for first, last in self._covered):
+                self._find(version, "erased_without_tombstone", "payload", "a tombstone", "none")
+
+    def _check_head(self) -> None:
+        head, hour = self._head, self._at // HOUR_US
+        columns = [
+            ("version", self._version, head.version),
+            ("head_hash", self._hash, head.head_hash),
+            ("turn", self._turn, head.turn),
+            ("branch", self._branch, head.branch),
+            ("epoch", self._epoch, head.epoch),
+            ("status", self._status, head.status),
+            ("created_at", self._created, head.created_at),
+            ("updated_at", self._at, head.updated_at),
+            ("updated_hour", hour, head.updated_hour),
+            *zip(LISTING, self._listing.values(), head.listing, strict=True),
+        ]
+        for field, expected, found in columns:
+            if expected != found:
+                self._find(head.version, "head", field, expected, found)
+
+
+def _in_range(row: StoredRow) -> bool:
+    """Whether the numbers fit the layout that is hashed; a tampered row may hold anything."""
+    return (
+        0 <= row[0] < 2**63
+        and 0 <= row[4] < 2**32
+        and 0 <= row[5] < 256
+        and 0 <= row[6] < 2**63
+        and 0 <= (row[7] or 0) < 2**63
+        and 0 <= row[12] < 256
+    )
+
+
+def _ranges(row: StoredRow) -> list[tuple[int, int]]:
+    try:
+        ranges = decode(row[10])["erased"]
+        return [(int(first), int(last)) for first, last in ranges]
+    except (ValueError, TypeError, KeyError):
+        return []
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.hex()
+    return "nothing that fits" if value is None else str(value)
