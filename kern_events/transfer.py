@@ -1,0 +1,560 @@
+"""Chat transcripts into the log: OpenAI-chat JSON lines, one conversation a line.
+
+What a conversation is recorded as is a pure function of its line. So importing is comparing: what
+is recorded already is skipped, what is new is appended, and what differs is reported.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+import orjson
+
+from kern_events.codec import MAX_BATCH
+from kern_events.errors import DecodeError, InvalidEvent, SessionClosed, SessionNotFound, VersionConflict
+from kern_events.events import Draft, Event, Head
+
+if TYPE_CHECKING:
+    from kern_events.batch import Batch
+    from kern_events.log import SessionLog
+
+MAX_LINE_BYTES: Final = 64 << 20
+"""A longer line is reported as bad."""
+
+MAX_PROBLEMS: Final = 1_000
+"""A report lists so many problems; its counts go on."""
+
+_GROUP_EVENTS: Final = 4_000  # in one transaction; more is not faster
+_ATTEMPTS: Final = 3  # at one conversation that others append to
+_ORIGIN: Final = {"origin": "import"}
+_TYPES: Final = frozenset({"turn.started", "turn.completed", "message.added", "tool.called", "tool.returned"})
+_ABOUT_TYPES: Final = ("session.created", "session.described")
+_MESSAGE_TYPES: Final = ("message.added", "tool.returned")
+_TIMES: Final = ("timestamp", "created_at")
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """A conversation that was not imported, and why.
+
+    Attributes:
+        line: The line of the file, from 1.
+        kind: `bad_line` (not a conversation that can be recorded), `diverged` (something else is
+            recorded) or `refused` (the session was closed, deleted or restored).
+        reason: One sentence.
+        session_id: The session, where the line says it.
+        version: Where the session diverges: the recorded event; None if it ends before.
+        message: The index of the message at fault, from 0.
+    """
+
+    line: int
+    kind: str
+    reason: str
+    session_id: str | None = None
+    version: int | None = None
+    message: int | None = None
+
+
+class ImportReport(msgspec.Struct):
+    """What an import found and did; counted as it goes on.
+
+    Attributes:
+        conversations: Conversations read; the sum of new, extended, unchanged, diverged, refused.
+        new: Recorded for the first time.
+        extended: Recorded before, and longer or described otherwise now.
+        unchanged: Recorded already.
+        diverged: Not imported, because something else is recorded.
+        refused: Not imported, because the session was closed, deleted or restored.
+        bad_lines: Lines that are no conversation or hold what cannot be recorded.
+        events: Events recorded by this import.
+        messages: Messages in the conversations read.
+        turns: Turns in them.
+        tool_calls: Tool calls in them.
+        tool_calls_paired: Tool calls that have their result.
+        size_bytes: Bytes read.
+        seconds: Time taken.
+        problems: The first 1,000 conversations and lines that were not imported.
+    """
+
+    conversations: int = 0
+    new: int = 0
+    extended: int = 0
+    unchanged: int = 0
+    diverged: int = 0
+    refused: int = 0
+    bad_lines: int = 0
+    events: int = 0
+    messages: int = 0
+    turns: int = 0
+    tool_calls: int = 0
+    tool_calls_paired: int = 0
+    size_bytes: int = 0
+    seconds: float = 0.0
+    problems: list[Problem] = []
+
+    @property
+    def ok(self) -> bool:
+        """Whether every line is recorded now."""
+        return not (self.bad_lines or self.diverged or self.refused)
+
+    @property
+    def messages_per_s(self) -> float:
+        """Messages read a second."""
+        return self.messages / self.seconds if self.seconds else 0.0
+
+
+class Conversation(NamedTuple):
+    """A transcript as it is recorded.
+
+    `about` is the payload of its `session.created`, without the session type; `drafts` are the
+    events of its messages. Of the same transcript the payloads are always the same.
+    """
+
+    session_id: str
+    about: dict[str, Any]
+    drafts: list[Draft]
+    messages: int
+    turns: int
+    tool_calls: int
+    tool_calls_paired: int
+
+
+def import_transcripts(
+    log: SessionLog, lines: Iterable[bytes], *, progress: Callable[[ImportReport], None] | None = None
+) -> ImportReport:
+    """Record conversations in OpenAI chat form: `{"id", "metadata"?, "messages": [...]}` a line.
+
+    A user message opens a turn and closes the one before it as completed; the last turn stays open.
+    A tool message is the result of the latest open call of its id. Importing a line again records
+    nothing, importing a longer version of it records what is new. A conversation that differs from
+    what is recorded is reported and not mixed in, and so is a line that cannot be recorded exactly;
+    the rest goes on.
+
+    Many conversations share a transaction. If the import is cut off, importing again completes it.
+
+    Args:
+        log: Where to; the id of a conversation becomes the id of its session.
+        lines: JSON lines in UTF-8, up to 64 MiB each; empty ones are skipped. See `lines_of`.
+        progress: Called after every line with the report so far.
+
+    Returns:
+        The report; `report.ok` says whether every line is recorded now.
+
+    Raises:
+        StoreError: The database failed. What is recorded is whole.
+    """
+    importer = _Importer(log)
+    started = time.perf_counter()
+    for number, line in enumerate(lines, 1):
+        importer.take(number, line)
+        if progress:
+            importer.report.seconds = time.perf_counter() - started
+            progress(importer.report)
+    importer.flush()
+    importer.report.seconds = time.perf_counter() - started
+    return importer.report
+
+
+def lines_of(file: IO[bytes]) -> Iterator[bytes]:
+    """The lines of a binary file, without ever holding more than 64 MiB of one.
+
+    A longer line is cut one byte behind the limit, for import_transcripts to report.
+    """
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        yield line
+        while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+            line = file.readline(MAX_LINE_BYTES + 1)
+
+
+def conversation_of(transcript: Mapping[str, Any]) -> Conversation:
+    """What a transcript is recorded as; no I/O.
+
+    Fields that the vocabulary of the log does not model are kept under `extra`, a message's own
+    time (`timestamp` or `created_at`) in the event's `meta`.
+
+    Raises:
+        InvalidEvent: It is not in OpenAI chat form; `path` names the place.
+    """
+    rest = dict(transcript)
+    session_id = _typed(rest.pop("id", None), str, "id")
+    messages = _typed(rest.pop("messages", None), list, "messages")
+    metadata = rest.pop("metadata", None)
+    about: dict[str, Any] = {}
+    if metadata is not None:
+        about["metadata"] = _typed(metadata, dict, "metadata")
+    if rest:
+        about["extra"] = rest
+    events = _Events()
+    for index, message in enumerate(messages):
+        try:
+            events.add(message)
+        except InvalidEvent as error:
+            raise InvalidEvent(error.reason, f"messages[{index}]{error.path}") from None
+    return Conversation(
+        session_id, about, events.drafts, len(messages), events.turns, events.calls, events.paired
+    )
+
+
+class _Events:
+    """The events of one conversation, message by message."""
+
+    def __init__(self) -> None:
+        self.drafts: list[Draft] = []
+        self.turns = self.calls = self.paired = 0
+        self._open: dict[str, int] = {}  # how many calls of an id have no result yet
+
+    def add(self, message: Any) -> None:
+        """Append the events of the next message."""
+        rest = _typed(message, dict, "").copy()
+        role = _typed(rest.pop("role", None), str, ".role")
+        content = _content(rest.pop("content", None))
+        meta = _source_time(rest)
+        if role == "tool" and type(rest.get("tool_call_id")) is str:
+            self._add_result(rest, content, meta)
+            return
+        if role == "user":
+            self._open_turn()
+        payload = {"role": role, "content": content}
+        _move_texts(rest, payload, ("id", "name"))
+        calls = _take_calls(rest)
+        if calls is not None:
+            payload["tool_calls"] = calls
+        self._append("message.added", payload, rest, meta)
+        for call in calls or ():
+            self._add_call(call["id"])
+
+    def _append(self, type: str, payload: dict[str, Any], rest: dict[str, Any], meta: Any) -> None:
+        if rest:
+            payload["extra"] = rest
+        self.drafts.append(Draft(type, payload, meta=meta))
+
+    def _open_turn(self) -> None:
+        if self.turns:
+            self.drafts.append(Draft("turn.completed", {}))
+        self.drafts.append(Draft("turn.started", {}))
+        self.turns += 1
+
+    def _add_call(self, call_id: str) -> None:
+        self.calls += 1
+        self._open[call_id] = self._open.get(call_id, 0) + 1
+        self.drafts.append(Draft("tool.called", {"call_id": call_id}))
+
+    def _add_result(self, rest: dict[str, Any], content: Any, meta: Any) -> None:
+        call_id = rest.pop("tool_call_id")
+        if self._open.get(call_id):
+            self._open[call_id] -= 1
+            self.paired += 1
+        payload = {"call_id": call_id, "result": content}
+        _move_texts(rest, payload, ("id", "name"))
+        self._append("tool.returned", payload, rest, meta)
+
+
+def _typed(value: Any, kind: type, path: str) -> Any:
+    if type(value) is not kind:
+        found = "missing" if value is None else f"{type(value).__name__}, not {kind.__name__}"
+        raise InvalidEvent(found, path)
+    return value
+
+
+def _content(content: Any) -> Any:
+    if type(content) is list:
+        for index, part in enumerate(content):
+            _typed(part, dict, f".content[{index}]")
+    elif content is not None:
+        _typed(content, str, ".content")
+    return content
+
+
+def _move_texts(rest: dict[str, Any], payload: dict[str, Any], keys: Iterable[str]) -> None:
+    # What is there but no text is kept as well: it stays in the rest.
+    for key in keys:
+        if type(rest.get(key)) is str:
+            payload[key] = rest.pop(key)
+
+
+def _source_time(rest: dict[str, Any]) -> dict[str, Any] | None:
+    for key in _TIMES:
+        if key in rest and _is_time(rest[key]):
+            return {"source_time": rest.pop(key)}
+    return None
+
+
+def _is_time(value: Any) -> bool:
+    if type(value) is not str:
+        return type(value) in (int, float)
+    try:
+        datetime.fromisoformat(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _take_calls(rest: dict[str, Any]) -> list[dict[str, Any]] | None:
+    if rest.get("tool_calls") is None:
+        return None
+    calls = _typed(rest.pop("tool_calls"), list, ".tool_calls")
+    return [_call(call, f".tool_calls[{index}]") for index, call in enumerate(calls)]
+
+
+def _call(call: Any, path: str) -> dict[str, Any]:
+    """A tool call in the log's form; OpenAI's custom tools have an `input` instead of arguments."""
+    rest = _typed(call, dict, path).copy()
+    field, text = ("custom", "input") if "custom" in rest else ("function", "arguments")
+    function = _typed(rest.pop(field, None), dict, f"{path}.{field}").copy()
+    payload = {
+        "id": _typed(rest.pop("id", None), str, f"{path}.id"),
+        "name": _typed(function.pop("name", None), str, f"{path}.{field}.name"),
+        "arguments": _typed(function.pop(text, None), str, f"{path}.{field}.{text}"),
+    }
+    if rest.get("type") == "function":
+        del rest["type"]
+    if function:
+        rest[field] = function
+    if rest:
+        payload["extra"] = rest
+    return payload
+
+
+class _Job(NamedTuple):
+    """A conversation with something to record behind `head`."""
+
+    line: int
+    conversation: Conversation
+    head: Head
+    batches: list[Batch]
+    events: int
+
+
+class _Refused(Exception):
+    """A conversation that differs from what is recorded, or whose session takes nothing more."""
+
+    def __init__(
+        self, reason: str, *, kind: str = "refused", version: int | None = None, message: int | None = None
+    ) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.version = version
+        self.message = message
+
+
+class _Importer:
+    """Takes lines, records them in groups, and counts."""
+
+    def __init__(self, log: SessionLog) -> None:
+        self.report = ImportReport()
+        self._log = log
+        self._group: dict[str, _Job] = {}
+        self._group_events = 0
+
+    def take(self, number: int, line: bytes) -> None:
+        """Record one line, now or with a later one."""
+        self.report.size_bytes += len(line)
+        if number == 1:
+            line = line.removeprefix(BOM_UTF8)
+        if not line.strip():
+            return
+        try:
+            conversation = _parse(line)
+        except InvalidEvent as error:
+            self._bad(number, error)
+            return
+        if conversation.session_id in self._group:
+            self.flush()
+        if job := self._plan(number, conversation):
+            self._enqueue(job)
+
+    def flush(self) -> None:
+        """Record the group in one transaction; if one of it is refused, each on its own."""
+        jobs = list(self._group.values())
+        self._group, self._group_events = {}, 0
+        try:
+            self._log.record_batches([(job.batches[0], job.head) for job in jobs])
+        except (VersionConflict, SessionClosed):
+            for job in jobs:
+                self._record_alone(job)
+        else:
+            for job in jobs:
+                self._settle(job)
+
+    def _enqueue(self, job: _Job) -> None:
+        if len(job.batches) > 1:
+            self._record_alone(job)
+            return
+        self._group[job.conversation.session_id] = job
+        self._group_events += job.events
+        if self._group_events >= _GROUP_EVENTS:
+            self.flush()
+
+    def _record_alone(self, job: _Job) -> None:
+        for _ in range(_ATTEMPTS):
+            try:
+                self._record(job)
+            except (VersionConflict, SessionClosed):
+                again = self._plan(job.line, job.conversation)
+                if again is None:
+                    return
+                job = again
+            else:
+                self._settle(job)
+                return
+        self._refuse(job.line, job.conversation, _Refused("somebody else is appending to it; import again"))
+
+    def _record(self, job: _Job) -> None:
+        head = job.head
+        for batch in job.batches:
+            head = self._log.record(batch, head).head
+
+    def _plan(self, line: int, conversation: Conversation) -> _Job | None:
+        """What is to be recorded of a conversation; None, and counted, if nothing is."""
+        try:
+            head = self._log.head(conversation.session_id)
+            drafts = _missing(self._log, conversation, head)
+            batches = _prepared(self._log, conversation, drafts)
+        except InvalidEvent as error:
+            self._bad(line, error, conversation.session_id)
+        except _Refused as refused:
+            self._refuse(line, conversation, refused)
+        else:
+            if drafts:
+                return _Job(line, conversation, head, batches, len(drafts))
+            self._count(conversation)
+            self.report.unchanged += 1
+        return None
+
+    def _settle(self, job: _Job) -> None:
+        self._count(job.conversation)
+        self.report.events += job.events
+        if job.head.version:
+            self.report.extended += 1
+        else:
+            self.report.new += 1
+
+    def _refuse(self, line: int, conversation: Conversation, why: _Refused) -> None:
+        self._count(conversation)
+        if why.kind == "diverged":
+            self.report.diverged += 1
+        else:
+            self.report.refused += 1
+        self._list(Problem(line, why.kind, str(why), conversation.session_id, why.version, why.message))
+
+    def _bad(self, line: int, error: InvalidEvent, session_id: str | None = None) -> None:
+        self.report.bad_lines += 1
+        self._list(Problem(line, "bad_line", str(error), session_id))
+
+    def _count(self, conversation: Conversation) -> None:
+        report = self.report
+        report.conversations += 1
+        report.messages += conversation.messages
+        report.turns += conversation.turns
+        report.tool_calls += conversation.tool_calls
+        report.tool_calls_paired += conversation.tool_calls_paired
+
+    def _list(self, problem: Problem) -> None:
+        if len(self.report.problems) < MAX_PROBLEMS:
+            self.report.problems.append(problem)
+
+
+def _parse(line: bytes) -> Conversation:
+    if len(line) > MAX_LINE_BYTES:
+        raise InvalidEvent(f"longer than {MAX_LINE_BYTES >> 20} MiB", "line")
+    try:
+        # Not orjson: it would round integers of more than 64 bits, here they are refused later.
+        transcript = msgspec.json.decode(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidEvent(f"not JSON ({error})", "line") from None
+    return conversation_of(_typed(transcript, dict, "line"))
+
+
+def _missing(log: SessionLog, conversation: Conversation, head: Head) -> list[Draft]:
+    """The drafts that are not recorded yet; _Refused if they cannot follow what is."""
+    if head.version == 0:
+        created = {"session_type": "agent", **conversation.about}
+        return [Draft("session.created", created, meta=_ORIGIN), *conversation.drafts]
+    if head.status == "deleted":
+        raise _Refused("the session was deleted")
+    try:
+        recorded, about = _recorded(log.read(conversation.session_id))
+    except (DecodeError, SessionNotFound) as error:
+        raise _Refused(str(error)) from None
+    drafts = _behind(recorded, conversation.drafts)
+    if conversation.about and not _same(about, conversation.about):
+        drafts.insert(0, Draft("session.described", conversation.about, meta=_ORIGIN))
+    if drafts and head.status == "closed":
+        raise _Refused("there is more to import, but the session was closed")
+    if drafts and head.branch:
+        raise _Refused(f"there is more to import, but version {head.branch} restored an earlier state")
+    return drafts
+
+
+def _recorded(events: Iterable[Event]) -> tuple[list[Event], dict[str, Any]]:
+    """The events of the types that an import records, and what imports said about the session."""
+    ours: list[Event] = []
+    about: dict[str, Any] = {}
+    for event in events:
+        if event.type in _TYPES:
+            ours.append(event)
+        elif event.type == "session.deleted":
+            ours.clear()
+        elif event.type in _ABOUT_TYPES and event.meta == _ORIGIN and not event.erased:
+            # The application may describe the session otherwise; importing again does not undo that.
+            about = {key: value for key, value in event.payload.items() if key != "session_type"}
+    return ours, about
+
+
+def _behind(recorded: Sequence[Event], drafts: Sequence[Draft]) -> list[Draft]:
+    """The drafts behind those that are recorded; none if more is recorded."""
+    for index, (event, draft) in enumerate(zip(recorded, drafts, strict=False)):
+        if event.type != draft.type:
+            reason = f"{event.type} is recorded at version {event.version}, the file has {draft.type}"
+        elif not event.erased and not _same(event.payload, draft.payload):
+            reason = f"another {event.type} is recorded at version {event.version}"
+        else:
+            continue
+        message = _message_index(drafts, index)
+        raise _Refused(
+            f"message {message} differs: {reason}", kind="diverged", version=event.version, message=message
+        )
+    return list(drafts[len(recorded) :])
+
+
+def _same(recorded: Any, derived: Any) -> bool:
+    # By their bytes, because to Python 1, 1.0 and True are equal.
+    return bool(recorded == derived) and _sorted(recorded) == _sorted(derived)
+
+
+def _sorted(value: Any) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
+def _message_index(drafts: Sequence[Draft], index: int) -> int:
+    """The message that a draft comes from; a call follows its message, a turn precedes it."""
+    before = sum(draft.type in _MESSAGE_TYPES for draft in drafts[:index])
+    return before - 1 if drafts[index].type == "tool.called" else before
+
+
+def _prepared(log: SessionLog, conversation: Conversation, drafts: Sequence[Draft]) -> list[Batch]:
+    batches = []
+    for start in range(0, len(drafts), MAX_BATCH):
+        chunk = drafts[start : start + MAX_BATCH]
+        try:
+            batches.append(log.prepare(conversation.session_id, chunk))
+        except InvalidEvent as error:
+            raise _in_source(error, chunk, conversation.drafts) from None
+    return batches
+
+
+def _in_source(error: InvalidEvent, chunk: Sequence[Draft], drafts: Sequence[Draft]) -> InvalidEvent:
+    """The error with the message instead of the draft, which whoever wrote the file does not know."""
+    place = re.match(r"drafts\[(\d+)\]\.(?:payload)?(.*)", error.path, re.DOTALL)
+    if place is None:
+        return error
+    draft = chunk[int(place[1])]
+    if draft.type in _ABOUT_TYPES:
+        return InvalidEvent(error.reason, place[2].removeprefix("."))
+    message = _message_index(drafts, drafts.index(draft))
+    return InvalidEvent(error.reason, f"messages[{message}]{place[2]}")
