@@ -19,7 +19,7 @@ from kern_events.codec import LARGEST_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, check_id
 from kern_events.errors import FeedRegressed, InvalidEvent, SessionNotFound, StoreError
 from kern_events.events import Draft, Event, Head, Receipt, SessionInfo
 from kern_events.store import open_store
-from kern_events.store.base import Expected, Landed, check_within, record, record_many
+from kern_events.store.base import Expected, Landed, check_within, delete, record, record_many
 from kern_events.turn import TurnRecorder, opening_draft
 from kern_events.verify import Progress, Report, verify_snapshot
 
@@ -338,7 +338,7 @@ class SessionLog:
             )
             return prepare(self.namespace, session_id, [placed], reserved=True)
 
-        landed = self.store.delete(self.namespace, session_id, tombstone)
+        landed = delete(self.store, self.namespace, session_id, tombstone)
         if landed is None:
             raise SessionNotFound(session_id)
         return landed.receipt

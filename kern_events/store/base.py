@@ -56,7 +56,7 @@ class Refused(NamedTuple):
 class AnswerLost(Exception):  # noqa: N818 - a signal inside the package, never seen by users
     """The attempt at this base may or may not have landed."""
 
-    def __init__(self, base: Head | int) -> None:
+    def __init__(self, base: Head) -> None:
         super().__init__(base)
         self.base = base
 
@@ -221,7 +221,9 @@ def record(
             raise VersionConflict(batch.session_id, _version(expected), head.version)
         else:
             _check_open(batch, head)
-            base, same_base, conflicts = head, 0, conflicts + 1
+            conflicts += 1
+            # An attempt that locks the head row links to whatever it then finds there.
+            base, same_base = None if conflicts >= _LOCK_AFTER else head, 0
 
 
 def record_many(store: Store, batches: Sequence[tuple[Batch, Expected]]) -> list[Landed]:
@@ -255,6 +257,20 @@ def _landed_or_free(
         raise VersionConflict(batch.session_id, _version(expected), found.head.version)
     _same_base(batch, expected, found.head)
     return None
+
+
+def delete(store: Store, namespace: str, session_id: str, tombstone: Tombstone) -> Landed | None:
+    """Delete a session; None if there is nothing to delete. A lost answer is looked up like an append's."""
+    for _ in range(_MAX_ATTEMPTS):
+        try:
+            return store.delete(namespace, session_id, tombstone)
+        except AnswerLost as lost:
+            base = lost.base
+            batch = tombstone(base)
+            found = _look_up(store, batch, base, lost)
+            if landed := _already(batch, base, found):
+                return landed
+    raise _give_up(batch, base.version, lost)
 
 
 def check_within(

@@ -68,6 +68,13 @@ class Connections:
         """Close a connection that is not to be used again."""
         lease.checked_out.invalidate()
 
+    def drop_idle(self) -> None:
+        """Close every idle connection."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for lease in idle:
+            self.drop(lease)
+
     def close(self) -> None:
         """Give every idle connection back to the engine; later ones follow when their use ends."""
         with self._lock:

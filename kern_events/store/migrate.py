@@ -76,8 +76,15 @@ def check_number(dialect: str, applied: int, min_writer: int) -> None:
         SchemaOutdated: With the number found and the one needed.
     """
     needed = latest(dialect)
-    if applied < needed or min_writer > needed:
+    if applied < needed:
         raise SchemaOutdated(applied, needed)
+    check_writer(dialect, applied, min_writer)
+
+
+def check_writer(dialect: str, applied: int, min_writer: int) -> None:
+    """Refuse a schema that a newer release has closed to this one."""
+    if min_writer > latest(dialect):
+        raise SchemaOutdated(applied, latest(dialect))
 
 
 def statements(text: str) -> Iterator[str]:

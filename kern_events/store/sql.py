@@ -46,6 +46,7 @@ SQLITE_BUSY_TIMEOUT: Final = "PRAGMA busy_timeout = {:d}"
 SQLITE_BEGIN: Final = "BEGIN IMMEDIATE"
 # A consistent state to read.
 SQLITE_BEGIN_READ: Final = "BEGIN"
+# End a transaction.
 COMMIT: Final = "COMMIT"
 ROLLBACK: Final = "ROLLBACK"
 # Which of our tables there are.
@@ -168,7 +169,11 @@ _NEW_ROWS: Final = (
     "WITH ORDINALITY AS e (event_id, type, type_version, kind, turn, ref, actor, meta, codec, key_commit, "
     "payload, native, salt, hash, n) ORDER BY e.n RETURNING position"
 )
-_GUARD: Final = "WHERE namespace = %b AND session_id = %b AND version = %b AND head_hash = %b"
+# The whole head, so that one that somebody made up can never be written behind.
+_GUARD: Final = (
+    "WHERE namespace = %b AND session_id = %b AND version = %b AND head_hash = %b AND turn = %b "
+    "AND branch = %b AND epoch = %b AND status = %b AND updated_at = %b"
+)
 _NO_KEY: Final = (
     " AND NOT EXISTS (SELECT FROM {s}kern_events "
     "WHERE namespace = %b AND session_id = %b AND idempotency_key = %b)"
@@ -208,6 +213,11 @@ class PostgresSQL:
         self.head = filled(f"SELECT {HEAD} FROM {{s}}kern_sessions WHERE namespace = %b AND session_id = %b")
         # As head, and hold it until the end of the transaction.
         self.locked_head = self.head + " FOR UPDATE"
+        # As locked_head, with the isolation level of the caller's transaction.
+        self.joined_head = filled(
+            f"SELECT {HEAD}, current_setting('transaction_isolation') FROM {{s}}kern_sessions "
+            "WHERE namespace = %b AND session_id = %b FOR UPDATE"
+        )
         # The head and what is recorded after a version: the freshness check of every load.
         self.tail = filled(
             f"SELECT {_HEAD_S}, {_STORED_E} FROM {{s}}kern_sessions AS s LEFT JOIN {{s}}kern_events AS e "
@@ -297,6 +307,10 @@ class PostgresSQL:
             "AND NOT EXISTS (SELECT FROM {s}kern_sessions AS s WHERE s.namespace = e.namespace "
             "AND s.session_id = e.session_id) GROUP BY e.session_id"
         )
+        # The schema number, and the lowest that may write.
+        self.applied = filled(
+            "SELECT coalesce(max(number), 0), coalesce(max(min_writer), 0) FROM {s}kern_migrations"
+        )
         # Heads of several new sessions.
         self.create_heads = filled(
             f"INSERT INTO {{s}}kern_sessions (namespace, session_id, {HEAD}, updated_hour, created_at, {_LISTING}) "
@@ -312,6 +326,12 @@ class PostgresSQL:
         )
         # Move a head that this transaction holds.
         self.move_locked = filled(_REWRITE + " WHERE namespace = %b AND session_id = %b")
+        # Where the last events of several sessions ended up in the log.
+        self.positions = filled(
+            "SELECT e.position FROM unnest(%b::text[], %b::int8[]) WITH ORDINALITY AS w (session_id, version, n) "
+            "JOIN {s}kern_events AS e ON e.namespace = %b AND e.session_id = w.session_id "
+            "AND e.version = w.version ORDER BY w.n"
+        )
         # Many events of many sessions.
         self.copy = filled(
             f"COPY {{s}}kern_events (namespace, session_id, {_ROW}) FROM STDIN (FORMAT BINARY)"
@@ -322,11 +342,13 @@ class PostgresSQL:
 POSTGRES_ISOLATION: Final = "SELECT current_setting('transaction_isolation')"
 # Begin as a reader of one consistent state.
 POSTGRES_BEGIN_READ: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+# Begin a writing transaction.
 POSTGRES_BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
 # One migrator at a time; the number is ours alone and means nothing.
 POSTGRES_MIGRATION_LOCK: Final = "SELECT pg_advisory_xact_lock(7308332046109602405)"
 # Where the tables of a migration go.
 POSTGRES_SCHEMA: Final = "SELECT set_config('search_path', %s, true)"
+# The schema that the caller named; only ever a checked, quoted identifier.
 POSTGRES_CREATE_SCHEMA: Final = "CREATE SCHEMA IF NOT EXISTS {name}"
 # Which of our tables there are.
 POSTGRES_TABLES: Final = (
@@ -341,8 +363,11 @@ CREATE_MIGRATIONS: Final = (
     "CREATE TABLE kern_migrations (number INTEGER PRIMARY KEY, name TEXT NOT NULL, sha256 TEXT NOT NULL, "
     "min_writer INTEGER NOT NULL, applied_at BIGINT NOT NULL)"
 )
+# As before, STRICT.
 SQLITE_CREATE_MIGRATIONS: Final = CREATE_MIGRATIONS.replace("BIGINT", "INTEGER") + " STRICT"
+# The schema number, and the lowest that may write.
 SQLITE_APPLIED: Final = "SELECT coalesce(max(number), 0), coalesce(max(min_writer), 0) FROM kern_migrations"
+# Remember what was applied.
 SQLITE_NOTE_MIGRATION: Final = "INSERT INTO kern_migrations VALUES (?, ?, ?, ?, ?)"
-POSTGRES_APPLIED: Final = "SELECT coalesce(max(number), 0), coalesce(max(min_writer), 0) FROM {s}kern_migrations"
+# As for SQLite.
 POSTGRES_NOTE_MIGRATION: Final = "INSERT INTO kern_migrations VALUES (%s, %s, %s, %s, %s)"

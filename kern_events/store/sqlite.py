@@ -185,6 +185,7 @@ class SQLiteStore:
             if row is None or row[5] == "deleted":
                 return None
             head = Head(*row[:7])
+            bases.append(head)
             batch = tombstone(head)
             linked = link(batch, head, now_us())
             position = _insert(driver, batch, linked, head, row[7])

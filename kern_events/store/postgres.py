@@ -1,0 +1,750 @@
+"""Postgres: an append is one guarded statement, so one round trip, on an autocommit connection.
+
+The head that it links to comes from a cache of this process; the guard compares the whole head, so
+a stale one lands nowhere and costs one look-up. Values go over the wire in binary, events as arrays.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple, TypeVar
+
+import psycopg
+from cachetools import LRUCache
+from sqlalchemy import URL, create_engine
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import PoolProxiedConnection, QueuePool
+
+from kern_events import chain
+from kern_events.batch import LISTING, Batch, Linked, StoredRow, link
+from kern_events.clock import now_us
+from kern_events.errors import (
+    FeedUnavailable,
+    StoreBusy,
+    StoreCorrupt,
+    StoreError,
+    StoreUnavailable,
+)
+from kern_events.events import Head, SessionInfo
+from kern_events.store import migrate, sql
+from kern_events.store.base import (
+    HOUR_US,
+    AnswerLost,
+    AnswersLost,
+    Base,
+    Found,
+    HeadRow,
+    Landed,
+    Refused,
+    Tombstone,
+    found_of,
+    head_row_of,
+    landed,
+    listing_values,
+    newest_version,
+    refuses,
+    rewrites_listing,
+    tail_of,
+    unknown_head,
+)
+from kern_events.store.connections import Connections, Lease, keep_inherited, survive_forks
+from kern_events.store.wire import (
+    Cursor,
+    binary_cursor,
+    bytea_array,
+    copy_row,
+    int2_array,
+    int4_array,
+    int8_array,
+    text_array,
+)
+
+T = TypeVar("T")
+
+_HEADS_CACHED: Final = 10_000
+_ERASE_PAGE: Final = 500
+_RETRIES: Final = 5
+_FOREVER: Final = 2**62
+_IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_$]{0,62}")
+_NOT_COMMITTED: Final = ("40001", "40P01")
+_COPY_HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+_COPY_TRAILER: Final = b"\xff\xff"
+
+
+class _Session(NamedTuple):
+    """A driver connection and the cursor that is used on it again and again."""
+
+    connection: psycopg.Connection[Any]
+    cursor: Cursor
+
+
+class PostgresStore:
+    """A Store in a Postgres database."""
+
+    dialect = "postgres"
+
+    def __init__(
+        self, url: URL, engine: Engine | None, *, schema: str | None, pool_size: int, lock_timeout_s: float
+    ) -> None:
+        if schema is not None and not _IDENTIFIER.fullmatch(schema):
+            raise ValueError(f"{schema!r} is not a schema name: letters, digits and underscores")
+        self._schema = schema
+        self._sql = sql.PostgresSQL(f'"{schema}".' if schema else "")
+        self._own = engine is None
+        self._lock_timeout_s = lock_timeout_s
+        self._engine = engine or _create_engine(url, pool_size, lock_timeout_s)
+        self._connections = Connections(
+            self._engine, _prepare, _restore, keep=pool_size if self._own else 0
+        )
+        self._heads: LRUCache[tuple[str, str], Head] = LRUCache(_HEADS_CACHED)
+        self._ready = self._closed = self._feed_checked = False
+        self._reset_locks()
+        survive_forks(self)
+
+    def _reset_locks(self) -> None:
+        self._heads_lock = threading.Lock()
+        self._setup = threading.Lock()
+
+    def forget(self) -> None:
+        """In a forked child: connect anew on the next use."""
+        keep_inherited(self._engine.pool)
+        self._engine.dispose(close=False)
+        self._reset_locks()
+
+    # ------------------------------------------------------------------------------- appending
+
+    def attempt(self, batch: Batch, base: Base, lock: bool = False) -> Landed | Refused:
+        """See Store."""
+        self._ensure()
+        if lock:
+            return self._in_transaction(lambda session, bases: self._locked(session, bases, batch, base))
+        head = self._head_for(batch, base)
+        if refuses(batch, base, head):
+            head = self._read_head(batch)
+            if refuses(batch, base, head):
+                return Refused(head if base is None else base)
+        linked = link(batch, head, now_us())
+        statement, values = self._statement(batch, head, linked)
+        rows = self._send(statement, values, head)
+        if not rows:
+            self._remember(batch, None)
+            return Refused(head)
+        self._remember(batch, linked.head)
+        return landed(batch, linked, max(row[0] for row in rows))
+
+    def submit(self, batch: Batch, base: Base) -> Future[Landed | Refused] | None:
+        """See Store: there is no queue; concurrent appends share the server's own group commit."""
+        return None
+
+    def attempt_many(self, batches: Sequence[tuple[Batch, Base]]) -> list[Landed] | None:
+        """See Store."""
+        self._ensure()
+        return self._in_transaction(lambda session, bases: self._many(session, bases, batches))
+
+    def within(
+        self, connection: Connection, batch: Batch, base: Base
+    ) -> tuple[Landed | Refused, Found | None]:
+        """See Store."""
+        self._ensure()
+        driver = connection.connection.driver_connection
+        if not isinstance(driver, psycopg.Connection):
+            raise ValueError("the connection given is not one to Postgres through psycopg 3")
+        if not connection.in_transaction() or driver.autocommit:
+            raise ValueError("the connection has no open transaction: begin one first")
+        cursor = binary_cursor(driver)
+        try:
+            answer = self._joined(cursor, batch, base)
+            if isinstance(answer, Landed):
+                return answer, None
+            return answer, self._looked_up(cursor, batch, _number(answer.base), len(batch.events))
+        except psycopg.Error as error:
+            raise _translated(error) from error
+
+    def delete(self, namespace: str, session_id: str, tombstone: Tombstone) -> Landed | None:
+        """See Store."""
+        self._ensure()
+
+        def work(session: _Session, bases: list[Head]) -> Landed | None:
+            row = session.cursor.execute(self._sql.locked_head, (namespace, session_id)).fetchone()
+            head = Head(*row) if row else None
+            if head is None or head.status == "deleted":
+                return None
+            bases.append(head)
+            batch = tombstone(head)
+            outcome = self._write(session.cursor, batch, head)
+            assert isinstance(outcome, Landed)
+            self._erase(session.cursor, batch, outcome.head.version)
+            self._remember(batch, None)
+            return outcome
+
+        return self._in_transaction(work)
+
+    def _head_for(self, batch: Batch, base: Base) -> Head:
+        """The head to link to, from what is at hand: the guard decides whether it is the right one."""
+        if isinstance(base, Head):
+            return base
+        with self._heads_lock:
+            head = self._heads.get((batch.namespace, batch.session_id))
+        if head is not None and base in (None, head.version):
+            return head
+        # A session that must be new is tried without asking.
+        return unknown_head(batch) if base == 0 else self._read_head(batch)
+
+    def _read_head(self, batch: Batch) -> Head:
+        head = self.head(batch.namespace, batch.session_id)
+        if head is not None:
+            self._remember(batch, head)
+        return head or unknown_head(batch)
+
+    def _remember(self, batch: Batch, head: Head | None) -> None:
+        with self._heads_lock:
+            if head is None:
+                self._heads.pop((batch.namespace, batch.session_id), None)
+            else:
+                self._heads[batch.namespace, batch.session_id] = head
+
+    def _statement(self, batch: Batch, head: Head, linked: Linked) -> tuple[str, tuple[Any, ...]]:
+        """The guarded append behind a head, and its values."""
+        rows = _row_values(batch, head, linked)
+        scope = (batch.namespace, batch.session_id)
+        if head.version == 0:
+            return self._sql.create, (*_created(batch, linked), *rows)
+        guard = (*scope, *_moved(head))
+        key = batch.idempotency_key
+        unused = () if key is None else (*scope, key)
+        if rewrites_listing(linked, head):
+            statement = self._sql.append_listing if key is None else self._sql.append_listing_keyed
+            return statement, (*_rewritten(linked), *guard, *unused, *rows)
+        statement = self._sql.append if key is None else self._sql.append_keyed
+        return statement, (*_moved(linked.head), *guard, *unused, *rows)
+
+    def _send(self, statement: str, values: tuple[Any, ...], base: Head) -> list[Any]:
+        """One autocommit statement that writes; a broken connection leaves its outcome open."""
+        for attempt in range(_RETRIES):
+            lease = self._take()
+            try:
+                rows = lease.driver.cursor.execute(statement, values).fetchall()
+            except psycopg.Error as error:
+                if _broken(lease, error):
+                    self._drop_all(lease)
+                    raise AnswerLost(base) from _translated(error)
+                self._connections.give(lease)
+                if error.sqlstate not in _NOT_COMMITTED or attempt == _RETRIES - 1:
+                    raise _translated(error) from error
+            except BaseException:
+                self._connections.drop(lease)  # Interrupted: the answer is still on its way.
+                raise
+            else:
+                self._connections.give(lease)
+                return rows
+            _back_off(attempt)
+        raise AssertionError("unreachable")  # pragma: no cover
+
+    def _in_transaction(self, work: Callable[[_Session, list[Head]], T]) -> T:
+        """Do a job in a transaction of its own; `bases` tells what it linked to, if COMMIT is lost."""
+        for attempt in range(_RETRIES):
+            lease, bases = self._take(), []
+            try:
+                lease.driver.cursor.execute(sql.POSTGRES_BEGIN)
+                result = work(lease.driver, bases)
+                lease.driver.cursor.execute(sql.COMMIT if result is not None else sql.ROLLBACK)
+            except psycopg.Error as error:
+                if _broken(lease, error):
+                    self._drop_all(lease)
+                    raise _lost(bases, error) from _translated(error)
+                self._connections.drop(lease)
+                if error.sqlstate not in _NOT_COMMITTED or attempt == _RETRIES - 1:
+                    raise _translated(error) from error
+            except BaseException:
+                self._connections.drop(lease)
+                raise
+            else:
+                self._connections.give(lease)
+                return result
+            _back_off(attempt)
+        raise AssertionError("unreachable")  # pragma: no cover
+
+    def _locked(self, session: _Session, bases: list[Head], batch: Batch, base: Base) -> Landed | Refused:
+        """An attempt that holds the head row, so that a busy session starves nobody."""
+        row = session.cursor.execute(self._sql.locked_head, (batch.namespace, batch.session_id)).fetchone()
+        head = Head(*row) if row else unknown_head(batch)
+        bases.append(head)
+        if refuses(batch, base, head):
+            return Refused(head if base is None else base)
+        outcome = self._write(session.cursor, batch, head)
+        self._remember(batch, outcome.head if isinstance(outcome, Landed) else None)
+        return outcome
+
+    def _joined(self, cursor: Cursor, batch: Batch, base: Base) -> Landed | Refused:
+        """An attempt in the caller's transaction: no cache of this process is read or written."""
+        row = cursor.execute(self._sql.joined_head, (batch.namespace, batch.session_id)).fetchone()
+        level = row[7] if row else cursor.execute(sql.POSTGRES_ISOLATION).fetchall()[0][0]
+        if level != "read committed":
+            raise ValueError(f"the transaction is {level.upper()}: append(connection=) needs READ COMMITTED")
+        head = Head(*row[:7]) if row else unknown_head(batch)
+        if refuses(batch, base, head):
+            return Refused(head if base is None else base)
+        return self._write(cursor, batch, head)
+
+    def _write(self, cursor: Cursor, batch: Batch, head: Head) -> Landed | Refused:
+        linked = link(batch, head, now_us())
+        statement, values = self._statement(batch, head, linked)
+        rows = cursor.execute(statement, values).fetchall()
+        return landed(batch, linked, max(row[0] for row in rows)) if rows else Refused(head)
+
+    def _many(
+        self, session: _Session, bases: list[Head], batches: Sequence[tuple[Batch, Base]]
+    ) -> list[Landed] | None:
+        """All batches with their heads locked: a statement for new heads, one per moved head, one COPY."""
+        cursor, namespace = session.cursor, batches[0][0].namespace
+        ids = text_array([batch.session_id for batch, _ in batches])
+        known = {row[0]: Head(*row[1:]) for row in cursor.execute(self._sql.locked_heads, (namespace, ids))}
+        linked: list[Linked] = []
+        for batch, base in batches:
+            head = known.get(batch.session_id) or unknown_head(batch)
+            bases.append(head)
+            if refuses(batch, base, head):
+                return None
+            linked.append(link(batch, head, now_us()))
+        if not self._write_heads(session, batches, known, linked):
+            return None
+        _copy(cursor, self._sql.copy, [batch for batch, _ in batches], linked)
+        last = int8_array([one.head.version for one in linked])
+        positions = cursor.execute(self._sql.positions, (ids, last, namespace)).fetchall()
+        for batch, _ in batches:
+            self._remember(batch, None)
+        return [
+            landed(batch, one, row[0])
+            for (batch, _), one, row in zip(batches, linked, positions, strict=True)
+        ]
+
+    def _write_heads(
+        self,
+        session: _Session,
+        batches: Sequence[tuple[Batch, Base]],
+        known: dict[str, Head],
+        linked: Sequence[Linked],
+    ) -> bool:
+        """False if somebody else has just created one of the new sessions."""
+        new = [(batch, one) for (batch, _), one in zip(batches, linked, strict=True)
+               if batch.session_id not in known]  # fmt: skip
+        if new:
+            columns = list(zip(*(_created(batch, one)[1:] for batch, one in new), strict=True))
+            session.cursor.execute(self._sql.create_heads, (new[0][0].namespace, *_head_arrays(columns)))
+            if session.cursor.rowcount != len(new):
+                return False
+        moved = [
+            (*_rewritten(one), batch.namespace, batch.session_id)
+            for (batch, _), one in zip(batches, linked, strict=True)
+            if batch.session_id in known
+        ]
+        if moved:
+            session.cursor.executemany(self._sql.move_locked, moved)
+        return True
+
+    def _erase(self, cursor: Cursor, batch: Batch, before: int) -> None:
+        """Erase the content of all rows before a tombstone, page by page."""
+        after, scope = 0, (batch.namespace, batch.session_id)
+        while rows := cursor.execute(self._sql.covered, (*scope, before, after, _ERASE_PAGE)).fetchall():
+            commits = bytea_array([chain.payload_commit(row[17], row[14], row[15]) for row in rows])
+            cursor.execute(self._sql.erase, (int8_array([row[0] for row in rows]), commits, *scope))
+            if cursor.rowcount != len(rows):
+                raise StoreError(f"{cursor.rowcount} of {len(rows)} events were erased; nothing was")
+            after = rows[-1][0]
+
+    # --------------------------------------------------------------------------------- reading
+
+    def head(self, namespace: str, session_id: str) -> Head | None:
+        """See Store."""
+        rows = self._query(self._sql.head, (namespace, session_id))
+        return Head(*rows[0]) if rows else None
+
+    def look_up(self, batch: Batch, base: int, count: int) -> Found:
+        """See Store."""
+        self._ensure()
+        found = self._with_lease(lambda session: self._looked_up(session.cursor, batch, base, count))
+        self._remember(batch, found.head if found.head.version else None)
+        return found
+
+    def _looked_up(self, cursor: Cursor, batch: Batch, base: int, count: int) -> Found:
+        values: dict[str, Any] = {
+            "base": base, "last": base + count, "count": len(batch.events), "key": batch.idempotency_key,
+            "namespace": batch.namespace, "session_id": batch.session_id,
+        }  # fmt: skip
+        keyed = batch.idempotency_key is not None
+        statement = self._sql.look_up_keyed if keyed else self._sql.look_up
+        return found_of(batch, cursor.execute(statement, values).fetchall())
+
+    def rows(
+        self, namespace: str, session_id: str, after: int, until: int | None, limit: int
+    ) -> Sequence[StoredRow]:
+        """See Store."""
+        last = _FOREVER if until is None else until
+        return self._query(self._sql.rows, (namespace, session_id, after, last, limit))
+
+    def tail(
+        self, namespace: str, session_id: str, after: int, limit: int
+    ) -> tuple[Head | None, Sequence[StoredRow]]:
+        """See Store."""
+        return tail_of(self._query(self._sql.tail, (after, namespace, session_id, limit)))
+
+    def turn_start(self, namespace: str, session_id: str, turn: int) -> int | None:
+        """See Store."""
+        version: int | None = self._query(self._sql.turn_start, (namespace, session_id, turn))[0][0]
+        return version
+
+    def version_at(self, namespace: str, session_id: str, at_us: int) -> int:
+        """See Store."""
+
+        def probe(version: int) -> tuple[int, int] | None:
+            rows = self._query(self._sql.at, (namespace, session_id, version))
+            return rows[0] if rows else None
+
+        return newest_version(self.head(namespace, session_id), at_us, probe)
+
+    def feed_end(self) -> int:
+        """See Store.
+
+        The order of positions is not the order of commits. So: note the highest position that can
+        be seen, list the transactions that have taken positions (they hold a lock on the table), and
+        wait until those are gone; what they took is then there or never will be.
+        """
+        self._check_feed()
+        end: int = self._query(self._sql.last_position, ())[0][0]
+        waiting = self._lockers()
+        deadline = time.monotonic() + self._lock_timeout_s
+        while waiting:
+            if time.monotonic() > deadline:
+                pids = ", ".join(str(pid) for pid in waiting.values())
+                raise StoreBusy(f"a transaction has appended and not ended for {self._lock_timeout_s:g} s: {pids}")
+            time.sleep(0.002)
+            now = self._lockers()
+            waiting = {transaction: pid for transaction, pid in waiting.items() if transaction in now}
+        return end
+
+    def feed(
+        self, namespace: str, after: int, until: int, limit: int
+    ) -> Sequence[tuple[str, StoredRow]]:
+        """See Store."""
+        rows = self._query(self._sql.feed, (namespace, after, until, limit))
+        return [(row[0], row[1:]) for row in rows]
+
+    def _lockers(self) -> dict[str, int | None]:
+        """Other transactions that may have taken positions: their virtual ids, and pids (None: prepared)."""
+        rows = self._query(self._sql.lockers, ())
+        if rows[0][0]:
+            raise FeedUnavailable("this is a standby: the feed reads from the primary")
+        return {row[1]: row[2] for row in rows if row[1] is not None}
+
+    def _check_feed(self) -> None:
+        if self._feed_checked:
+            return
+        cache = self._query(self._sql.sequence_cache, ())
+        if not cache or cache[0][0] != 1:
+            raise FeedUnavailable("positions must be drawn one by one: the sequence has to have CACHE 1")
+        self._feed_checked = True
+
+    def sessions(
+        self, namespace: str, user_id: str | None, after: tuple[int, str] | None, limit: int
+    ) -> Sequence[SessionInfo]:
+        """See Store."""
+        at_us, session_id = after or (_FOREVER, "")
+        values = (namespace, user_id, user_id, at_us // HOUR_US, at_us, at_us, session_id, limit)
+        return [SessionInfo(*row) for row in self._query(self._sql.sessions, values)]
+
+    @contextmanager
+    def snapshot(self) -> Iterator[_Snapshot]:
+        """See Store."""
+        self._ensure()
+        lease = self._take()
+        try:
+            lease.driver.cursor.execute(sql.POSTGRES_BEGIN_READ)
+            yield _Snapshot(lease.driver.cursor, self._sql)
+            lease.driver.cursor.execute(sql.COMMIT)
+        except psycopg.Error as error:
+            self._connections.drop(lease)
+            raise _translated(error) from error
+        except BaseException:
+            self._connections.drop(lease)
+            raise
+        self._connections.give(lease)
+
+    def _query(self, statement: str, values: tuple[Any, ...]) -> list[Any]:
+        if not self._ready:
+            self._ensure()
+        rows: list[Any] = self._with_lease(lambda session: session.cursor.execute(statement, values).fetchall())
+        return rows
+
+    def _with_lease(self, read: Callable[[_Session], T]) -> T:
+        """A read: it is safe to repeat on another connection, once."""
+        for last in (False, True):
+            lease = self._take()
+            try:
+                result = read(lease.driver)
+            except psycopg.Error as error:
+                if not _broken(lease, error):
+                    self._connections.give(lease)
+                    raise _translated(error) from error
+                self._drop_all(lease)
+                if last:
+                    raise StoreUnavailable(f"Postgres: {_text(error)}") from error
+            except BaseException:
+                self._connections.drop(lease)
+                raise
+            else:
+                self._connections.give(lease)
+                return result
+        raise AssertionError("unreachable")  # pragma: no cover
+
+    def _take(self) -> Lease:
+        if self._closed:
+            raise StoreError("this log is closed")
+        try:
+            return self._connections.take()
+        except psycopg.Error as error:
+            raise StoreUnavailable(f"Postgres cannot be reached: {_text(error)}") from error
+        except DBAPIError as error:
+            raise StoreUnavailable(f"Postgres cannot be reached: {_text(error.orig)}") from error
+
+    def _drop_all(self, lease: Lease) -> None:
+        """One connection is broken: the server went away, so the idle ones are as good as gone."""
+        self._connections.drop(lease)
+        self._connections.drop_idle()
+
+    # ------------------------------------------------------------------- opening and migrating
+
+    def migrate(self) -> tuple[int, int]:
+        """See Store."""
+        before = self._applied()
+        with self._migrating() as cursor:
+            self._migrate(cursor)
+        self._ready = True
+        return (before or (0, 0))[0], migrate.latest("postgres")
+
+    def notes(self) -> Sequence[str]:
+        """See Store."""
+        return ()
+
+    def close(self) -> None:
+        """See Store."""
+        self._closed = True
+        self._connections.close()
+        if self._own:
+            self._engine.dispose()
+
+    def _ensure(self) -> None:
+        """Check the tables and create them where there are none; once per process."""
+        if self._ready:
+            return
+        with self._setup:
+            applied = self._applied()
+            if applied is None:
+                self._create()
+            else:
+                migrate.check_number("postgres", *applied)
+            self._ready = True
+
+    def _create(self) -> None:
+        try:
+            with self._migrating() as cursor:
+                self._migrate(cursor)
+        except StoreError as error:
+            if getattr(error.__cause__, "sqlstate", None) != "42501":
+                raise
+            raise StoreError(
+                "the tables do not exist and this role may not create them: "
+                "run `kern-events migrate --db URL` with one that may"
+            ) from error.__cause__
+
+    def _applied(self) -> tuple[int, int] | None:
+        """The schema number and the lowest that may write; None if there are no tables."""
+
+        def read(session: _Session) -> tuple[int, int] | None:
+            cursor = session.cursor
+            tables = {row[0] for row in cursor.execute(sql.POSTGRES_TABLES, (self._schema,))}
+            migrate.check_foreign(tables)
+            if "kern_migrations" not in tables:
+                return None
+            found = cursor.execute(self._sql.applied).fetchall()[0]
+            return found[0], found[1]
+
+        return self._with_lease(read)
+
+    @contextmanager
+    def _migrating(self) -> Iterator[psycopg.Cursor[Any]]:
+        lease = self._take()
+        try:
+            connection = lease.driver.connection
+            with connection.transaction(), connection.cursor() as cursor:
+                cursor.execute(sql.POSTGRES_MIGRATION_LOCK)
+                yield cursor
+        except psycopg.Error as error:
+            self._connections.drop(lease)
+            raise _translated(error) from error
+        except BaseException:
+            self._connections.drop(lease)
+            raise
+        self._connections.give(lease)
+
+    def _migrate(self, cursor: psycopg.Cursor[Any]) -> None:
+        """Apply what is missing; another process may have been first while this one waited."""
+        if self._schema:
+            cursor.execute(sql.POSTGRES_CREATE_SCHEMA.format(name=f'"{self._schema}"').encode())
+            cursor.execute(sql.POSTGRES_SCHEMA, (f'"{self._schema}"',))
+        tables = {row[0] for row in cursor.execute(sql.POSTGRES_TABLES, (self._schema,))}
+        migrate.check_foreign(tables)
+        if "kern_migrations" not in tables:
+            cursor.execute(sql.CREATE_MIGRATIONS)
+        applied, min_writer = cursor.execute(self._sql.applied).fetchall()[0]
+        migrate.check_writer("postgres", applied, min_writer)
+        for step in migrate.pending("postgres", applied):
+            cursor.execute(step.text.encode())
+            note = (step.number, step.name, step.sha256, migrate.MIN_WRITER[step.number], now_us())
+            cursor.execute(sql.POSTGRES_NOTE_MIGRATION, note)
+
+
+class _Snapshot:
+    """See Snapshot."""
+
+    def __init__(self, cursor: Cursor, statements: sql.PostgresSQL) -> None:
+        self._cursor = cursor
+        self._sql = statements
+
+    def head_rows(self, namespace: str, session_id: str | None) -> Iterator[HeadRow]:
+        after = ""
+        while rows := self._cursor.execute(
+            self._sql.head_rows, (namespace, session_id, session_id, after, _ERASE_PAGE)
+        ).fetchall():
+            yield from map(head_row_of, rows)
+            after = rows[-1][0]
+
+    def page(self, namespace: str, session_id: str, after: int, limit: int) -> Sequence[StoredRow]:
+        values = (namespace, session_id, after, _FOREVER, limit)
+        return self._cursor.execute(self._sql.rows, values).fetchall()
+
+    def orphans(self, namespace: str) -> Sequence[tuple[str, int]]:
+        return self._cursor.execute(self._sql.orphans, (namespace,)).fetchall()
+
+
+def _create_engine(url: URL, pool_size: int, lock_timeout_s: float) -> Engine:
+    options = f"-c lock_timeout={int(lock_timeout_s * 1000)}"
+    given = url.query.get("options")
+    connect_args: dict[str, Any] = {"options": f"{given} {options}" if given else options}
+    if "connect_timeout" not in url.query:
+        connect_args["connect_timeout"] = 10
+    return create_engine(
+        url.set(drivername="postgresql+psycopg"),
+        poolclass=QueuePool,
+        pool_size=pool_size,
+        max_overflow=-1,
+        connect_args=connect_args,
+    )
+
+
+def _prepare(checked_out: PoolProxiedConnection) -> _Session:
+    connection = checked_out.driver_connection
+    assert isinstance(connection, psycopg.Connection)
+    checked_out.info["kern_autocommit"] = connection.autocommit
+    connection.autocommit = True
+    return _Session(connection, binary_cursor(connection))
+
+
+def _restore(checked_out: PoolProxiedConnection) -> None:
+    connection = checked_out.driver_connection
+    assert isinstance(connection, psycopg.Connection)
+    connection.autocommit = checked_out.info.pop("kern_autocommit")
+
+
+def _row_values(batch: Batch, head: Head, linked: Linked) -> tuple[Any, ...]:
+    """What the events' part of a guarded append takes: scalars, then one array per column."""
+    (
+        _, event_id, type, type_version, kind, turn, ref, at, actor, meta, _, codec, key_commit, payload,
+        native, salt, hash,
+    ) = zip(*linked.rows, strict=True)  # fmt: skip
+    return (
+        batch.namespace, batch.session_id, head.version, at[0], batch.idempotency_key,
+        bytea_array(event_id), text_array(type), int4_array(type_version), int2_array(kind),
+        int8_array(turn), int8_array(ref), text_array(actor), bytea_array(meta), int2_array(codec),
+        bytea_array(key_commit), bytea_array(payload), bytea_array(native), bytea_array(salt),
+        bytea_array(hash),
+    )  # fmt: skip
+
+
+def _moved(head: Head) -> tuple[Any, ...]:
+    """The columns of a head, in the order of the UPDATE and of its guard."""
+    return (head.version, head.hash, head.turn, head.branch, head.epoch, head.status, head.at_us)
+
+
+def _rewritten(linked: Linked) -> tuple[Any, ...]:
+    return (*_moved(linked.head), linked.head.at_us // HOUR_US, *listing_values(linked))
+
+
+def _created(batch: Batch, linked: Linked) -> tuple[Any, ...]:
+    """The columns of a new head row."""
+    after, listing = linked.head, linked.listing or {}
+    return (
+        batch.namespace, batch.session_id, *_moved(after), after.at_us // HOUR_US, after.at_us,
+        *(listing.get(column) for column in LISTING),
+    )  # fmt: skip
+
+
+def _head_arrays(columns: Sequence[Sequence[Any]]) -> list[Any]:
+    """The columns of several new head rows (without the namespace) as arrays."""
+    makers = [
+        text_array, int8_array, bytea_array, int8_array, int8_array, int8_array, text_array, int8_array,
+        int8_array, int8_array, *([text_array] * len(LISTING)),
+    ]  # fmt: skip
+    return [make(column) for make, column in zip(makers, columns, strict=True)]
+
+
+def _copy(cursor: Cursor, statement: str, batches: Sequence[Batch], linked: Sequence[Linked]) -> None:
+    """Send the rows of several sessions as one binary COPY."""
+    with cursor.copy(statement) as copy:
+        copy.write(_COPY_HEADER)
+        for batch, one in zip(batches, linked, strict=True):
+            copy.write(b"".join([copy_row(batch.namespace, batch.session_id, row) for row in one.rows]))
+        copy.write(_COPY_TRAILER)
+
+
+def _lost(bases: list[Head], error: psycopg.Error) -> Exception:
+    if not bases:
+        return StoreUnavailable(f"Postgres: {_text(error)}")
+    return AnswerLost(bases[0]) if len(bases) == 1 else AnswersLost(bases)
+
+
+def _broken(lease: Lease, error: psycopg.Error) -> bool:
+    """Whether the connection is gone, and the outcome of what was sent with it."""
+    return lease.driver.connection.closed or (error.sqlstate or "")[:3] in ("57P", "08")
+
+
+def _translated(error: psycopg.Error) -> StoreError:
+    state = error.sqlstate or ""
+    text = f"Postgres: {_text(error)}"
+    if state in (*_NOT_COMMITTED, "55P03", "57014"):
+        return StoreBusy(text)
+    if state[:2] in ("08", "57") or state in ("25006", "53300"):
+        return StoreUnavailable(text)
+    if state[:2] == "XX" and state != "XX000":
+        return StoreCorrupt(text)
+    if not state and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
+        return StoreUnavailable(text)
+    return StoreError(text)
+
+
+def _text(error: BaseException | None) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _back_off(attempt: int) -> None:
+    time.sleep(random.uniform(0.0, min(0.5, 0.01 * 2**attempt)))  # noqa: S311 - not a secret
+
+
+def _number(base: Head | int) -> int:
+    return base.version if isinstance(base, Head) else base
