@@ -1,0 +1,140 @@
+"""The messages for the next prompt: a window on a view's context that a model API accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
+
+from msgspec.structs import replace
+
+from projections.session import Message, View
+from projections.session.messages import INSTRUCTIONS
+
+
+class History(Sequence[Message]):
+    """Messages in the order in which a model takes them. A slice is a tuple."""
+
+    __slots__ = ("_messages",)
+
+    def __init__(self, messages: tuple[Message, ...]) -> None:
+        self._messages = messages
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    @overload
+    def __getitem__(self, index: int) -> Message: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Message, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Message | tuple[Message, ...]:
+        return self._messages[index]
+
+    def __iter__(self) -> Iterator[Message]:
+        return iter(self._messages)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, (str, bytes)):
+            return NotImplemented
+        return self._messages == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"History({self._messages!r})"
+
+    def to_openai(self) -> list[dict[str, Any]]:
+        """The messages as plain dicts for the OpenAI chat API, free to change."""
+        return [message.to_openai() for message in self._messages]
+
+
+def history(view: View, *, last_turns: int | None = None, last_messages: int | None = None) -> History:
+    """The messages of a view's context, or of a window at its end.
+
+    System and developer messages at the start are kept and do not count. A call and its result are
+    never parted: results stand directly behind the message that calls, a window that would begin
+    between the two begins before both, and a call without a result, or a result without a call, is
+    left out (the content of the message that calls stays). Costs the window, not the session.
+
+    Args:
+        view: A session view.
+        last_turns: Only what was recorded since that many turns ago began, the last one included.
+        last_messages: Only about so many messages: a few more where a call would be parted.
+
+    Raises:
+        TypeError: Both are given.
+        ValueError: One is negative.
+    """
+    if last_turns is not None and last_messages is not None:
+        raise TypeError("last_turns and last_messages exclude each other")
+    if (last_turns or 0) < 0 or (last_messages or 0) < 0:
+        raise ValueError(f"last_turns={last_turns}, last_messages={last_messages}: a window is not negative")
+    leading = _leading(view)
+    start = 0
+    if last_turns is not None:
+        start = _turns_start(view, last_turns)
+    elif last_messages is not None:
+        start = _messages_start(view, last_messages)
+    return History((*leading, *_paired(view.context[max(start, len(leading)) :])))
+
+
+def _leading(view: View) -> tuple[Message, ...]:
+    count = 0
+    for message in view.context:
+        if message.role not in INSTRUCTIONS:
+            break
+        count += 1
+    return view.context[:count]
+
+
+def _messages_start(view: View, count: int) -> int:
+    """Where the last `count` messages begin; before the call if that is a result."""
+    start = max(0, len(view.context) - count)
+    while 0 < start < len(view.context) and view.context[start].role == "tool":
+        start -= 1
+    return start
+
+
+def _turns_start(view: View, count: int) -> int:
+    """Where the messages begin that were recorded since the start of the last `count` turns."""
+    if count == 0:
+        return len(view.context)
+    if count > len(view.turns):
+        return 0
+    since = view.turns[-count].started_version
+    start = len(view.context)
+    for message in reversed(view.context):
+        if message.version < since:
+            break
+        start -= 1
+    return start
+
+
+def _paired(messages: Sequence[Message]) -> Iterator[Message]:
+    """The messages with every result behind its call, and without what lacks the other half."""
+    calls = _results(messages)
+    for index, message in enumerate(messages):
+        if message.role == "tool":
+            continue
+        results = calls.get(index, {})
+        answered = tuple(call for i, call in enumerate(message.tool_calls) if i in results)
+        if len(answered) < len(message.tool_calls):
+            if not answered and not message.content:
+                continue
+            message = replace(message, tool_calls=answered)
+        yield message
+        yield from sorted(results.values(), key=lambda result: result.version)
+
+
+def _results(messages: Sequence[Message]) -> dict[int, dict[int, Message]]:
+    """The results of each message, by the places of message and call; ids may be used again."""
+    open: dict[str, list[tuple[int, int]]] = {}
+    found: dict[int, dict[int, Message]] = {}
+    for index, message in enumerate(messages):
+        for place, call in enumerate(message.tool_calls):
+            open.setdefault(call.id, []).append((index, place))
+        if message.role == "tool" and (waiting := open.get(message.tool_call_id or "")):
+            caller, place = waiting.pop()
+            found.setdefault(caller, {})[place] = message
+    return found

@@ -1,0 +1,187 @@
+"""A view taken apart, so that many events are folded before it is put together again.
+
+Taking apart and putting together cost the same at any length of the session: what is long (messages,
+context, turns) is edited in its open chunk only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from kern_events import Event, Head
+from projections.chunks import Editor
+from projections.session.content import content_bytes
+from projections.session.view import Message, PendingCall, Turn, Usage, View
+
+MAX_PROBLEMS: Final = 20
+_MESSAGE_BYTES: Final = 64  # a message beside its content
+
+
+class Builder:
+    """The fields of a view, free to change; `finish` gives the view."""
+
+    __slots__ = (
+        "agent_state", "context", "head", "incomplete", "messages", "metadata", "name", "paused",
+        "pending", "problems", "session_id", "state", "status", "summary", "turn", "turns", "usage",
+        "user_id", "version",
+    )  # fmt: skip
+
+    def __init__(self, view: View) -> None:
+        self.head: Head = view.head
+        self.begin(view)
+
+    def begin(self, view: View) -> None:
+        """Go on from this view, whatever there was before."""
+        self.session_id = view.session_id
+        self.version = view.version
+        self.turn = view.turn
+        self.status = view.status
+        self.user_id = view.user_id
+        self.messages = view.messages.edit()
+        self.context = self.messages if view.context is view.messages else view.context.edit()
+        self.state = dict(view.state)
+        self.agent_state = dict(view.agent_state)
+        self.turns = view.turns.edit()
+        self.usage = dict(view.usage)
+        self.pending = list(view.pending_calls)
+        self.paused = list(view.paused)
+        self.name = view.name
+        self.metadata = view.metadata
+        self.summary = view.summary
+        self.incomplete = view.incomplete
+        self.problems = list(view.problems)
+
+    def finish(self) -> View:
+        """The view as it is now."""
+        messages = self.messages.freeze()
+        return View(
+            self.session_id,
+            self.version,
+            self.head,
+            self.turn,
+            self.status,
+            self.user_id,
+            messages,
+            messages if self.context is self.messages else self.context.freeze(),
+            MappingProxyType(self.state),
+            MappingProxyType(self.agent_state),
+            self.turns.freeze(),
+            MappingProxyType(self.usage),
+            tuple(self.pending),
+            tuple(self.paused),
+            self.name,
+            self.metadata,
+            self.summary,
+            self.incomplete,
+            tuple(self.problems),
+        )
+
+    def note(self, event: Event, problem: str) -> None:
+        """Mark the view incomplete, and say why as long as there are few such notes."""
+        self.incomplete = True
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(f"version {event.version}, {event.type}: {problem}")
+
+    def add_message(self, message: Message) -> None:
+        """A message at the end of the transcript and of the context."""
+        content = message.content
+        if type(content) is str and not message.tool_calls:
+            size_bytes = _MESSAGE_BYTES + len(content)
+        else:
+            size_bytes = message_bytes(message)
+        self.messages.append(message, size_bytes)
+        if self.context is not self.messages:
+            self.context.append(message, size_bytes)
+
+    def change_message(self, old: Message, new: Message) -> None:
+        """Another message in the place of this one, wherever it stands."""
+        grown = message_bytes(new) - message_bytes(old)
+        for messages in self._both():
+            index = last_index(messages, old.id)
+            if index is not None:
+                messages.replace(index, new, max(0, grown))
+
+    def remove_message(self, id: str) -> None:
+        """Take out the latest message of that id, wherever it stands."""
+        for messages in self._both():
+            index = last_index(messages, id)
+            if index is not None:
+                messages.remove(index)
+
+    def _both(self) -> tuple[Editor[Message], ...]:
+        return (self.messages,) if self.context is self.messages else (self.messages, self.context)
+
+    def take_pending(self, call_id: str) -> PendingCall | None:
+        """Take the latest call of that id without an outcome from the list of them."""
+        index = self.pending_index(call_id)
+        return None if index is None else self.pending.pop(index)
+
+    def pending_index(self, call_id: str) -> int | None:
+        """Where the latest call of that id without an outcome is listed."""
+        for index in range(len(self.pending) - 1, -1, -1):
+            if self.pending[index].id == call_id:
+                return index
+        return None
+
+    def turn_of(self, number: int) -> Turn | None:
+        """The turn of that number, if it has started."""
+        last = self.turns.last()
+        if last is None or last.number == number:
+            return last
+        index = self._turn_index(number)
+        return None if index is None else self.turns[index]
+
+    def put_turn(self, turn: Turn, grown_bytes: int = 0) -> None:
+        """Another Turn in the place of the one of its number, which there must be."""
+        last = self.turns.last()
+        if last is not None and last.number == turn.number:
+            self.turns.replace_last(turn, grown_bytes)
+        elif (index := self._turn_index(turn.number)) is not None:
+            self.turns.replace(index, turn, grown_bytes)
+
+    def _turn_index(self, number: int) -> int | None:
+        # Turns are numbered without gaps, from the first of the session's life on.
+        index = number - self.turns[0].number
+        return index if 0 <= index < len(self.turns) and self.turns[index].number == number else None
+
+    def add_usage(self, usage: Mapping[str, int | float], sign: int = 1) -> None:
+        """Count usage in the session's sum, or take it out again."""
+        for key, value in usage.items():
+            self.usage[key] = self.usage.get(key, 0) + sign * value
+
+
+def message_bytes(message: Message) -> int:
+    """About how many bytes a message takes."""
+    size = _MESSAGE_BYTES + content_bytes(message.content)
+    for call in message.tool_calls:
+        size += _MESSAGE_BYTES + len(call.arguments)
+    return size
+
+
+def last_index(messages: Editor[Message], id: str) -> int | None:
+    """Where the latest message of that id stands; looks from the end, so recent ones are found at once."""
+    index = len(messages)
+    for message in reversed(messages):
+        index -= 1
+        if message.id == id:
+            return index
+    return None
+
+
+def summed(a: Usage, b: Mapping[str, int | float]) -> Usage:
+    """Two usages added up, field by field."""
+    if not a:
+        return MappingProxyType(dict(b))
+    total = dict(a)
+    for key, value in b.items():
+        total[key] = total.get(key, 0) + value
+    return MappingProxyType(total)
+
+
+def numbers(usage: Any) -> tuple[dict[str, int | float], str | None]:
+    """The fields of a recorded usage that are numbers (what is nested is not summed), and what was wrong."""
+    if type(usage) is not dict:
+        return {}, None if usage is None else "the usage is no object"
+    return {key: value for key, value in usage.items() if type(value) is int or type(value) is float}, None

@@ -1,0 +1,99 @@
+"""The projector of the session view: which event does what, for one event or for many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Literal
+
+from kern_events import Event
+from projections.session import messages, turns
+from projections.session.builder import Builder
+from projections.session.messages import Payload
+from projections.session.view import View
+
+_Handler = Callable[[Builder, Event, Payload], str | None]
+
+_HANDLERS: Final[Mapping[str, _Handler | None]] = {
+    "session.created": turns.created,
+    "session.renamed": turns.renamed,
+    "session.described": turns.described,
+    "session.summarized": turns.summarized,
+    "session.cleared": messages.cleared,
+    "session.closed": turns.closed,
+    "session.deleted": turns.deleted,
+    "session.erased": None,
+    "turn.started": turns.started,
+    "turn.paused": turns.paused,
+    "turn.resumed": turns.resumed,
+    "turn.completed": turns.ended,
+    "turn.failed": turns.ended,
+    "turn.cancelled": turns.ended,
+    "message.added": messages.added,
+    "message.replaced": messages.replaced,
+    "message.removed": messages.removed,
+    "messages.compacted": messages.compacted,
+    "model.called": None,
+    "model.responded": turns.responded,
+    "tool.called": messages.called,
+    "tool.returned": messages.returned,
+    "tool.failed": messages.failed,
+    "approval.requested": None,
+    "approval.resolved": None,
+    "state.changed": turns.state_changed,
+    "media.attached": None,
+    "agent.handed_off": None,
+}
+"""What each type of the vocabulary does; None leaves the view unchanged."""
+
+
+class SessionProjector:
+    """Folds a session into a `View`.
+
+    It never fails: of an event that is erased, malformed, of an unknown type or of a newer type
+    version it takes what it can, marks the view `incomplete` and says so in `problems`.
+    """
+
+    name: Final = "session"
+    version: Final = 1
+    scope: Final[Literal["live", "log"]] = "live"
+
+    def initial(self) -> View:
+        """The view of a session without events."""
+        return View()
+
+    def evolve(self, view: View, event: Event) -> View:
+        """The view after one more event."""
+        return self.fold(view, (event,))
+
+    def fold(self, view: View, events: Sequence[Event]) -> View:
+        """The view after these events; costs what they cost, however long the session is."""
+        if not events:
+            return view
+        builder = Builder(view)
+        for event in events:
+            builder.version = event.version
+            handler = _HANDLERS.get(event.type, _unknown)
+            payload = event.payload
+            if event.type_version != 1 or type(payload) is not dict:
+                _unreadable(builder, event, handler)
+            elif handler is not None and (problem := handler(builder, event, payload)) is not None:
+                builder.note(event, problem)
+        builder.session_id = events[-1].session_id
+        return builder.finish()
+
+
+def _unknown(builder: Builder, event: Event, payload: Payload) -> str:
+    return "an unknown type"
+
+
+def _unreadable(builder: Builder, event: Event, handler: _Handler | None) -> None:
+    """An event of which only the header can be read: its handler does what that says."""
+    if handler is _unknown:
+        builder.note(event, "an unknown type")
+        return
+    if event.type_version != 1:
+        builder.note(event, f"a newer type version, {event.type_version}")
+    elif handler is not None:
+        builder.note(event, "erased" if event.erased else "the payload is no object")
+    if handler is not None:
+        handler(builder, event, {})
