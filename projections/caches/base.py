@@ -1,0 +1,54 @@
+"""What a snapshot is, and what a cache of them has to do, which is little: it is never trusted.
+
+`load` proves every snapshot fresh against the log, so a cache may lose, delay or forget what it likes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+
+class SnapshotKey(NamedTuple):
+    """Whose snapshot it is. Another version of a projector never sees it."""
+
+    namespace: str
+    session_id: str
+    projector: str
+    projector_version: int
+
+
+class Snapshot(msgspec.Struct):
+    """A view at a version of the log, as a baseline to fold on from.
+
+    Attributes:
+        view: What the projector folded; never changed.
+        version: The last event that is in it.
+        epoch: The erasures that the session had seen when it was folded; it is worth nothing in another.
+        hash: The chain hash at `version`.
+        size_bytes: About how much memory it takes.
+        verified_s: When this process last saw it agree with the log, on its monotonic clock. The one
+            field that changes, and of no meaning elsewhere.
+    """
+
+    view: Any
+    version: int
+    epoch: int
+    hash: bytes
+    size_bytes: int
+    verified_s: float = -math.inf
+
+
+class SnapshotCache(Protocol):
+    """Keeps the newest snapshot of each key, or not. Called by many threads; never raises."""
+
+    def get(self, key: SnapshotKey) -> Snapshot | None:
+        """The snapshot kept under a key."""
+
+    def put(self, key: SnapshotKey, snapshot: Snapshot) -> None:
+        """Keep a snapshot, unless one of a higher (epoch, version) is there."""
+
+    def drop(self, key: SnapshotKey) -> None:
+        """Forget what is kept under a key: it does not agree with the log."""

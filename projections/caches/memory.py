@@ -1,0 +1,66 @@
+"""Snapshots in memory: live views, the least recently used dropped first, bounded by bytes."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import Final
+
+from cachetools import LRUCache
+
+from projections.caches.base import Snapshot, SnapshotKey
+
+DEFAULT_BYTES: Final = 256 << 20
+
+
+class MemoryCache:
+    """A SnapshotCache of this process; the views themselves are kept and shared.
+
+    Args:
+        max_bytes: What the snapshots take together at the most; one that is larger is not kept.
+    """
+
+    def __init__(self, max_bytes: int = DEFAULT_BYTES) -> None:
+        self.max_bytes: Final = max_bytes
+        self._begin()
+        _caches.add(self)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._snapshots: LRUCache[SnapshotKey, Snapshot] = LRUCache(self.max_bytes, getsizeof=_size_bytes)
+
+    def get(self, key: SnapshotKey) -> Snapshot | None:
+        """See SnapshotCache."""
+        with self._lock:
+            return self._snapshots.get(key)
+
+    def put(self, key: SnapshotKey, snapshot: Snapshot) -> None:
+        """See SnapshotCache. Where one is too large, an older one stays: better a long tail than all."""
+        if snapshot.size_bytes > self.max_bytes:
+            return
+        with self._lock:
+            kept = self._snapshots.get(key)
+            if kept is None or (kept.epoch, kept.version) <= (snapshot.epoch, snapshot.version):
+                self._snapshots[key] = snapshot
+
+    def drop(self, key: SnapshotKey) -> None:
+        """See SnapshotCache."""
+        with self._lock:
+            self._snapshots.pop(key, None)
+
+
+def _size_bytes(snapshot: Snapshot) -> int:
+    return snapshot.size_bytes
+
+
+_caches: weakref.WeakSet[MemoryCache] = weakref.WeakSet()
+
+
+def _begin_anew() -> None:
+    # A thread that the child does not have may have been in the middle of a change.
+    for cache in _caches:
+        cache._begin()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
