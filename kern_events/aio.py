@@ -22,10 +22,22 @@ from sqlalchemy.engine import Connection, Engine
 from kern_events.batch import Batch
 from kern_events.codec import MAX_PAYLOAD_BYTES
 from kern_events.errors import KernError
-from kern_events.events import Draft, Event, Head, Json, Receipt, SessionInfo, message
-from kern_events.events import state_changed, tool_called, tool_failed, tool_returned
+from kern_events.events import (
+    Draft,
+    Event,
+    Head,
+    Json,
+    Receipt,
+    SessionInfo,
+    message,
+    state_changed,
+    tool_called,
+    tool_failed,
+    tool_returned,
+)
 from kern_events.log import ManyAppends, PendingReceipt, SessionLog, take
-from kern_events.store.base import Expected, Landed, record
+from kern_events.store.base import Expected, Landed
+from kern_events.store.retry import record
 from kern_events.turn import TurnState, logger, new_call_id, opening_draft, outcome, path_of, thaw
 from kern_events.verify import Progress, Report
 

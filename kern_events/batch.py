@@ -1,4 +1,4 @@
-"""From drafts to rows, and from rows to events: what is fixed is prepared once, what depends on the head is linked per attempt.
+"""From drafts to rows, and from rows to events.
 
 `prepare` guards, encodes, salts and commits; a retry never does that again. `link` gives the events
 their versions, turns, time and hashes behind a given head. Both are pure but for a draft's salt.
@@ -117,11 +117,13 @@ def prepare(
     if len({draft.event_id for draft in drafts}) < len(drafts):
         raise InvalidEvent("the same draft twice in one append", "drafts")
     salts = os.urandom(16 * len(drafts))
-    events = []
+    events: list[Prepared] = []
     try:
         for draft in drafts:
             offset = 16 * len(events)
-            events.append(prepare_draft(draft, salts[offset : offset + 16], max_payload_bytes, reserved=reserved))
+            events.append(
+                prepare_draft(draft, salts[offset : offset + 16], max_payload_bytes, reserved=reserved)
+            )
     except InvalidEvent as error:
         raise InvalidEvent(error.reason, f"drafts[{len(events)}].{error.path}") from None
     first = prepare_draft(opening, os.urandom(16), max_payload_bytes) if opening else None

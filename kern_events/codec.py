@@ -90,7 +90,7 @@ def _children(item: Any, where: str, depth: int) -> list[tuple[Any, str, int]]:
     children = []
     for key, child in item.items():
         if type(key) is not str:
-            raise InvalidEvent(f"the key {key!r:.80} is {type(key).__name__}, not text", where)
+            raise InvalidEvent(f"a key is {type(key).__name__}, not text", where)
         if problem := _text_problem(key):
             raise InvalidEvent(f"a key has {problem}", where)
         children.append((child, f"{where}.{key:.80}", depth))

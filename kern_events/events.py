@@ -302,7 +302,10 @@ def message(
         actor: See Draft.
         meta: See Draft.
     """
-    payload: dict[str, Any] = {"role": role, "content": list(content) if _is_parts(content) else content}
+    payload: dict[str, Any] = {
+        "role": role,
+        "content": content if content is None or isinstance(content, str) else list(content),
+    }
     if name is not None:
         payload["name"] = name
     if tool_calls:
@@ -372,7 +375,3 @@ def state_changed(ops: Sequence[Sequence[Any]], *, scope: str = "session") -> Dr
 def json_text(value: Json) -> str:
     """A JSON value as compact text; InvalidEvent where JSON has no exact word for it."""
     return encode(value, "value").decode()
-
-
-def _is_parts(content: Any) -> bool:
-    return content is not None and not isinstance(content, str) and isinstance(content, Sequence)

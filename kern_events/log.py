@@ -19,7 +19,8 @@ from kern_events.codec import LARGEST_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, check_id
 from kern_events.errors import FeedRegressed, InvalidEvent, SessionNotFound, StoreError
 from kern_events.events import Draft, Event, Head, Receipt, SessionInfo
 from kern_events.store import open_store
-from kern_events.store.base import Expected, Landed, check_within, delete, record, record_many
+from kern_events.store.base import Expected, Landed
+from kern_events.store.retry import check_within, delete, record, record_many
 from kern_events.turn import TurnRecorder, opening_draft
 from kern_events.verify import Progress, Report, verify_snapshot
 
@@ -79,7 +80,9 @@ class SessionLog:
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
     ) -> None:
         if not 1 <= max_payload_bytes <= LARGEST_PAYLOAD_BYTES:
-            raise ValueError(f"max_payload_bytes is 1 to {LARGEST_PAYLOAD_BYTES:,}, not {max_payload_bytes:,}")
+            raise ValueError(
+                f"max_payload_bytes is 1 to {LARGEST_PAYLOAD_BYTES:,}, not {max_payload_bytes:,}"
+            )
         self.namespace: Final = check_id(namespace, "namespace")
         self.store: Final = open_store(
             url_or_engine, schema=schema, pool_size=pool_size, lock_timeout_s=lock_timeout_s

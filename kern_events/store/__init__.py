@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import URL, make_url
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import ArgumentError
@@ -23,13 +25,6 @@ def open_store(
 
         return MemoryStore()
     engine = url_or_engine if isinstance(url_or_engine, Engine) else None
-    if engine is None and not isinstance(url_or_engine, (str, URL)):
-        if type(url_or_engine).__name__ == "AsyncEngine":
-            raise ValueError(
-                "an AsyncEngine is not taken: AsyncSessionLog runs whole operations in threads, which "
-                "is faster than one await per statement; pass a URL or a plain Engine"
-            )
-        raise ValueError(f"{type(url_or_engine).__name__} is neither a URL nor an SQLAlchemy Engine")
     url = engine.url if engine is not None else _parsed(url_or_engine)
     if url.get_backend_name() == "sqlite" and url.get_driver_name() == "pysqlite":
         if schema is not None:
@@ -47,7 +42,14 @@ def open_store(
     )
 
 
-def _parsed(url: str | URL) -> URL:
+def _parsed(url: Any) -> URL:
+    if type(url).__name__ == "AsyncEngine":
+        raise ValueError(
+            "an AsyncEngine is not taken: AsyncSessionLog runs whole operations in threads, which "
+            "is faster than one await per statement; pass a URL or a plain Engine"
+        )
+    if not isinstance(url, (str, URL)):
+        raise ValueError(f"{type(url).__name__} is neither a URL nor an SQLAlchemy Engine")
     try:
         return make_url(url)
     except ArgumentError:

@@ -160,9 +160,7 @@ class MemoryStore:
         with self._locked():
             return len(self._feed)
 
-    def feed(
-        self, namespace: str, after: int, until: int, limit: int
-    ) -> Sequence[tuple[str, StoredRow]]:
+    def feed(self, namespace: str, after: int, until: int, limit: int) -> Sequence[tuple[str, StoredRow]]:
         """See Store."""
         found: list[tuple[str, StoredRow]] = []
         with self._locked():
@@ -266,9 +264,16 @@ def _erased(row: StoredRow, before: int) -> StoredRow:
 def _info(session_id: str, session: _Session) -> SessionInfo:
     head = session.head
     return SessionInfo(
-        session_id, head.status, head.version, head.turn, *session.listing.values(), None, None,
-        session.created_us, head.at_us,
-    )  # fmt: skip
+        session_id,
+        head.status,
+        head.version,
+        head.turn,
+        **session.listing,
+        fork_parent=None,
+        fork_version=None,
+        created_us=session.created_us,
+        updated_us=head.at_us,
+    )
 
 
 def _head_row(session_id: str, session: _Session) -> HeadRow:

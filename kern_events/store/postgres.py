@@ -6,38 +6,27 @@ a stale one lands nowhere and costs one look-up. Values go over the wire in bina
 
 from __future__ import annotations
 
-import random
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final
 
 import psycopg
 from cachetools import LRUCache
-from sqlalchemy import URL, create_engine
+from sqlalchemy import URL
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from kern_events import chain
 from kern_events.batch import LISTING, Batch, Linked, StoredRow, link
 from kern_events.clock import now_us
-from kern_events.errors import (
-    FeedUnavailable,
-    StoreBusy,
-    StoreCorrupt,
-    StoreError,
-    StoreUnavailable,
-)
+from kern_events.errors import FeedUnavailable, StoreBusy, StoreError
 from kern_events.events import Head, SessionInfo
-from kern_events.store import migrate, sql
+from kern_events.store import sql
 from kern_events.store.base import (
     HOUR_US,
-    AnswerLost,
-    AnswersLost,
     Base,
     Found,
     HeadRow,
@@ -53,8 +42,10 @@ from kern_events.store.base import (
     rewrites_listing,
     tail_of,
     unknown_head,
+    version_of,
 )
-from kern_events.store.connections import Connections, Lease, keep_inherited, survive_forks
+from kern_events.store.connections import survive_forks
+from kern_events.store.postgres_server import PostgresServer, Session, translated
 from kern_events.store.wire import (
     Cursor,
     binary_cursor,
@@ -66,23 +57,12 @@ from kern_events.store.wire import (
     text_array,
 )
 
-T = TypeVar("T")
-
 _HEADS_CACHED: Final = 10_000
 _ERASE_PAGE: Final = 500
-_RETRIES: Final = 5
 _FOREVER: Final = 2**62
-_IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_$]{0,62}")
-_NOT_COMMITTED: Final = ("40001", "40P01")
+_IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _COPY_HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _COPY_TRAILER: Final = b"\xff\xff"
-
-
-class _Session(NamedTuple):
-    """A driver connection and the cursor that is used on it again and again."""
-
-    connection: psycopg.Connection[Any]
-    cursor: Cursor
 
 
 class PostgresStore:
@@ -95,36 +75,29 @@ class PostgresStore:
     ) -> None:
         if schema is not None and not _IDENTIFIER.fullmatch(schema):
             raise ValueError(f"{schema!r} is not a schema name: letters, digits and underscores")
-        self._schema = schema
-        self._sql = sql.PostgresSQL(f'"{schema}".' if schema else "")
-        self._own = engine is None
-        self._lock_timeout_s = lock_timeout_s
-        self._engine = engine or _create_engine(url, pool_size, lock_timeout_s)
-        self._connections = Connections(
-            self._engine, _prepare, _restore, keep=pool_size if self._own else 0
+        self._server = PostgresServer(
+            url, engine, schema=schema, pool_size=pool_size, lock_timeout_s=lock_timeout_s
         )
+        self._sql = self._server.sql
+        self._lock_timeout_s = lock_timeout_s
         self._heads: LRUCache[tuple[str, str], Head] = LRUCache(_HEADS_CACHED)
-        self._ready = self._closed = self._feed_checked = False
-        self._reset_locks()
+        self._heads_lock = threading.Lock()
+        self._feed_checked = False
         survive_forks(self)
 
-    def _reset_locks(self) -> None:
-        self._heads_lock = threading.Lock()
-        self._setup = threading.Lock()
-
     def forget(self) -> None:
-        """In a forked child: connect anew on the next use."""
-        keep_inherited(self._engine.pool)
-        self._engine.dispose(close=False)
-        self._reset_locks()
+        """In a forked child: the lock may have been held by a thread that is not here."""
+        self._heads_lock = threading.Lock()
 
     # ------------------------------------------------------------------------------- appending
 
     def attempt(self, batch: Batch, base: Base, lock: bool = False) -> Landed | Refused:
         """See Store."""
-        self._ensure()
+        self._server.ensure()
         if lock:
-            return self._in_transaction(lambda session, bases: self._locked(session, bases, batch, base))
+            return self._server.in_transaction(
+                lambda session, bases: self._locked(session, bases, batch, base)
+            )
         head = self._head_for(batch, base)
         if refuses(batch, base, head):
             head = self._read_head(batch)
@@ -132,7 +105,7 @@ class PostgresStore:
                 return Refused(head if base is None else base)
         linked = link(batch, head, now_us())
         statement, values = self._statement(batch, head, linked)
-        rows = self._send(statement, values, head)
+        rows = self._server.send(statement, values, head)
         if not rows:
             self._remember(batch, None)
             return Refused(head)
@@ -145,14 +118,14 @@ class PostgresStore:
 
     def attempt_many(self, batches: Sequence[tuple[Batch, Base]]) -> list[Landed] | None:
         """See Store."""
-        self._ensure()
-        return self._in_transaction(lambda session, bases: self._many(session, bases, batches))
+        self._server.ensure()
+        return self._server.in_transaction(lambda session, bases: self._many(session, bases, batches))
 
     def within(
         self, connection: Connection, batch: Batch, base: Base
     ) -> tuple[Landed | Refused, Found | None]:
         """See Store."""
-        self._ensure()
+        self._server.ensure()
         driver = connection.connection.driver_connection
         if not isinstance(driver, psycopg.Connection):
             raise ValueError("the connection given is not one to Postgres through psycopg 3")
@@ -163,15 +136,15 @@ class PostgresStore:
             answer = self._joined(cursor, batch, base)
             if isinstance(answer, Landed):
                 return answer, None
-            return answer, self._looked_up(cursor, batch, _number(answer.base), len(batch.events))
+            return answer, self._looked_up(cursor, batch, version_of(answer.base), len(batch.events))
         except psycopg.Error as error:
-            raise _translated(error) from error
+            raise translated(error) from error
 
     def delete(self, namespace: str, session_id: str, tombstone: Tombstone) -> Landed | None:
         """See Store."""
-        self._ensure()
+        self._server.ensure()
 
-        def work(session: _Session, bases: list[Head]) -> Landed | None:
+        def work(session: Session, bases: list[Head]) -> Landed | None:
             row = session.cursor.execute(self._sql.locked_head, (namespace, session_id)).fetchone()
             head = Head(*row) if row else None
             if head is None or head.status == "deleted":
@@ -184,7 +157,7 @@ class PostgresStore:
             self._remember(batch, None)
             return outcome
 
-        return self._in_transaction(work)
+        return self._server.in_transaction(work)
 
     def _head_for(self, batch: Batch, base: Base) -> Head:
         """The head to link to, from what is at hand: the guard decides whether it is the right one."""
@@ -225,53 +198,7 @@ class PostgresStore:
         statement = self._sql.append if key is None else self._sql.append_keyed
         return statement, (*_moved(linked.head), *guard, *unused, *rows)
 
-    def _send(self, statement: str, values: tuple[Any, ...], base: Head) -> list[Any]:
-        """One autocommit statement that writes; a broken connection leaves its outcome open."""
-        for attempt in range(_RETRIES):
-            lease = self._take()
-            try:
-                rows = lease.driver.cursor.execute(statement, values).fetchall()
-            except psycopg.Error as error:
-                if _broken(lease, error):
-                    self._drop_all(lease)
-                    raise AnswerLost(base) from _translated(error)
-                self._connections.give(lease)
-                if error.sqlstate not in _NOT_COMMITTED or attempt == _RETRIES - 1:
-                    raise _translated(error) from error
-            except BaseException:
-                self._connections.drop(lease)  # Interrupted: the answer is still on its way.
-                raise
-            else:
-                self._connections.give(lease)
-                return rows
-            _back_off(attempt)
-        raise AssertionError("unreachable")  # pragma: no cover
-
-    def _in_transaction(self, work: Callable[[_Session, list[Head]], T]) -> T:
-        """Do a job in a transaction of its own; `bases` tells what it linked to, if COMMIT is lost."""
-        for attempt in range(_RETRIES):
-            lease, bases = self._take(), []
-            try:
-                lease.driver.cursor.execute(sql.POSTGRES_BEGIN)
-                result = work(lease.driver, bases)
-                lease.driver.cursor.execute(sql.COMMIT if result is not None else sql.ROLLBACK)
-            except psycopg.Error as error:
-                if _broken(lease, error):
-                    self._drop_all(lease)
-                    raise _lost(bases, error) from _translated(error)
-                self._connections.drop(lease)
-                if error.sqlstate not in _NOT_COMMITTED or attempt == _RETRIES - 1:
-                    raise _translated(error) from error
-            except BaseException:
-                self._connections.drop(lease)
-                raise
-            else:
-                self._connections.give(lease)
-                return result
-            _back_off(attempt)
-        raise AssertionError("unreachable")  # pragma: no cover
-
-    def _locked(self, session: _Session, bases: list[Head], batch: Batch, base: Base) -> Landed | Refused:
+    def _locked(self, session: Session, bases: list[Head], batch: Batch, base: Base) -> Landed | Refused:
         """An attempt that holds the head row, so that a busy session starves nobody."""
         row = session.cursor.execute(self._sql.locked_head, (batch.namespace, batch.session_id)).fetchone()
         head = Head(*row) if row else unknown_head(batch)
@@ -300,7 +227,7 @@ class PostgresStore:
         return landed(batch, linked, max(row[0] for row in rows)) if rows else Refused(head)
 
     def _many(
-        self, session: _Session, bases: list[Head], batches: Sequence[tuple[Batch, Base]]
+        self, session: Session, bases: list[Head], batches: Sequence[tuple[Batch, Base]]
     ) -> list[Landed] | None:
         """All batches with their heads locked: a statement for new heads, one per moved head, one COPY."""
         cursor, namespace = session.cursor, batches[0][0].namespace
@@ -327,7 +254,7 @@ class PostgresStore:
 
     def _write_heads(
         self,
-        session: _Session,
+        session: Session,
         batches: Sequence[tuple[Batch, Base]],
         known: dict[str, Head],
         linked: Sequence[Linked],
@@ -363,13 +290,13 @@ class PostgresStore:
 
     def head(self, namespace: str, session_id: str) -> Head | None:
         """See Store."""
-        rows = self._query(self._sql.head, (namespace, session_id))
+        rows = self._server.query(self._sql.head, (namespace, session_id))
         return Head(*rows[0]) if rows else None
 
     def look_up(self, batch: Batch, base: int, count: int) -> Found:
         """See Store."""
-        self._ensure()
-        found = self._with_lease(lambda session: self._looked_up(session.cursor, batch, base, count))
+        self._server.ensure()
+        found = self._server.read(lambda session: self._looked_up(session.cursor, batch, base, count))
         self._remember(batch, found.head if found.head.version else None)
         return found
 
@@ -387,24 +314,24 @@ class PostgresStore:
     ) -> Sequence[StoredRow]:
         """See Store."""
         last = _FOREVER if until is None else until
-        return self._query(self._sql.rows, (namespace, session_id, after, last, limit))
+        return self._server.query(self._sql.rows, (namespace, session_id, after, last, limit))
 
     def tail(
         self, namespace: str, session_id: str, after: int, limit: int
     ) -> tuple[Head | None, Sequence[StoredRow]]:
         """See Store."""
-        return tail_of(self._query(self._sql.tail, (after, namespace, session_id, limit)))
+        return tail_of(self._server.query(self._sql.tail, (after, namespace, session_id, limit)))
 
     def turn_start(self, namespace: str, session_id: str, turn: int) -> int | None:
         """See Store."""
-        version: int | None = self._query(self._sql.turn_start, (namespace, session_id, turn))[0][0]
+        version: int | None = self._server.query(self._sql.turn_start, (namespace, session_id, turn))[0][0]
         return version
 
     def version_at(self, namespace: str, session_id: str, at_us: int) -> int:
         """See Store."""
 
         def probe(version: int) -> tuple[int, int] | None:
-            rows = self._query(self._sql.at, (namespace, session_id, version))
+            rows = self._server.query(self._sql.at, (namespace, session_id, version))
             return rows[0] if rows else None
 
         return newest_version(self.head(namespace, session_id), at_us, probe)
@@ -417,28 +344,28 @@ class PostgresStore:
         wait until those are gone; what they took is then there or never will be.
         """
         self._check_feed()
-        end: int = self._query(self._sql.last_position, ())[0][0]
+        end: int = self._server.query(self._sql.last_position, ())[0][0]
         waiting = self._lockers()
         deadline = time.monotonic() + self._lock_timeout_s
         while waiting:
             if time.monotonic() > deadline:
                 pids = ", ".join(str(pid) for pid in waiting.values())
-                raise StoreBusy(f"a transaction has appended and not ended for {self._lock_timeout_s:g} s: {pids}")
+                raise StoreBusy(
+                    f"a transaction has appended and not ended for {self._lock_timeout_s:g} s: {pids}"
+                )
             time.sleep(0.002)
             now = self._lockers()
             waiting = {transaction: pid for transaction, pid in waiting.items() if transaction in now}
         return end
 
-    def feed(
-        self, namespace: str, after: int, until: int, limit: int
-    ) -> Sequence[tuple[str, StoredRow]]:
+    def feed(self, namespace: str, after: int, until: int, limit: int) -> Sequence[tuple[str, StoredRow]]:
         """See Store."""
-        rows = self._query(self._sql.feed, (namespace, after, until, limit))
+        rows = self._server.query(self._sql.feed, (namespace, after, until, limit))
         return [(row[0], row[1:]) for row in rows]
 
     def _lockers(self) -> dict[str, int | None]:
         """Other transactions that may have taken positions: their virtual ids, and pids (None: prepared)."""
-        rows = self._query(self._sql.lockers, ())
+        rows = self._server.query(self._sql.lockers, ())
         if rows[0][0]:
             raise FeedUnavailable("this is a standby: the feed reads from the primary")
         return {row[1]: row[2] for row in rows if row[1] is not None}
@@ -446,7 +373,7 @@ class PostgresStore:
     def _check_feed(self) -> None:
         if self._feed_checked:
             return
-        cache = self._query(self._sql.sequence_cache, ())
+        cache = self._server.query(self._sql.sequence_cache, ())
         if not cache or cache[0][0] != 1:
             raise FeedUnavailable("positions must be drawn one by one: the sequence has to have CACHE 1")
         self._feed_checked = True
@@ -457,76 +384,17 @@ class PostgresStore:
         """See Store."""
         at_us, session_id = after or (_FOREVER, "")
         values = (namespace, user_id, user_id, at_us // HOUR_US, at_us, at_us, session_id, limit)
-        return [SessionInfo(*row) for row in self._query(self._sql.sessions, values)]
+        return [SessionInfo(*row) for row in self._server.query(self._sql.sessions, values)]
 
     @contextmanager
     def snapshot(self) -> Iterator[_Snapshot]:
         """See Store."""
-        self._ensure()
-        lease = self._take()
-        try:
-            lease.driver.cursor.execute(sql.POSTGRES_BEGIN_READ)
-            yield _Snapshot(lease.driver.cursor, self._sql)
-            lease.driver.cursor.execute(sql.COMMIT)
-        except psycopg.Error as error:
-            self._connections.drop(lease)
-            raise _translated(error) from error
-        except BaseException:
-            self._connections.drop(lease)
-            raise
-        self._connections.give(lease)
-
-    def _query(self, statement: str, values: tuple[Any, ...]) -> list[Any]:
-        if not self._ready:
-            self._ensure()
-        rows: list[Any] = self._with_lease(lambda session: session.cursor.execute(statement, values).fetchall())
-        return rows
-
-    def _with_lease(self, read: Callable[[_Session], T]) -> T:
-        """A read: it is safe to repeat on another connection, once."""
-        for last in (False, True):
-            lease = self._take()
-            try:
-                result = read(lease.driver)
-            except psycopg.Error as error:
-                if not _broken(lease, error):
-                    self._connections.give(lease)
-                    raise _translated(error) from error
-                self._drop_all(lease)
-                if last:
-                    raise StoreUnavailable(f"Postgres: {_text(error)}") from error
-            except BaseException:
-                self._connections.drop(lease)
-                raise
-            else:
-                self._connections.give(lease)
-                return result
-        raise AssertionError("unreachable")  # pragma: no cover
-
-    def _take(self) -> Lease:
-        if self._closed:
-            raise StoreError("this log is closed")
-        try:
-            return self._connections.take()
-        except psycopg.Error as error:
-            raise StoreUnavailable(f"Postgres cannot be reached: {_text(error)}") from error
-        except DBAPIError as error:
-            raise StoreUnavailable(f"Postgres cannot be reached: {_text(error.orig)}") from error
-
-    def _drop_all(self, lease: Lease) -> None:
-        """One connection is broken: the server went away, so the idle ones are as good as gone."""
-        self._connections.drop(lease)
-        self._connections.drop_idle()
-
-    # ------------------------------------------------------------------- opening and migrating
+        with self._server.looking() as cursor:
+            yield _Snapshot(cursor, self._sql)
 
     def migrate(self) -> tuple[int, int]:
         """See Store."""
-        before = self._applied()
-        with self._migrating() as cursor:
-            self._migrate(cursor)
-        self._ready = True
-        return (before or (0, 0))[0], migrate.latest("postgres")
+        return self._server.migrate()
 
     def notes(self) -> Sequence[str]:
         """See Store."""
@@ -534,80 +402,7 @@ class PostgresStore:
 
     def close(self) -> None:
         """See Store."""
-        self._closed = True
-        self._connections.close()
-        if self._own:
-            self._engine.dispose()
-
-    def _ensure(self) -> None:
-        """Check the tables and create them where there are none; once per process."""
-        if self._ready:
-            return
-        with self._setup:
-            applied = self._applied()
-            if applied is None:
-                self._create()
-            else:
-                migrate.check_number("postgres", *applied)
-            self._ready = True
-
-    def _create(self) -> None:
-        try:
-            with self._migrating() as cursor:
-                self._migrate(cursor)
-        except StoreError as error:
-            if getattr(error.__cause__, "sqlstate", None) != "42501":
-                raise
-            raise StoreError(
-                "the tables do not exist and this role may not create them: "
-                "run `kern-events migrate --db URL` with one that may"
-            ) from error.__cause__
-
-    def _applied(self) -> tuple[int, int] | None:
-        """The schema number and the lowest that may write; None if there are no tables."""
-
-        def read(session: _Session) -> tuple[int, int] | None:
-            cursor = session.cursor
-            tables = {row[0] for row in cursor.execute(sql.POSTGRES_TABLES, (self._schema,))}
-            migrate.check_foreign(tables)
-            if "kern_migrations" not in tables:
-                return None
-            found = cursor.execute(self._sql.applied).fetchall()[0]
-            return found[0], found[1]
-
-        return self._with_lease(read)
-
-    @contextmanager
-    def _migrating(self) -> Iterator[psycopg.Cursor[Any]]:
-        lease = self._take()
-        try:
-            connection = lease.driver.connection
-            with connection.transaction(), connection.cursor() as cursor:
-                cursor.execute(sql.POSTGRES_MIGRATION_LOCK)
-                yield cursor
-        except psycopg.Error as error:
-            self._connections.drop(lease)
-            raise _translated(error) from error
-        except BaseException:
-            self._connections.drop(lease)
-            raise
-        self._connections.give(lease)
-
-    def _migrate(self, cursor: psycopg.Cursor[Any]) -> None:
-        """Apply what is missing; another process may have been first while this one waited."""
-        if self._schema:
-            cursor.execute(sql.POSTGRES_CREATE_SCHEMA.format(name=f'"{self._schema}"').encode())
-            cursor.execute(sql.POSTGRES_SCHEMA, (f'"{self._schema}"',))
-        tables = {row[0] for row in cursor.execute(sql.POSTGRES_TABLES, (self._schema,))}
-        migrate.check_foreign(tables)
-        if "kern_migrations" not in tables:
-            cursor.execute(sql.CREATE_MIGRATIONS)
-        applied, min_writer = cursor.execute(self._sql.applied).fetchall()[0]
-        migrate.check_writer("postgres", applied, min_writer)
-        for step in migrate.pending("postgres", applied):
-            cursor.execute(step.text.encode())
-            note = (step.number, step.name, step.sha256, migrate.MIN_WRITER[step.number], now_us())
-            cursor.execute(sql.POSTGRES_NOTE_MIGRATION, note)
+        self._server.close()
 
 
 class _Snapshot:
@@ -631,35 +426,6 @@ class _Snapshot:
 
     def orphans(self, namespace: str) -> Sequence[tuple[str, int]]:
         return self._cursor.execute(self._sql.orphans, (namespace,)).fetchall()
-
-
-def _create_engine(url: URL, pool_size: int, lock_timeout_s: float) -> Engine:
-    options = f"-c lock_timeout={int(lock_timeout_s * 1000)}"
-    given = url.query.get("options")
-    connect_args: dict[str, Any] = {"options": f"{given} {options}" if given else options}
-    if "connect_timeout" not in url.query:
-        connect_args["connect_timeout"] = 10
-    return create_engine(
-        url.set(drivername="postgresql+psycopg"),
-        poolclass=QueuePool,
-        pool_size=pool_size,
-        max_overflow=-1,
-        connect_args=connect_args,
-    )
-
-
-def _prepare(checked_out: PoolProxiedConnection) -> _Session:
-    connection = checked_out.driver_connection
-    assert isinstance(connection, psycopg.Connection)
-    checked_out.info["kern_autocommit"] = connection.autocommit
-    connection.autocommit = True
-    return _Session(connection, binary_cursor(connection))
-
-
-def _restore(checked_out: PoolProxiedConnection) -> None:
-    connection = checked_out.driver_connection
-    assert isinstance(connection, psycopg.Connection)
-    connection.autocommit = checked_out.info.pop("kern_autocommit")
 
 
 def _row_values(batch: Batch, head: Head, linked: Linked) -> tuple[Any, ...]:
@@ -697,7 +463,7 @@ def _created(batch: Batch, linked: Linked) -> tuple[Any, ...]:
 
 def _head_arrays(columns: Sequence[Sequence[Any]]) -> list[Any]:
     """The columns of several new head rows (without the namespace) as arrays."""
-    makers = [
+    makers: list[Callable[[Any], Any]] = [
         text_array, int8_array, bytea_array, int8_array, int8_array, int8_array, text_array, int8_array,
         int8_array, int8_array, *([text_array] * len(LISTING)),
     ]  # fmt: skip
@@ -711,40 +477,3 @@ def _copy(cursor: Cursor, statement: str, batches: Sequence[Batch], linked: Sequ
         for batch, one in zip(batches, linked, strict=True):
             copy.write(b"".join([copy_row(batch.namespace, batch.session_id, row) for row in one.rows]))
         copy.write(_COPY_TRAILER)
-
-
-def _lost(bases: list[Head], error: psycopg.Error) -> Exception:
-    if not bases:
-        return StoreUnavailable(f"Postgres: {_text(error)}")
-    return AnswerLost(bases[0]) if len(bases) == 1 else AnswersLost(bases)
-
-
-def _broken(lease: Lease, error: psycopg.Error) -> bool:
-    """Whether the connection is gone, and the outcome of what was sent with it."""
-    return lease.driver.connection.closed or (error.sqlstate or "")[:3] in ("57P", "08")
-
-
-def _translated(error: psycopg.Error) -> StoreError:
-    state = error.sqlstate or ""
-    text = f"Postgres: {_text(error)}"
-    if state in (*_NOT_COMMITTED, "55P03", "57014"):
-        return StoreBusy(text)
-    if state[:2] in ("08", "57") or state in ("25006", "53300"):
-        return StoreUnavailable(text)
-    if state[:2] == "XX" and state != "XX000":
-        return StoreCorrupt(text)
-    if not state and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
-        return StoreUnavailable(text)
-    return StoreError(text)
-
-
-def _text(error: BaseException | None) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def _back_off(attempt: int) -> None:
-    time.sleep(random.uniform(0.0, min(0.5, 0.01 * 2**attempt)))  # noqa: S311 - not a secret
-
-
-def _number(base: Head | int) -> int:
-    return base.version if isinstance(base, Head) else base

@@ -50,11 +50,11 @@ SQLITE_BEGIN_READ: Final = "BEGIN"
 COMMIT: Final = "COMMIT"
 ROLLBACK: Final = "ROLLBACK"
 # Which of our tables there are.
-SQLITE_TABLES: Final = "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'kern\\_%' ESCAPE '\\'"
-# The head that an append links to.
-SQLITE_LOCKED_HEAD: Final = (
-    f"SELECT {HEAD}, id FROM kern_sessions WHERE namespace = ? AND session_id = ?"
+SQLITE_TABLES: Final = (
+    "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'kern\\_%' ESCAPE '\\'"
 )
+# The head that an append links to.
+SQLITE_LOCKED_HEAD: Final = f"SELECT {HEAD}, id FROM kern_sessions WHERE namespace = ? AND session_id = ?"
 # Whether an idempotency key is recorded.
 SQLITE_KEY: Final = "SELECT 1 FROM kern_events WHERE session = ? AND idempotency_key = ?"
 # A new session.
@@ -182,8 +182,10 @@ _MOVE: Final = (
     "UPDATE {s}kern_sessions SET version = %b, head_hash = %b, turn = %b, branch = %b, epoch = %b, "
     "status = %b, updated_at = %b"
 )
-_REWRITE: Final = _MOVE + ", updated_hour = %b, " + ", ".join(
-    f"{column} = CASE WHEN %b THEN %b ELSE {column} END" for column in LISTING
+_REWRITE: Final = (
+    _MOVE
+    + ", updated_hour = %b, "
+    + ", ".join(f"{column} = CASE WHEN %b THEN %b ELSE {column} END" for column in LISTING)
 )
 _CREATE: Final = (
     f"INSERT INTO {{s}}kern_sessions (namespace, session_id, {HEAD}, updated_hour, created_at, {_LISTING}) "
@@ -231,8 +233,8 @@ class PostgresSQL:
         )
         # After a refusal or a lost answer: the head and the rows behind the base.
         self.look_up = filled(
-            f"SELECT {_HEAD_S}, true, {_STORED_E} FROM {{s}}kern_sessions AS s LEFT JOIN {{s}}kern_events AS e "
-            "ON e.namespace = s.namespace AND e.session_id = s.session_id "
+            f"SELECT {_HEAD_S}, true, {_STORED_E} FROM {{s}}kern_sessions AS s "
+            "LEFT JOIN {s}kern_events AS e ON e.namespace = s.namespace AND e.session_id = s.session_id "
             "AND e.version > %(base)b AND e.version <= %(last)b "
             "WHERE s.namespace = %(namespace)b AND s.session_id = %(session_id)b ORDER BY e.version"
         )
@@ -254,7 +256,8 @@ class PostgresSQL:
         )
         # Erase the content of events; the trigger lets nothing else be updated.
         self.erase = filled(
-            "UPDATE {s}kern_events AS e SET payload = NULL, native = NULL, salt = NULL, payload_commit = c.commit "
+            "UPDATE {s}kern_events AS e "
+            "SET payload = NULL, native = NULL, salt = NULL, payload_commit = c.commit "
             "FROM unnest(%b::int8[], %b::bytea[]) AS c (version, commit) "
             "WHERE e.namespace = %b AND e.session_id = %b AND e.version = c.version"
         )
@@ -313,8 +316,8 @@ class PostgresSQL:
         )
         # Heads of several new sessions.
         self.create_heads = filled(
-            f"INSERT INTO {{s}}kern_sessions (namespace, session_id, {HEAD}, updated_hour, created_at, {_LISTING}) "
-            "SELECT %b::text, h.* FROM unnest(%b::text[], %b::int8[], %b::bytea[], %b::int8[], %b::int8[], "
+            f"INSERT INTO {{s}}kern_sessions (namespace, session_id, {HEAD}, updated_hour, created_at, "
+            f"{_LISTING}) SELECT %b::text, h.* FROM unnest(%b::text[], %b::int8[], %b::bytea[], %b::int8[], %b::int8[], "
             "%b::int8[], %b::text[], %b::int8[], %b::int8[], %b::int8[], "
             + ", ".join(["%b::text[]"] * len(LISTING))
             + ") AS h ON CONFLICT DO NOTHING"
@@ -328,7 +331,8 @@ class PostgresSQL:
         self.move_locked = filled(_REWRITE + " WHERE namespace = %b AND session_id = %b")
         # Where the last events of several sessions ended up in the log.
         self.positions = filled(
-            "SELECT e.position FROM unnest(%b::text[], %b::int8[]) WITH ORDINALITY AS w (session_id, version, n) "
+            "SELECT e.position FROM unnest(%b::text[], %b::int8[]) "
+            "WITH ORDINALITY AS w (session_id, version, n) "
             "JOIN {s}kern_events AS e ON e.namespace = %b AND e.session_id = w.session_id "
             "AND e.version = w.version ORDER BY w.n"
         )
@@ -353,7 +357,8 @@ POSTGRES_CREATE_SCHEMA: Final = "CREATE SCHEMA IF NOT EXISTS {name}"
 # Which of our tables there are.
 POSTGRES_TABLES: Final = (
     "SELECT c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace "
-    "WHERE n.nspname = coalesce(%s, current_schema()) AND c.relname LIKE 'kern\\_%%' AND c.relkind IN ('r', 'p')"
+    "WHERE n.nspname = coalesce(%s, current_schema()) AND c.relname LIKE 'kern\\_%%' "
+    "AND c.relkind IN ('r', 'p')"
 )
 
 # ------------------------------------------------------------------------------------ migrations

@@ -7,7 +7,7 @@ array is one join, and a column without values is NULL, which `unnest` pads to t
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from struct import Struct
 from typing import Any, Final
 
@@ -93,12 +93,14 @@ def binary_cursor(connection: psycopg.Connection[Any]) -> Cursor:
 
 def bytea_array(values: Sequence[bytes | None]) -> _Bytea | None:
     """A bytea[], or None if all values are."""
-    return _joined(_Bytea, _BYTEA, values)
+    joined = _joined(_BYTEA, values)
+    return None if joined is None else _Bytea(joined)
 
 
 def text_array(values: Sequence[str | None]) -> _Text | None:
     """A text[], or None if all values are."""
-    return _joined(_Text, _TEXT, [None if value is None else value.encode() for value in values])
+    joined = _joined(_TEXT, [None if value is None else value.encode() for value in values])
+    return None if joined is None else _Text(joined)
 
 
 def int2_array(values: Sequence[int]) -> _Int2:
@@ -119,7 +121,7 @@ def int8_array(values: Sequence[int | None]) -> _Int8 | None:
     return _Int8(_HEAD(1, 1, _INT8, len(values), 1) + b"".join(parts))
 
 
-def _joined(kind: Callable[[bytes], Any], oid: int, values: Sequence[bytes | None]) -> Any:
+def _joined(oid: int, values: Sequence[bytes | None]) -> bytes | None:
     parts = [_HEAD(1, 1, oid, len(values), 1)]
     some = False
     for value in values:
@@ -129,7 +131,7 @@ def _joined(kind: Callable[[bytes], Any], oid: int, values: Sequence[bytes | Non
             some = True
             parts.append(_I32(len(value)))
             parts.append(value)
-    return kind(b"".join(parts)) if some else None
+    return b"".join(parts) if some else None
 
 
 def copy_row(namespace: str, session_id: str, row: Row) -> bytes:

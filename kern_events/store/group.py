@@ -1,0 +1,174 @@
+"""Group commit: whoever finds nobody writing writes for everybody who waits.
+
+There is no writer thread to hand over to, so a single caller pays nothing; under load one leader
+commits what all the others have queued meanwhile, then hands over to the first who came after.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Generic, TypeVar
+
+from kern_events.errors import StoreError, StoreUnavailable
+from kern_events.events import Head
+from kern_events.store.base import AnswerLost, AnswersLost
+
+D = TypeVar("D")
+
+
+class Job(Generic[D]):
+    """Something to do in the writer's transaction, and who waits for it.
+
+    `work` gets the driver's connection and a list, to which it adds each head that it links to.
+    """
+
+    def __init__(self, work: Callable[[D, list[Head]], Any], future: Future[Any] | None = None) -> None:
+        self.work = work
+        self.future = future
+        self.gate: threading.Lock | None = None
+        self.leads = False
+        self.done = False
+        self.bases: list[Head] = []
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    def settle(self, result: Any = None, error: BaseException | None = None) -> None:
+        """The outcome; wakes whoever waits."""
+        self._result, self._error, self.done = result, error, True
+        if self.future is None:
+            if self.gate:
+                self.gate.release()
+        elif error is not None:
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(result)
+
+    def result(self) -> Any:
+        """The outcome, for the thread that waited."""
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def lost(self, cause: BaseException) -> BaseException:
+        """What its caller is told when the answer to COMMIT was lost."""
+        if not self.bases:
+            return cause
+        error = AnswerLost(self.bases[0]) if len(self.bases) == 1 else AnswersLost(self.bases)
+        error.__cause__ = cause
+        return error
+
+    def starts(self) -> bool:
+        """Whether it is still wanted; a future that was cancelled in the queue is not."""
+        return self.future is None or self.future.set_running_or_notify_cancel()
+
+
+class GroupCommit(Generic[D]):
+    """The queue and its leader. `commit` gets a group of jobs and settles every one of them."""
+
+    def __init__(self, commit: Callable[[list[Job[D]]], None]) -> None:
+        self._commit = commit
+        self._mutex = threading.Lock()
+        self._idle = threading.Condition(self._mutex)
+        self._queue: list[Job[D]] = []
+        self._leading = False
+        self._closed = False
+        self._starter: ThreadPoolExecutor | None = None
+
+    def run(self, work: Callable[[D, list[Head]], Any]) -> Any:
+        """Do a job as the leader, or wait until a leader has done it."""
+        job = Job(work)
+        try:
+            self._join(job)
+            if job.gate is not None:
+                job.gate.acquire()  # Released when the job is done, or when it is to lead.
+            if not job.done:
+                self._commit_queue()
+            return job.result()
+        finally:
+            self._leave(job)  # Ctrl-C may come anywhere above.
+
+    def submit(self, work: Callable[[D, list[Head]], Any]) -> Future[Any]:
+        """Queue a job without holding the thread."""
+        future: Future[Any] = Future()
+        with self._mutex:
+            self._enqueue(Job(work, future))
+            start, self._leading = not self._leading, True
+        if start:
+            self._start_leader()
+        return future
+
+    def close(self) -> None:
+        """Finish what is queued; later jobs are refused."""
+        with self._mutex:
+            self._closed = True
+            while self._leading:
+                self._idle.wait()
+            starter, self._starter = self._starter, None
+        if starter:
+            starter.shutdown(wait=True)
+
+    def _enqueue(self, job: Job[D]) -> None:
+        if self._closed:
+            raise StoreError("this log is closed")
+        self._queue.append(job)
+
+    def _join(self, job: Job[D]) -> None:
+        with self._mutex:
+            self._enqueue(job)
+            if self._leading:
+                job.gate = threading.Lock()
+                job.gate.acquire()
+            else:
+                self._leading = job.leads = True
+
+    def _leave(self, job: Job[D]) -> None:
+        if not job.done:
+            with self._mutex:
+                if job in self._queue:
+                    self._queue.remove(job)
+        if job.leads:
+            self._hand_over()
+
+    def _commit_queue(self) -> None:
+        """Commit what is queued as one group."""
+        with self._mutex:
+            group, self._queue = self._queue, []
+        try:
+            group = [job for job in group if job.starts()]
+            if group:
+                self._commit(group)
+        except BaseException as error:
+            for job in group:
+                if not job.done:
+                    job.settle(error=job.lost(StoreUnavailable(f"the writer was interrupted: {error!r}")))
+            raise
+
+    def _hand_over(self) -> None:
+        """Let the first who came meanwhile lead."""
+        with self._mutex:
+            self._leading = bool(self._queue)
+            heir = self._queue[0] if self._queue else None
+            if heir is None:
+                self._idle.notify_all()
+            else:
+                heir.leads = True
+        if heir is None:
+            return
+        if heir.gate is None:
+            self._start_leader()
+        else:
+            heir.gate.release()
+
+    def _lead_for_futures(self) -> None:
+        try:
+            self._commit_queue()
+        finally:
+            self._hand_over()
+
+    def _start_leader(self) -> None:
+        # Nobody's thread waits for a queued future, so one of the store's own does the writing.
+        if self._starter is None:
+            self._starter = ThreadPoolExecutor(1, thread_name_prefix="kern_events_writer")
+        self._starter.submit(self._lead_for_futures)

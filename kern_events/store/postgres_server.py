@@ -1,0 +1,316 @@
+"""A Postgres database as this process is connected to it: sessions, schema, and what errors mean."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple, TypeVar
+
+import psycopg
+from sqlalchemy import URL, create_engine
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import PoolProxiedConnection, QueuePool
+
+from kern_events.clock import now_us
+from kern_events.errors import StoreBusy, StoreCorrupt, StoreError, StoreUnavailable
+from kern_events.events import Head
+from kern_events.store import migrate, sql
+from kern_events.store.base import AnswerLost, AnswersLost
+from kern_events.store.connections import Connections, Lease, keep_inherited, survive_forks
+from kern_events.store.wire import Cursor, binary_cursor
+
+T = TypeVar("T")
+
+_RETRIES: Final = 5
+_NOT_COMMITTED: Final = ("40001", "40P01")  # serialization failure, deadlock: safe to repeat
+_BROKEN: Final = ("57P", "08")
+
+
+class Session(NamedTuple):
+    """A driver connection and the cursor that is used on it again and again."""
+
+    connection: psycopg.Connection[Any]
+    cursor: Cursor
+
+
+class PostgresServer:
+    """The connections to one database, and the ways to use them: read, send, transact, look in peace."""
+
+    def __init__(
+        self, url: URL, engine: Engine | None, *, schema: str | None, pool_size: int, lock_timeout_s: float
+    ) -> None:
+        self.sql: Final = sql.PostgresSQL(f'"{schema}".' if schema else "")
+        self._schema = schema
+        self._own = engine is None
+        self._engine = engine or _create_engine(url, pool_size, lock_timeout_s)
+        self._connections = Connections(self._engine, _prepare, _restore, keep=pool_size if self._own else 0)
+        self._ready = self._closed = False
+        self._setup = threading.Lock()
+        survive_forks(self)
+
+    def forget(self) -> None:
+        """In a forked child: connect anew on the next use."""
+        keep_inherited(self._engine.pool)
+        self._engine.dispose(close=False)
+        self._setup = threading.Lock()
+
+    def close(self) -> None:
+        """Give every connection back."""
+        self._closed = True
+        self._connections.close()
+        if self._own:
+            self._engine.dispose()
+
+    def send(self, statement: str, values: tuple[Any, ...], base: Head) -> list[Any]:
+        """One autocommit statement that writes; a broken connection leaves its outcome open."""
+        for attempt in range(_RETRIES):
+            lease = self._take()
+            try:
+                rows: list[Any] = lease.driver.cursor.execute(statement, values).fetchall()
+            except psycopg.Error as error:
+                if _broken(lease, error):
+                    self._drop_all(lease)
+                    raise AnswerLost(base) from translated(error)
+                self._connections.give(lease)
+                if error.sqlstate not in _NOT_COMMITTED or attempt == _RETRIES - 1:
+                    raise translated(error) from error
+            except BaseException:
+                self._connections.drop(lease)  # Interrupted: the answer is still on its way.
+                raise
+            else:
+                self._connections.give(lease)
+                return rows
+            _back_off(attempt)
+        raise AssertionError("unreachable")  # pragma: no cover
+
+    def in_transaction(self, work: Callable[[Session, list[Head]], T]) -> T:
+        """Do a job in a transaction of its own; `bases` tells what it linked to, if COMMIT is lost."""
+        for attempt in range(_RETRIES):
+            lease = self._take()
+            bases: list[Head] = []
+            try:
+                lease.driver.cursor.execute(sql.POSTGRES_BEGIN)
+                result = work(lease.driver, bases)
+                lease.driver.cursor.execute(sql.COMMIT if result is not None else sql.ROLLBACK)
+            except psycopg.Error as error:
+                if _broken(lease, error):
+                    self._drop_all(lease)
+                    raise _lost(bases, error) from translated(error)
+                self._connections.drop(lease)
+                if error.sqlstate not in _NOT_COMMITTED or attempt == _RETRIES - 1:
+                    raise translated(error) from error
+            except BaseException:
+                self._connections.drop(lease)
+                raise
+            else:
+                self._connections.give(lease)
+                return result
+            _back_off(attempt)
+        raise AssertionError("unreachable")  # pragma: no cover
+
+    def query(self, statement: str, values: tuple[Any, ...]) -> list[Any]:
+        """The rows of one read."""
+        if not self._ready:
+            self.ensure()
+        rows: list[Any] = self.read(lambda session: session.cursor.execute(statement, values).fetchall())
+        return rows
+
+    def read(self, read: Callable[[Session], T]) -> T:
+        """A read: it is safe to repeat on another connection, once."""
+        for last in (False, True):
+            lease = self._take()
+            try:
+                result = read(lease.driver)
+            except psycopg.Error as error:
+                if not _broken(lease, error):
+                    self._connections.give(lease)
+                    raise translated(error) from error
+                self._drop_all(lease)
+                if last:
+                    raise StoreUnavailable(f"Postgres: {_text(error)}") from error
+            except BaseException:
+                self._connections.drop(lease)
+                raise
+            else:
+                self._connections.give(lease)
+                return result
+        raise AssertionError("unreachable")  # pragma: no cover
+
+    def _take(self) -> Lease:
+        if self._closed:
+            raise StoreError("this log is closed")
+        try:
+            return self._connections.take()
+        except psycopg.Error as error:
+            raise StoreUnavailable(f"Postgres cannot be reached: {_text(error)}") from error
+        except DBAPIError as error:
+            raise StoreUnavailable(f"Postgres cannot be reached: {_text(error.orig)}") from error
+
+    def _drop_all(self, lease: Lease) -> None:
+        """One connection is broken: the server went away, so the idle ones are as good as gone."""
+        self._connections.drop(lease)
+        self._connections.drop_idle()
+
+    @contextmanager
+    def looking(self) -> Iterator[Cursor]:
+        """A cursor that sees one consistent state."""
+        self.ensure()
+        lease = self._take()
+        try:
+            lease.driver.cursor.execute(sql.POSTGRES_BEGIN_READ)
+            yield lease.driver.cursor
+            lease.driver.cursor.execute(sql.COMMIT)
+        except psycopg.Error as error:
+            self._connections.drop(lease)
+            raise translated(error) from error
+        except BaseException:
+            self._connections.drop(lease)
+            raise
+        self._connections.give(lease)
+
+    # ------------------------------------------------------------------- opening and migrating
+
+    def migrate(self) -> tuple[int, int]:
+        """The schema numbers before and after bringing the tables up to date."""
+        before = self._applied()
+        with self._migrating() as cursor:
+            self._migrate(cursor)
+        self._ready = True
+        return (before or (0, 0))[0], migrate.latest("postgres")
+
+    def ensure(self) -> None:
+        """Check the tables and create them where there are none; once per process."""
+        if self._ready:
+            return
+        with self._setup:
+            applied = self._applied()
+            if applied is None:
+                self._create()
+            else:
+                migrate.check_number("postgres", *applied)
+            self._ready = True
+
+    def _create(self) -> None:
+        try:
+            with self._migrating() as cursor:
+                self._migrate(cursor)
+        except StoreError as error:
+            if getattr(error.__cause__, "sqlstate", None) != "42501":
+                raise
+            raise StoreError(
+                "the tables do not exist and this role may not create them: "
+                "run `kern-events migrate --db URL` with one that may"
+            ) from error.__cause__
+
+    def _applied(self) -> tuple[int, int] | None:
+        """The schema number and the lowest that may write; None if there are no tables."""
+
+        def read(session: Session) -> tuple[int, int] | None:
+            cursor = session.cursor
+            tables = {row[0] for row in cursor.execute(sql.POSTGRES_TABLES, (self._schema,))}
+            migrate.check_foreign(tables)
+            if "kern_migrations" not in tables:
+                return None
+            found = cursor.execute(self.sql.applied).fetchall()[0]
+            return found[0], found[1]
+
+        return self.read(read)
+
+    @contextmanager
+    def _migrating(self) -> Iterator[psycopg.Cursor[Any]]:
+        lease = self._take()
+        try:
+            connection = lease.driver.connection
+            with connection.transaction(), connection.cursor() as cursor:
+                cursor.execute(sql.POSTGRES_MIGRATION_LOCK)
+                yield cursor
+        except psycopg.Error as error:
+            self._connections.drop(lease)
+            raise translated(error) from error
+        except BaseException:
+            self._connections.drop(lease)
+            raise
+        self._connections.give(lease)
+
+    def _migrate(self, cursor: psycopg.Cursor[Any]) -> None:
+        """Apply what is missing; another process may have been first while this one waited."""
+        if self._schema:
+            cursor.execute(sql.POSTGRES_CREATE_SCHEMA.format(name=f'"{self._schema}"').encode())
+            cursor.execute(sql.POSTGRES_SCHEMA, (f'"{self._schema}"',))
+        tables = {row[0] for row in cursor.execute(sql.POSTGRES_TABLES, (self._schema,))}
+        migrate.check_foreign(tables)
+        if "kern_migrations" not in tables:
+            cursor.execute(sql.CREATE_MIGRATIONS)
+        applied, min_writer = cursor.execute(self.sql.applied).fetchall()[0]
+        migrate.check_writer("postgres", applied, min_writer)
+        for step in migrate.pending("postgres", applied):
+            cursor.execute(step.text.encode())
+            note = (step.number, step.name, step.sha256, migrate.MIN_WRITER[step.number], now_us())
+            cursor.execute(sql.POSTGRES_NOTE_MIGRATION, note)
+
+
+def _create_engine(url: URL, pool_size: int, lock_timeout_s: float) -> Engine:
+    options = f"-c lock_timeout={int(lock_timeout_s * 1000)}"
+    given = url.query.get("options")
+    connect_args: dict[str, Any] = {"options": f"{given} {options}" if given else options}
+    if "connect_timeout" not in url.query:
+        connect_args["connect_timeout"] = 10
+    return create_engine(
+        url.set(drivername="postgresql+psycopg"),
+        poolclass=QueuePool,
+        pool_size=pool_size,
+        max_overflow=-1,
+        connect_args=connect_args,
+    )
+
+
+def _prepare(checked_out: PoolProxiedConnection) -> Session:
+    connection = checked_out.driver_connection
+    assert isinstance(connection, psycopg.Connection)
+    checked_out.info["kern_autocommit"] = connection.autocommit
+    connection.autocommit = True
+    return Session(connection, binary_cursor(connection))
+
+
+def _restore(checked_out: PoolProxiedConnection) -> None:
+    connection = checked_out.driver_connection
+    assert isinstance(connection, psycopg.Connection)
+    connection.autocommit = checked_out.info.pop("kern_autocommit")
+
+
+def _lost(bases: list[Head], error: psycopg.Error) -> Exception:
+    if not bases:
+        return StoreUnavailable(f"Postgres: {_text(error)}")
+    return AnswerLost(bases[0]) if len(bases) == 1 else AnswersLost(bases)
+
+
+def _broken(lease: Lease, error: psycopg.Error) -> bool:
+    """Whether the connection is gone, and the outcome of what was sent with it."""
+    return lease.driver.connection.closed or (error.sqlstate or "")[:3] in ("57P", "08")
+
+
+def translated(error: psycopg.Error) -> StoreError:
+    """What the driver's error is to the log."""
+    state = error.sqlstate or ""
+    text = f"Postgres: {_text(error)}"
+    if state in (*_NOT_COMMITTED, "55P03", "57014"):
+        return StoreBusy(text)
+    if state[:2] in ("08", "57") or state in ("25006", "53300"):
+        return StoreUnavailable(text)
+    if state[:2] == "XX" and state != "XX000":
+        return StoreCorrupt(text)
+    if not state and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
+        return StoreUnavailable(text)
+    return StoreError(text)
+
+
+def _text(error: BaseException | None) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _back_off(attempt: int) -> None:
+    time.sleep(random.uniform(0.0, min(0.5, 0.01 * 2**attempt)))

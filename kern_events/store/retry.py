@@ -1,0 +1,229 @@
+"""The retry rule: what to do when an attempt does not land, or when its answer is lost.
+
+An attempt at base b can land only at b+1 ... b+k, and never once the head is past b without it. So a
+lost answer is looked up, never guessed, and the base moves only after a look-up has shown that the
+events are not behind it. It is decided here, once, so that it cannot differ by database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import stamina
+
+from kern_events.batch import Batch, Prepared, StoredRow
+from kern_events.codec import decode
+from kern_events.errors import (
+    AppendUnresolved,
+    IdempotencyConflict,
+    SessionClosed,
+    StoreError,
+    StoreUnavailable,
+    TurnAbandoned,
+    VersionConflict,
+)
+from kern_events.events import Head, Receipt
+from kern_events.store.base import (
+    AnswerLost,
+    AnswersLost,
+    Base,
+    Expected,
+    Found,
+    Landed,
+    Refused,
+    Store,
+    Tombstone,
+    version_of,
+)
+
+_MAX_ATTEMPTS: Final = 5  # at one base, before giving up
+_LOCK_AFTER: Final = 2  # conflicts, before the head row is locked
+
+
+def record(
+    store: Store,
+    batch: Batch,
+    expected: Expected,
+    first: Callable[[], Landed | Refused] | None = None,
+) -> Landed:
+    """Append one batch by the retry rule.
+
+    An attempt at base b can land only at b+1 ... b+k, and never once the head is past b without it.
+    So the base moves only after a look-up has shown that the events are not there. `first` is the
+    outcome of an attempt that was already made (by the async facade).
+
+    Raises:
+        VersionConflict, TurnAbandoned, SessionClosed, IdempotencyConflict: Nothing was written.
+        AppendUnresolved: The answer was lost and could not be looked up.
+    """
+    base: Base = expected
+    conflicts = same_base = 0
+    while True:
+        cause: BaseException | None = None
+        try:
+            answer = first() if first else store.attempt(batch, base, lock=conflicts >= _LOCK_AFTER)
+        except AnswerLost as lost:
+            answer, cause = Refused(lost.base), lost.__cause__ or lost
+        first = None
+        if isinstance(answer, Landed):
+            return answer
+        used = answer.base
+        found = _look_up(store, batch, used, cause)
+        if landed := _already(batch, used, found):
+            return landed
+        head = found.head
+        if head.version == version_of(used):
+            _same_base(batch, expected, head)
+            base, same_base = head, same_base + 1
+            if same_base >= _MAX_ATTEMPTS:
+                raise _give_up(batch, head.version, cause)
+        elif expected == 0 and head.status == "deleted" and base == 0:
+            base = head  # A deleted session is new again; its head is pinned once.
+        elif expected is not None:
+            raise VersionConflict(batch.session_id, version_of(expected), head.version)
+        else:
+            _check_open(batch, head)
+            conflicts += 1
+            # An attempt that locks the head row links to whatever it then finds there.
+            base, same_base = None if conflicts >= _LOCK_AFTER else head, 0
+
+
+def record_many(store: Store, batches: Sequence[tuple[Batch, Expected]]) -> list[Landed]:
+    """Append several batches in one transaction, by the same rule: all of them or none."""
+    lost: AnswersLost | None = None
+    for _ in range(_MAX_ATTEMPTS):
+        try:
+            answer = store.attempt_many(batches)
+        except AnswersLost as error:
+            lost, answer = error, None
+        if answer is not None:
+            return answer
+        bases = lost.bases if lost else [expected or 0 for _, expected in batches]
+        landed = [
+            _landed_or_free(store, batch, base, expected, lost)
+            for (batch, expected), base in zip(batches, bases, strict=True)
+        ]
+        if all(landed):
+            return [one for one in landed if one]
+        # The transaction was atomic: where one batch is missing, none of this attempt landed.
+    raise _give_up(batches[0][0], version_of(bases[0]), lost)
+
+
+def _landed_or_free(
+    store: Store, batch: Batch, base: Head | int, expected: Expected, lost: AnswerLost | None
+) -> Landed | None:
+    found = _look_up(store, batch, base, lost)
+    if landed := _already(batch, base, found):
+        return landed
+    if expected is not None and found.head.version != version_of(expected):
+        raise VersionConflict(batch.session_id, version_of(expected), found.head.version)
+    _same_base(batch, expected, found.head)
+    return None
+
+
+def delete(store: Store, namespace: str, session_id: str, tombstone: Tombstone) -> Landed | None:
+    """Delete a session; None if there is nothing to delete. A lost answer is looked up like an append's."""
+    attempts = 0
+    while True:
+        try:
+            return store.delete(namespace, session_id, tombstone)
+        except AnswerLost as lost:
+            batch, attempts = tombstone(lost.base), attempts + 1
+            found = _look_up(store, batch, lost.base, lost)
+            if landed := _already(batch, lost.base, found):
+                return landed
+            if attempts == _MAX_ATTEMPTS:
+                raise _give_up(batch, lost.base.version, lost) from lost
+
+
+def check_within(batch: Batch, expected: Expected, answer: Landed | Refused, found: Found | None) -> Landed:
+    """The outcome of an append in the caller's transaction, which is never retried here."""
+    if isinstance(answer, Landed):
+        return answer
+    assert found is not None
+    if landed := _already(batch, answer.base, found):
+        return landed
+    if expected is not None and found.head.version == version_of(expected):
+        _same_base(batch, expected, found.head)
+    else:
+        _check_open(batch, found.head)
+    raise VersionConflict(
+        batch.session_id, version_of(answer.base if expected is None else expected), found.head.version
+    )
+
+
+def _look_up(store: Store, batch: Batch, base: Head | int, cause: BaseException | None) -> Found:
+    try:
+        for attempt in stamina.retry_context(
+            on=StoreUnavailable, attempts=6, timeout=10.0, wait_initial=0.02, wait_max=1.0, wait_jitter=0.05
+        ):
+            with attempt:
+                return store.look_up(batch, version_of(base), len(_events(batch, base)))
+    except StoreError as error:
+        if cause is None:
+            raise  # The attempt is known not to have landed.
+        raise AppendUnresolved(batch.session_id, version_of(base)) from error
+    raise AssertionError("unreachable")  # pragma: no cover
+
+
+def _already(batch: Batch, base: Head | int, found: Found) -> Landed | None:
+    if found.keyed:
+        same = len(found.keyed) == len(batch.events) and all(
+            _same_content(event, row) for event, row in zip(batch.events, found.keyed, strict=True)
+        )
+        if not same:
+            assert batch.idempotency_key is not None
+            raise IdempotencyConflict(batch.idempotency_key, batch.session_id, found.keyed[0][0])
+        return _landed_before(batch, found.keyed, found.head)
+    events = _events(batch, base)
+    ours = len(found.behind) == len(events) and all(
+        event.draft.event_id == row[2] and _same_content(event, row)
+        for event, row in zip(events, found.behind, strict=True)
+    )
+    return _landed_before(batch, found.behind, found.head) if ours else None
+
+
+def _same_content(event: Prepared, row: StoredRow) -> bool:
+    if (event.draft.type, event.draft.type_version) != (row[3], row[4]):
+        return False
+    payload = row[14]
+    # What was erased cannot be compared.
+    return payload is None or payload == event.payload or decode(payload) == decode(event.payload)
+
+
+def _landed_before(batch: Batch, rows: Sequence[StoredRow], head: Head) -> Landed:
+    first, last = rows[0], rows[-1]
+    receipt = Receipt(batch.namespace, batch.session_id, first[0], last[0], last[18], last[1])
+    if head.version != last[0]:
+        head = Head(last[0], last[18], last[6], head.branch, head.epoch, head.status, last[8])
+    return Landed(receipt, head)
+
+
+def _same_base(batch: Batch, expected: Expected, head: Head) -> None:
+    if isinstance(expected, Head) and expected.hash != head.hash:
+        raise VersionConflict(batch.session_id, expected.version, head.version)
+    _check_open(batch, head)
+
+
+def _check_open(batch: Batch, head: Head) -> None:
+    if batch.branch is not None and head.branch != batch.branch:
+        raise TurnAbandoned(batch.session_id, batch.turn, head.branch, batch.branch, head.version)
+    if head.status != "open" and batch.at(head)[0].draft.type != "session.created":
+        raise SessionClosed(batch.session_id, head.status)
+
+
+def _give_up(batch: Batch, base: int, cause: BaseException | None) -> StoreError:
+    if cause is None:
+        error = StoreError(
+            f"the append to session {batch.session_id!r} was refused {_MAX_ATTEMPTS} times "
+            f"although the session stands at version {base}"
+        )
+        return error
+    unresolved = AppendUnresolved(batch.session_id, base)
+    unresolved.__cause__ = cause
+    return unresolved
+
+
+def _events(batch: Batch, base: Head | int) -> tuple[Prepared, ...]:
+    return batch.at(base) if isinstance(base, Head) else batch.events

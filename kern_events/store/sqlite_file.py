@@ -1,0 +1,396 @@
+"""A SQLite file as this process has it open: its connections, settings, schema and state of health.
+
+The file is opened by SQLite alone, never with `open()`: closing such a file would cancel SQLite's
+locks in this process, and the next acknowledged append could be lost.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from sqlalchemy import URL, create_engine
+from sqlalchemy.engine import Engine
+from sqlalchemy.pool import PoolProxiedConnection, QueuePool
+
+from kern_events.clock import now_us
+from kern_events.errors import StoreBusy, StoreCorrupt, StoreError, StoreUnavailable
+from kern_events.store import migrate, sql
+from kern_events.store.base import logger
+from kern_events.store.connections import Connections, Lease, keep_inherited, survive_forks
+
+_OLDEST: Final = (3, 37, 0)
+_SETUP_TIMEOUT_S: Final = 30.0  # many processes may open a fresh file at once
+_NETWORK: Final = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "fuse.sshfs"}
+)
+
+Driver = sqlite3.Connection
+
+
+class SQLiteFile:
+    """The connections to one file: a writer that is held, and readers."""
+
+    def __init__(self, url: URL, engine: Engine | None, *, pool_size: int, lock_timeout_s: float) -> None:
+        if url.database in (None, "", ":memory:"):
+            raise ValueError("an in-memory SQLite is a database per connection: use the URL memory:")
+        self._own = engine is None
+        self._lock_timeout_s = lock_timeout_s
+        self._path = None if str(url.database).startswith("file:") else os.path.abspath(str(url.database))
+        self._engine = engine or self._create_engine(url, pool_size)
+        self._readers = Connections(
+            self._engine, self._prepare_reader, _restore_reader, keep=pool_size if self._own else 0
+        )
+        self._writer: Lease | None = None
+        self._wal: tuple[int, int] | None = None
+        self._wal_mode = True
+        self._ready = False
+        self._closed = False
+        self._failed: StoreError | None = None
+        self._joined = threading.local()
+        self._setup = threading.Lock()
+        survive_forks(self)
+
+    def forget(self) -> None:
+        """In a forked child: open anew on the next use."""
+        keep_inherited((self._writer, self._engine.pool))
+        self._engine.dispose(close=False)
+        self._writer = self._wal = None
+        self._setup = threading.Lock()
+
+    def close(self) -> None:
+        """Give every connection back."""
+        self._closed = True
+        self._readers.close()
+        self.drop_writer()
+        if self._own:
+            self._engine.dispose()
+
+    # --------------------------------------------------------------------------------- writing
+
+    def begin(self) -> Driver:
+        """The writer's connection with the write lock taken.
+
+        The driver's own wait sleeps ever longer and starves a writer among many for seconds; short
+        random sleeps do not.
+        """
+        driver = self._writing()
+        deadline = time.monotonic() + self._lock_timeout_s
+        while True:
+            try:
+                driver.execute(sql.SQLITE_BEGIN)
+                return driver
+            except sqlite3.Error as error:
+                if not is_busy(error):
+                    raise self.translated(error) from error
+                if time.monotonic() > deadline:
+                    raise StoreBusy(self._busy_text()) from error
+            time.sleep(random.uniform(0.0002, 0.002))
+
+    def _busy_text(self) -> str:
+        text = f"the database is locked by another writer, waited {self._lock_timeout_s:g} s"
+        if getattr(self._joined, "here", False):
+            text += "; this thread's own transaction, opened for append(connection=), may be what holds it"
+        return text
+
+    def joined(self) -> None:
+        """Note that this thread appends in a transaction of its own."""
+        self._joined.here = True
+
+    # --------------------------------------------------------------------------------- reading
+
+    def query(self, statement: str, values: tuple[Any, ...]) -> list[Any]:
+        """The rows of one read."""
+        if not self._ready:
+            self.ensure()
+        lease = self._take_reader()
+        try:
+            rows = lease.driver.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            self._readers.drop(lease)
+            raise self.translated(error) from error
+        self._readers.give(lease)
+        return rows  # type: ignore[no-any-return]
+
+    @contextmanager
+    def reading(self) -> Iterator[Driver]:
+        """A reader's connection."""
+        if not self._ready:
+            self.ensure()
+        lease = self._take_reader()
+        try:
+            yield lease.driver
+        except sqlite3.Error as error:
+            self._readers.drop(lease)
+            raise self.translated(error) from error
+        except BaseException:
+            self._readers.drop(lease)
+            raise
+        self._readers.give(lease)
+
+    def _take_reader(self) -> Lease:
+        if self._failed or self._closed:
+            self._check_usable()
+        try:
+            return self._readers.take()
+        except sqlite3.Error as error:
+            raise self.translated(error) from error
+
+    # ------------------------------------------------------------------- opening and migrating
+
+    def migrate(self) -> tuple[int, int]:
+        """The schema numbers before and after bringing the tables up to date."""
+        before = self._schema_number()
+        self.ensure()
+        return before, self._schema_number()
+
+    def _create_engine(self, url: URL, pool_size: int) -> Engine:
+        return create_engine(
+            url if self._path is None else url.set(database=self._path),
+            poolclass=QueuePool,
+            pool_size=pool_size,
+            max_overflow=-1,
+            connect_args={
+                "check_same_thread": False,
+                "cached_statements": 256,
+                "timeout": self._lock_timeout_s,
+            },
+        )
+
+    def _check_usable(self) -> None:
+        if self._failed:
+            raise type(self._failed)(str(self._failed)) from self._failed
+        if self._closed:
+            raise StoreError("this log is closed")
+
+    def ensure(self) -> None:
+        """Open, check and create what is missing; once per process."""
+        self._check_usable()
+        if self._ready:
+            return
+        with self._setup:
+            self._open()
+
+    def _open(self) -> None:
+        if not self._ready:
+            if sqlite3.sqlite_version_info < _OLDEST:
+                raise StoreError(f"SQLite 3.37 or newer is needed, this is {sqlite3.sqlite_version}")
+            if self._own and self._path and (kind := _network_filesystem(self._path)):
+                raise StoreError(f"{self._path} is on a network file system ({kind}), where WAL is not safe")
+            try:
+                self._migrate(self._open_writer())
+            except sqlite3.Error as error:
+                raise self.translated(error) from error
+            _warn_once()
+            self._ready = True
+
+    def _schema_number(self) -> int:
+        try:
+            driver = self._writer.driver if self._writer else self._open_writer()
+            if "kern_migrations" not in _tables(driver):
+                return 0
+            number: int = driver.execute(sql.SQLITE_APPLIED).fetchone()[0]
+            return number
+        except sqlite3.Error as error:
+            raise self.translated(error) from error
+
+    def _migrate(self, driver: Driver) -> None:
+        tables = _tables(driver)
+        migrate.check_foreign(tables)
+        if "kern_migrations" in tables:
+            applied, min_writer = driver.execute(sql.SQLITE_APPLIED).fetchone()
+            if not migrate.pending("sqlite", applied):
+                migrate.check_number("sqlite", applied, min_writer)
+                return
+        self._begin_setup(driver)
+        try:
+            _apply(driver)
+            driver.execute(sql.COMMIT)
+        except BaseException:
+            roll_back(driver)
+            raise
+
+    def _begin_setup(self, driver: Driver) -> None:
+        deadline = time.monotonic() + max(self._lock_timeout_s, 30.0)
+        while True:
+            try:
+                driver.execute(sql.SQLITE_BEGIN)
+                return
+            except sqlite3.Error as error:
+                if not is_busy(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(random.uniform(0.001, 0.01))
+
+    def _writing(self) -> Driver:
+        self.ensure()
+        return self._writer.driver if self._writer else self._open_writer()
+
+    def _open_writer(self) -> Driver:
+        try:
+            checked_out = self._engine.raw_connection()
+        except sqlite3.Error as error:
+            raise self.translated(error) from error
+        driver = checked_out.driver_connection
+        assert isinstance(driver, sqlite3.Connection)
+        driver.isolation_level = None
+        try:
+            if self._own:
+                self._switch_to_wal(driver)
+            for setting in sql.SQLITE_SETTINGS:
+                driver.execute(setting)
+            self._wal_mode = driver.execute(sql.SQLITE_JOURNAL).fetchone()[0] == "wal"
+            # In WAL mode only BEGIN waits for others, in a loop of ours.
+            wait_ms = 0 if self._wal_mode else int(self._lock_timeout_s * 1000)
+            driver.execute(sql.SQLITE_BUSY_TIMEOUT.format(wait_ms))
+        except BaseException:
+            checked_out.invalidate()
+            raise
+        self._writer = Lease(checked_out, driver)
+        return driver
+
+    def _switch_to_wal(self, driver: Driver) -> None:
+        # Several processes may open a fresh file at once, and the switch does not wait by itself.
+        deadline = time.monotonic() + max(self._lock_timeout_s, 30.0)
+        while True:
+            try:
+                driver.execute(sql.SQLITE_WAL)
+                return
+            except sqlite3.Error as error:
+                if not is_busy(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(random.uniform(0.001, 0.01))
+
+    def drop_writer(self) -> None:
+        """Close the writer's connection; the next write opens another."""
+        writer, self._writer, self._wal = self._writer, None, None
+        if writer:
+            writer.checked_out.invalidate()
+
+    def _prepare_reader(self, checked_out: PoolProxiedConnection) -> Driver:
+        driver = checked_out.driver_connection
+        assert isinstance(driver, sqlite3.Connection)
+        checked_out.info["kern_isolation_level"] = driver.isolation_level
+        driver.isolation_level = None
+        if self._own:
+            driver.execute(sql.SQLITE_QUERY_ONLY)
+        return driver
+
+    def check_wal(self) -> None:
+        """Acknowledge nothing if the WAL that was written to is not the file's any more.
+
+        Somebody who opened and closed the database file in this process has cancelled SQLite's
+        locks, and another process may then have unlinked the WAL below us.
+        """
+        if not self._wal_mode or self._path is None:
+            return
+        try:
+            stat = os.stat(self._path + "-wal")
+            found = (stat.st_dev, stat.st_ino)
+        except FileNotFoundError:
+            found = (0, 0)
+        if self._wal is None:
+            self._wal = found
+        if found != self._wal or found == (0, 0):
+            logger.error("the WAL of a database was replaced while it was in use; reopening")
+            raise StoreUnavailable("the WAL of the database was replaced while it was in use")
+
+    def translated(self, error: sqlite3.Error) -> StoreError:
+        """What the driver's error is to the log; damage latches the store to failed."""
+        name = getattr(error, "sqlite_errorname", "") or ""
+        text = f"SQLite: {error}"
+        if is_busy(error):
+            return StoreBusy(self._busy_text())
+        if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_IOERR")):
+            damage = StoreCorrupt(f"{text} ({name}): nothing more is written to {self._path}; keep the file")
+            damage.__cause__ = error
+            self._failed = damage
+            return StoreCorrupt(str(damage))
+        if name.startswith("SQLITE_CANTOPEN"):
+            return StoreUnavailable(
+                f"cannot open {self._path}: does the folder exist, and may you write there?"
+            )
+        if name.startswith(("SQLITE_READONLY", "SQLITE_PERM")):
+            return StoreUnavailable(f"{self._path} cannot be written: {error}")
+        return StoreError(text)
+
+
+def _apply(driver: Driver) -> None:
+    """Apply what is missing, under the write lock; another process may have been first."""
+    if "kern_migrations" not in _tables(driver):
+        driver.execute(sql.SQLITE_CREATE_MIGRATIONS)
+    applied, min_writer = driver.execute(sql.SQLITE_APPLIED).fetchone()
+    for step in migrate.pending("sqlite", applied):
+        for statement in migrate.statements(step.text):
+            driver.execute(statement)
+        note = (step.number, step.name, step.sha256, migrate.MIN_WRITER[step.number], now_us())
+        driver.execute(sql.SQLITE_NOTE_MIGRATION, note)
+    applied, min_writer = driver.execute(sql.SQLITE_APPLIED).fetchone()
+    migrate.check_number("sqlite", applied, min_writer)
+
+
+def _tables(driver: Driver) -> set[str]:
+    return {row[0] for row in driver.execute(sql.SQLITE_TABLES)}
+
+
+def _restore_reader(checked_out: PoolProxiedConnection) -> None:
+    driver = checked_out.driver_connection
+    assert isinstance(driver, sqlite3.Connection)
+    driver.isolation_level = checked_out.info.pop("kern_isolation_level")
+
+
+def roll_back(driver: Driver) -> None:
+    """End a transaction, if one is open, without a trace."""
+    if driver.in_transaction:
+        driver.execute(sql.ROLLBACK)
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Whether somebody else holds the lock."""
+    name = getattr(error, "sqlite_errorname", "") or ""
+    return name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+
+
+def _network_filesystem(path: str) -> str | None:
+    """The type of the network file system that a path is on, or None; Linux only."""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
+            found = [_mount(line) for line in mounts]
+    except OSError:
+        return None
+    path = os.path.realpath(path)
+    below = [one for one in found if path.startswith(one[0].rstrip("/") + "/")]
+    kind = max(below, key=lambda one: len(one[0]), default=("", ""))[1]
+    return kind if kind in _NETWORK else None
+
+
+def _mount(line: str) -> tuple[str, str]:
+    before, _, after = line.partition(" - ")
+    point = before.split(" ")[4].encode().decode("unicode_escape")
+    return point, after.split(" ")[0]
+
+
+WAL_RESET: Final = (
+    f"SQLite {sqlite3.sqlite_version} can corrupt a WAL database when two connections write and "
+    "checkpoint at the same moment (fixed in 3.51.3, 3.50.7 and 3.44.6): write from one process, or upgrade"
+)
+_warned = False
+
+
+def has_wal_reset_bug() -> bool:
+    """Whether this SQLite is one of those with the WAL-reset bug."""
+    version = sqlite3.sqlite_version_info
+    fixed = version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
+    return version >= (3, 7, 0) and not fixed
+
+
+def _warn_once() -> None:
+    global _warned
+    if not _warned and has_wal_reset_bug():
+        _warned = True
+        logger.warning(WAL_RESET)
