@@ -211,16 +211,13 @@ class _Events:
     def add(self, message: Any) -> None:
         """Append the events of the next message."""
         rest = _typed(message, dict, "").copy()
-        role = _typed(rest.pop("role", None), str, ".role")
-        content = _content(rest.pop("content", None))
+        payload = {"role": _typed(rest.pop("role", None), str, ".role"), "content": _content(rest)}
         meta = _source_time(rest)
-        if role == "tool" and type(rest.get("tool_call_id")) is str:
-            self._add_result(rest, content, meta)
+        if payload["role"] == "tool" and type(rest.get("tool_call_id")) is str:
+            self._add_result(payload, rest, meta)
             return
-        if role == "user":
+        if payload["role"] == "user":
             self._open_turn()
-        payload = {"role": role, "content": content}
-        _move_texts(rest, payload, ("id", "name"))
         calls = _take_calls(rest)
         if calls is not None:
             payload["tool_calls"] = calls
@@ -228,10 +225,14 @@ class _Events:
         for call in calls or ():
             self._add_call(call["id"])
 
-    def _append(self, type: str, payload: dict[str, Any], rest: dict[str, Any], meta: Any) -> None:
+    def _append(self, event: str, payload: dict[str, Any], rest: dict[str, Any], meta: Any) -> None:
+        for key in ("id", "name"):
+            # What is there but no text is kept as well: it stays in the rest.
+            if type(rest.get(key)) is str:
+                payload[key] = rest.pop(key)
         if rest:
             payload["extra"] = rest
-        self.drafts.append(Draft(type, payload, meta=meta))
+        self.drafts.append(Draft(event, payload, meta=meta))
 
     def _open_turn(self) -> None:
         if self.turns:
@@ -244,14 +245,16 @@ class _Events:
         self._open[call_id] = self._open.get(call_id, 0) + 1
         self.drafts.append(Draft("tool.called", {"call_id": call_id}))
 
-    def _add_result(self, rest: dict[str, Any], content: Any, meta: Any) -> None:
-        call_id = rest.pop("tool_call_id")
+    def _add_result(self, payload: dict[str, Any], rest: dict[str, Any], meta: Any) -> None:
+        call_id, content = rest.pop("tool_call_id"), payload["content"]
         if self._open.get(call_id):
             self._open[call_id] -= 1
             self.paired += 1
-        payload = {"call_id": call_id, "result": content}
-        _move_texts(rest, payload, ("id", "name"))
-        self._append("tool.returned", payload, rest, meta)
+        if type(content) is str and "id" not in rest:
+            self._append("tool.returned", {"call_id": call_id, "result": content}, rest, meta)
+        else:
+            # Parts, no content or a message id of its own: only a message says these exactly.
+            self._append("message.added", {**payload, "tool_call_id": call_id}, rest, meta)
 
 
 def _typed(value: Any, kind: type, path: str) -> Any:
@@ -261,20 +264,14 @@ def _typed(value: Any, kind: type, path: str) -> Any:
     return value
 
 
-def _content(content: Any) -> Any:
+def _content(rest: dict[str, Any]) -> Any:
+    content = rest.pop("content", None)
     if type(content) is list:
         for index, part in enumerate(content):
             _typed(part, dict, f".content[{index}]")
     elif content is not None:
         _typed(content, str, ".content")
     return content
-
-
-def _move_texts(rest: dict[str, Any], payload: dict[str, Any], keys: Iterable[str]) -> None:
-    # What is there but no text is kept as well: it stays in the rest.
-    for key in keys:
-        if type(rest.get(key)) is str:
-            payload[key] = rest.pop(key)
 
 
 def _source_time(rest: dict[str, Any]) -> dict[str, Any] | None:
