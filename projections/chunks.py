@@ -43,7 +43,8 @@ class Chunks(Sequence[T_co]):
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError("Chunks cannot be changed")
 
-    __delattr__ = __setattr__  # type: ignore[assignment]
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError("Chunks cannot be changed")
 
     def __len__(self) -> int:
         return (self._ends[-1] if self._ends else 0) + len(self._open)

@@ -1,0 +1,155 @@
+"""Chunks: immutable sequences that share what stays, checked against plain lists."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from statistics import median
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from projections.chunks import CHUNK_BYTES, CHUNK_ITEMS, Chunks
+
+lengths = st.integers(0, 3 * CHUNK_ITEMS)
+
+
+def appended(chunks: Chunks[int], *items: int, size_bytes: int = 0) -> Chunks[int]:
+    editor = chunks.edit()
+    for item in items:
+        editor.append(item, size_bytes)
+    return editor.freeze()
+
+
+@given(lengths, st.slices(3 * CHUNK_ITEMS))
+def test_they_read_like_a_list(length: int, cut: slice) -> None:
+    items = list(range(length))
+    chunks = Chunks(items)
+
+    assert isinstance(chunks, Sequence)
+    assert chunks == items
+    assert chunks == tuple(items)
+    assert len(chunks) == length
+    assert chunks[cut] == tuple(items[cut])
+    assert list(reversed(chunks)) == items[::-1]
+    assert [chunks[i] for i in range(-length, length)] == items + items
+
+
+@given(
+    lengths,
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("append"), st.integers(0, CHUNK_BYTES)),
+            st.tuples(st.just("replace"), st.integers(-5, 3 * CHUNK_ITEMS)),
+            st.tuples(st.just("replace_last"), st.just(0)),
+            st.tuples(st.just("remove"), st.integers(-5, 3 * CHUNK_ITEMS)),
+            st.tuples(st.just("truncate"), lengths),
+            st.tuples(st.just("freeze"), st.just(0)),
+        ),
+        max_size=30,
+    ),
+)
+@settings(deadline=None)
+def test_every_edit_does_what_a_list_does(length: int, edits: list[tuple[str, int]]) -> None:
+    chunks, items = Chunks(range(length)), list(range(length))
+    before, editor = chunks, chunks.edit()
+
+    for edit, number in edits:
+        place = -len(items) <= number < len(items)
+        if edit == "append":
+            editor.append(-1, number)
+            items.append(-1)
+        elif edit == "replace" and place:
+            editor.replace(number, -2)
+            items[number] = -2
+        elif edit == "replace_last" and items:
+            editor.replace_last(-3)
+            items[-1] = -3
+        elif edit == "remove" and place:
+            editor.remove(number)
+            del items[number]
+        elif edit == "truncate":
+            editor.truncate(number)
+            del items[number:]
+        elif edit == "freeze":
+            editor = editor.freeze().edit()
+
+    assert editor.freeze() == items
+    assert len(editor) == len(items)
+    assert editor.last() == (items[-1] if items else None)
+    assert before == list(range(length))
+
+
+def test_an_edit_that_changes_nothing_gives_the_same_object() -> None:
+    chunks = Chunks(range(10))
+
+    assert chunks.edit().freeze() is chunks
+
+
+def test_closed_chunks_are_shared() -> None:
+    chunks = Chunks(range(3 * CHUNK_ITEMS))
+    longer = appended(chunks, *range(3 * CHUNK_ITEMS, 5 * CHUNK_ITEMS))
+
+    assert all(a is b for a, b in zip(chunks._closed, longer._closed, strict=False))
+
+
+def test_a_chunk_is_closed_by_items_or_by_bytes() -> None:
+    many = appended(Chunks(), *range(CHUNK_ITEMS + 1))
+    heavy = appended(Chunks(), *range(5), size_bytes=CHUNK_BYTES // 2)
+
+    assert [len(chunk) for chunk in many._closed] == [CHUNK_ITEMS]
+    assert [len(chunk) for chunk in heavy._closed] == [2, 2]
+
+
+def test_an_item_over_the_limit_has_a_chunk_of_its_own() -> None:
+    heavy = appended(Chunks(), 1, 2, 3, size_bytes=2 * CHUNK_BYTES)
+
+    assert [len(chunk) for chunk in heavy._closed] == [1, 1]
+
+
+def test_nothing_can_be_assigned() -> None:
+    chunks = Chunks([1])
+
+    with pytest.raises(AttributeError):
+        chunks._open = ()
+    with pytest.raises(AttributeError):
+        del chunks._open
+    with pytest.raises(TypeError):
+        hash(chunks)
+
+
+@pytest.mark.parametrize("index", [3, -4])
+def test_an_index_out_of_range_is_an_index_error(index: int) -> None:
+    with pytest.raises(IndexError, match="there are 3 items"):
+        Chunks(range(3))[index]
+
+
+def test_text_is_not_equal_to_its_characters() -> None:
+    assert Chunks("ab") != "ab"
+    assert Chunks("ab") == ["a", "b"]
+
+
+def test_an_append_costs_the_same_at_any_length() -> None:
+    def microseconds(length: int) -> float:
+        chunks = Chunks(range(length))
+        return median(timed(lambda: appended(chunks, 1)) for _ in range(200))
+
+    # The open chunks are equally full; a tuple would be some hundred times slower at the second.
+    assert microseconds(400_000) < 10 * microseconds(400_000 % CHUNK_ITEMS)
+
+
+def timed(act: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    act()
+    return time.perf_counter() - started
+
+
+def test_growing_one_by_one_keeps_every_version() -> None:
+    versions = [Chunks[int]()]
+    for item in range(600):
+        versions.append(appended(versions[-1], item))
+
+    assert [len(version) for version in versions] == list(range(601))
+    assert all(longer[: len(shorter)] == tuple(shorter) for shorter, longer in pairwise(versions))
