@@ -1,0 +1,82 @@
+"""`python -m benchmarks [NAME ...] [--quick] [--json FILE]`: all questions, one table."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import workload
+from benchmarks.measure import Bench, Result
+
+NAMES: Final = ("append", "length", "load", "size", "writers", "group_commit", "importing")
+
+
+def main() -> int:
+    """Run what was asked for; 1 if a target was missed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all by default")
+    parser.add_argument("--quick", action="store_true", help="less than a minute, with more noise")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers too")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(NAMES):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    console = Console()
+    with Bench(quick=options.quick) as bench:
+        facts = bench.facts()
+        results = _run(bench, console, options.names or NAMES)
+    _print(console, facts, results)
+    if options.json:
+        document = {**facts, "results": [result._asdict() for result in results]}
+        options.json.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    return int(any(result.held is False for result in results))
+
+
+def _run(bench: Bench, console: Console, names: Sequence[str]) -> list[Result]:
+    results: list[Result] = []
+    for name in names:
+        started = time.perf_counter()
+        with console.status(f"{name} ..."):
+            results += importlib.import_module(f"benchmarks.{name}").run(bench)
+        console.print(f"{name}: {time.perf_counter() - started:.0f} s", style="dim")
+    return results
+
+
+def _print(console: Console, facts: dict[str, Any], results: Sequence[Result]) -> None:
+    table = Table(title="kern-events: what it costs, beside the raw driver in the same run")
+    table.add_column("")
+    table.add_column("question")
+    for column in ("ours", "floor", "ratio", "target"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("")
+    for result in results:
+        ratio = "" if result.ratio is None else f"{result.ratio:.2f}x"
+        verdict = {None: "", True: "[green]held", False: "[red]missed"}[result.held]
+        table.add_row(*result[:4], ratio, result.target, verdict)
+    console.print(table)
+    console.print(_about(facts), style="dim", highlight=False)
+
+
+def _about(facts: dict[str, Any]) -> str:
+    turns = list(workload.turns(256))
+    size = workload.payload_bytes(turns) / len(turns)
+    machine = facts["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    return (
+        f"One turn: 8 events, {size:,.0f} bytes of payload, seed {facts['seed']}. "
+        f"{machine['processor']}, {machine['cores']} cores, load {machine['load_1m']}, "
+        f"fdatasync {machine['fdatasync_ms']} ms; {versions}; commit {facts['commit']}"
+        + (", --quick" if facts["quick"] else "")
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
