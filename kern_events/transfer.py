@@ -441,7 +441,8 @@ class _Importer:
 
     def _bad(self, line: int, error: InvalidEvent, session_id: str | None = None) -> None:
         self.report.bad_lines += 1
-        self._list(Problem(line, "bad_line", str(error), session_id))
+        reason = error.reason if error.path == "line" else str(error)
+        self._list(Problem(line, "bad_line", reason, session_id))
 
     def _count(self, conversation: Conversation) -> None:
         report = self.report

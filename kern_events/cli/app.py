@@ -1,0 +1,213 @@
+"""The commands, each with what it takes and prints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from datetime import datetime
+from typing import IO, TYPE_CHECKING, Any, Final
+
+import click
+
+from kern_events import __version__
+from kern_events.cli.opening import database, failure, refusing, sessions_at
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kern_events.events import Event
+
+_POLL_S: Final = 0.25
+_TAIL: Final = 10
+_INSTALL: Final = {
+    "bash": "# To install: echo 'eval \"$(kern-events completion bash)\"' >> ~/.bashrc",
+    "zsh": "# To install: echo 'eval \"$(kern-events completion zsh)\"' >> ~/.zshrc",
+    "fish": "# To install: kern-events completion fish > ~/.config/fish/completions/kern-events.fish",
+}
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="For programs: JSON, exact, in ASCII.")
+
+
+class _Commands(click.Group):
+    """A group whose commands fail with one line instead of a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from kern_events.errors import KernError
+
+        try:
+            return super().invoke(ctx)
+        except KernError as error:
+            raise failure(error) from error
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(130) from None
+
+
+def _moment(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
+    """An ISO 8601 time with its zone."""
+    if value is None:
+        return None
+    try:
+        at = datetime.fromisoformat(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a time like 2026-01-31T14:00:00Z", ctx, param) from None
+    if at.tzinfo is None:
+        raise click.BadParameter(f"{value!r} has no time zone: add Z for UTC, or one like +02:00", ctx, param)
+    return at
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def cli() -> None:
+    """Append-only logs of agent conversations: import, read, verify."""
+
+
+@cli.command("import")
+@click.argument("file", type=click.File("rb"))
+@database
+@_as_json
+def import_(file: IO[bytes], db: str, namespace: str, as_json: bool) -> None:
+    """Record the conversations of FILE (- is stdin), one JSON line each, in OpenAI chat form.
+
+    Importing a file again records only what is new. Exit code 1: a line is bad, or a conversation
+    differs from what is recorded.
+    """
+    from kern_events.cli.reports import import_file
+
+    with sessions_at(db, namespace, create=True) as sessions:
+        ok = import_file(sessions, file, as_json=as_json)
+    raise click.exceptions.Exit(0 if ok else 1)
+
+
+@cli.command()
+@click.option("--user", metavar="ID", help="Only sessions of this user.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
+@click.option("--after", metavar="CURSOR", help="Go on behind the page before.")
+@database
+@_as_json
+def ls(user: str | None, limit: int, after: str | None, db: str, namespace: str, as_json: bool) -> None:
+    """List sessions, the most recently active first."""
+    from kern_events.cli.reports import put_sessions
+
+    with sessions_at(db, namespace) as sessions, refusing(ValueError):
+        page = sessions.sessions(user_id=user, after=after, limit=limit + 1)
+    put_sessions(page[:limit], more=len(page) > limit, as_json=as_json)
+
+
+@cli.command()
+@click.argument("session")
+@click.option("--turn", type=int, help="As of this turn: before the next one started.")
+@click.option("--version", type=int, help="As of this version.")
+@click.option("--at", metavar="TIME", callback=_moment, help="As of this time, as in 2026-01-31T14:00:00Z.")
+@click.option("--events", is_flag=True, help="The events as they are recorded.")
+@database
+@_as_json
+def show(
+    session: str,
+    turn: int | None,
+    version: int | None,
+    at: datetime | None,
+    events: bool,
+    db: str,
+    namespace: str,
+    as_json: bool,
+) -> None:
+    """Show a conversation, now or as it was."""
+    from kern_events.cli.show import put_conversation
+    from kern_events.cli.text import console, put_json
+
+    points = [point for point in (turn, version, at) if point is not None]
+    if len(points) > 1:
+        raise click.UsageError("--turn, --version and --at exclude each other")
+    out = console()
+    with sessions_at(db, namespace) as sessions:
+        if events and not points:
+            _put_events(out, sessions.read(session), as_json)
+            return
+        with refusing(ValueError):
+            view = sessions.load(session, turn=turn, version=version, at=at)
+        if events:
+            _put_events(out, sessions.read(session, until=view.version), as_json)
+        elif as_json:
+            put_json(out, view.to_dict())
+        else:
+            put_conversation(out, view)
+
+
+@cli.command()
+@click.argument("session")
+@click.option("--follow", "-f", is_flag=True, help="Go on as events are recorded, until Ctrl-C.")
+@database
+@_as_json
+def tail(session: str, follow: bool, db: str, namespace: str, as_json: bool) -> None:
+    """Show the last events of a session."""
+    from kern_events.cli.text import console
+
+    out = console()
+    with sessions_at(db, namespace) as sessions:
+        last = max(0, sessions.head(session).version - _TAIL)
+        while True:
+            last = _put_events(out, sessions.read(session, after=last), as_json) or last
+            if not follow:
+                return
+            out.file.flush()
+            time.sleep(_POLL_S)
+
+
+@cli.command()
+@click.argument("session", required=False)
+@database
+@_as_json
+def verify(session: str | None, db: str, namespace: str, as_json: bool) -> None:
+    """Recompute the hash chain of SESSION, or of all. Exit code 1: something is not as recorded."""
+    from kern_events.cli.reports import verify_sessions
+
+    with sessions_at(db, namespace) as sessions:
+        ok = verify_sessions(sessions, session, as_json=as_json)
+    raise click.exceptions.Exit(0 if ok else 1)
+
+
+@cli.command()
+@database
+def migrate(db: str, namespace: str) -> None:
+    """Create the tables, or bring them up to date."""
+    with sessions_at(db, namespace, create=True) as sessions:
+        before, after = sessions.migrate()
+    click.echo(f"schema {before} -> {after}" if before != after else f"schema {after}: nothing to do")
+
+
+@cli.command()
+@click.argument("file", type=click.File("rb"), required=False)
+@click.option("--db", metavar="URL", default="sqlite:///kern-events-demo.db", show_default=True)
+def demo(file: IO[bytes] | None, db: str) -> None:
+    """Record a small agent at work, or your own conversations (FILE), and look back."""
+    from kern_events.demo import run
+
+    with sessions_at(db, "default", create=True) as sessions:
+        run(sessions, db, file)
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that completes commands and options in a shell."""
+    from click.shell_completion import get_completion_class
+
+    completer = get_completion_class(shell)
+    assert completer is not None
+    click.echo(_INSTALL[shell])
+    click.echo(completer(cli, {}, "kern-events", "_KERN_EVENTS_COMPLETE").source())
+
+
+def _put_events(out: Console, events: Iterable[Event], as_json: bool) -> int:
+    """Print events as they are read; returns the last version, 0 if there is none."""
+    from kern_events.cli.show import event_json, put_event
+    from kern_events.cli.text import put_json
+
+    last = 0
+    for event in events:
+        if as_json:
+            put_json(out, event_json(event))
+        else:
+            put_event(out, event)
+        last = event.version
+    return last
