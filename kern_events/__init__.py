@@ -22,6 +22,7 @@ for asyncio. Errors are in `kern_events.errors`; authors of projectors and cache
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from kern_events.aio import AsyncSessionLog, AsyncTurnRecorder
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from projections import AsyncSessions, Sessions
 
 __version__ = "0.1.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __all__ = [
     "AsyncSessionLog",

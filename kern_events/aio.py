@@ -35,7 +35,7 @@ from kern_events.events import (
     tool_failed,
     tool_returned,
 )
-from kern_events.log import ManyAppends, PendingReceipt, SessionLog, take
+from kern_events.log import ManyAppends, PendingReceipt, SessionLog, checked_expected, take
 from kern_events.store.base import Expected, Landed
 from kern_events.store.retry import record
 from kern_events.turn import TurnState, logger, new_call_id, opening_draft, outcome, path_of, thaw
@@ -161,6 +161,7 @@ class AsyncSessionLog:
                 self.log.append, session_id, drafts,
                 expected=expected, idempotency_key=idempotency_key, connection=connection,
             )  # fmt: skip
+        expected = checked_expected(expected)
         if len(drafts) <= _INLINE_DRAFTS:
             batch = self.log.prepare(session_id, drafts, idempotency_key=idempotency_key)
         else:

@@ -8,10 +8,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from kern_events import chain
-from kern_events.codec import JSON, MAX_BATCH, MAX_PAYLOAD_BYTES, check_id, check_text, decode, encode
+from kern_events.codec import (
+    JSON,
+    MAX_BATCH,
+    MAX_PAYLOAD_BYTES,
+    check_id,
+    check_text,
+    decode,
+    encode,
+    encode_plain,
+)
 from kern_events.errors import DecodeError, InvalidEvent
 from kern_events.events import ERASED, Draft, Event, Head, Kind, kind_of
 
@@ -43,7 +55,7 @@ STORED_COLUMNS: Final = (
 )  # fmt: skip
 
 
-class Prepared(NamedTuple):
+class Prepared(msgspec.Struct, frozen=True, gc=False):
     """A draft whose bytes are final: only its place in the session is open."""
 
     draft: Draft
@@ -114,18 +126,17 @@ def prepare(
         check_id(idempotency_key, "idempotency_key")
     if not 1 <= len(drafts) <= MAX_BATCH:
         raise InvalidEvent(f"{len(drafts):,} drafts; an append takes 1 to {MAX_BATCH:,}", "drafts")
-    if len({draft.event_id for draft in drafts}) < len(drafts):
-        raise InvalidEvent("the same draft twice in one append", "drafts")
+    encoded = encode_plain([draft.payload for draft in drafts], max_payload_bytes)
     salts = os.urandom(16 * len(drafts))
     events: list[Prepared] = []
     try:
-        for draft in drafts:
-            offset = 16 * len(events)
-            events.append(
-                prepare_draft(draft, salts[offset : offset + 16], max_payload_bytes, reserved=reserved)
-            )
+        for i, draft in enumerate(drafts):
+            salt, payload = salts[16 * i : 16 * i + 16], encoded[i] if encoded else None
+            events.append(prepare_draft(draft, salt, max_payload_bytes, payload=payload, reserved=reserved))
     except InvalidEvent as error:
         raise InvalidEvent(error.reason, f"drafts[{len(events)}].{error.path}") from None
+    if len({draft.event_id for draft in drafts}) < len(drafts):
+        raise InvalidEvent("the same draft twice in one append", "drafts")
     first = prepare_draft(opening, os.urandom(16), max_payload_bytes) if opening else None
     scope = chain.scope(namespace, session_id)
     return Batch(namespace, session_id, scope, tuple(events), first, idempotency_key, branch, turn)
@@ -136,17 +147,29 @@ def prepare_draft(
     salt: bytes,
     limit: int = MAX_PAYLOAD_BYTES,
     *,
+    payload: bytes | None = None,
     ref: int | None = None,
     reserved: bool = False,
 ) -> Prepared:
-    """Guard and encode one draft; `reserved` is for the verbs that own the reserved types."""
+    """Guard and encode one draft.
+
+    Args:
+        draft: What to record.
+        salt: 16 random bytes.
+        limit: Of the encoded payload, in bytes.
+        payload: The encoded payload, where it is known to be exact.
+        ref: For a restore or a fork.
+        reserved: Allow the types that only their own verbs record.
+    """
     _check_fields(draft)
-    type = draft.type
-    kind = int(kind_of(type, draft.payload, draft.meta))
+    type, meta = draft.type, None
+    kind = kind_of(type, draft.payload, draft.meta)
     if not reserved and (kind in _RESERVED or type in TOMBSTONES):
         raise InvalidEvent(f"{type} is recorded by its own verb, not by append", "type")
-    payload = encode(draft.payload, "payload", limit)
-    meta = None if draft.meta is None else encode(draft.meta, "meta", limit)
+    if payload is None:
+        payload = encode(draft.payload, "payload", limit)
+    if draft.meta is not None:
+        meta = encode(draft.meta, "meta", limit)
     if draft.native is not None and len(draft.native) > limit:
         raise InvalidEvent(f"{len(draft.native):,} bytes, the limit is {limit:,}", "native")
     return Prepared(
@@ -168,7 +191,7 @@ def _check_fields(draft: Draft) -> None:
     if type(draft.payload) is not dict:
         raise InvalidEvent(f"{type(draft.payload).__name__} is not a dict", "payload")
     if type(draft.type_version) is not int or not 1 <= draft.type_version <= _MAX_TYPE_VERSION:
-        raise InvalidEvent(f"{draft.type_version!r} is not a version from 1", "type_version")
+        raise InvalidEvent("not a version from 1", "type_version")
     if type(draft.event_id) is not bytes or len(draft.event_id) != 16:
         raise InvalidEvent("not 16 bytes", "event_id")
     if draft.actor is not None:
@@ -176,7 +199,7 @@ def _check_fields(draft: Draft) -> None:
     if draft.meta is not None and type(draft.meta) is not dict:
         raise InvalidEvent(f"{type(draft.meta).__name__} is not a dict", "meta")
     if draft.turn is not None and (type(draft.turn) is not int or draft.turn < 0):
-        raise InvalidEvent(f"{draft.turn!r} is not a turn number", "turn")
+        raise InvalidEvent("not a turn number", "turn")
     if draft.native is not None and type(draft.native) is not bytes:
         raise InvalidEvent(f"{type(draft.native).__name__} is not bytes", "native")
 
@@ -201,42 +224,41 @@ def link(batch: Batch, head: Head, now_us: int) -> Linked:
     Raises:
         InvalidEvent: A draft is stamped with a turn that has not started.
     """
-    version, previous, turn, branch, status = head.version, head.hash, head.turn, head.branch, head.status
-    epoch = head.epoch
-    at_us = max(now_us, head.at_us)
-    key = batch.idempotency_key
-    rows: list[Row] = []
+    events = batch.at(head)
+    turn, branch, epoch, status = head.turn, head.branch, head.epoch, head.status
+    first, at_us, key = head.version + 1, max(now_us, head.at_us), batch.idempotency_key
+    links: list[chain.Link] = []
     listing: dict[str, str | None] | None = None
-    for event in batch.at(head):
+    for version, event in enumerate(events, first):
         draft, kind = event.draft, event.kind
-        version += 1
-        if kind == Kind.TURN_START:
-            turn += 1
-            stamp = turn
+        stamp = draft.turn
+        if kind == 1:  # Kind.TURN_START, without the cost of an enum
+            stamp = turn = turn + 1
         elif kind == Kind.RESTORE:
-            stamp = turn = draft.turn or 0
+            stamp = turn = stamp or 0
             branch = version
-        elif draft.turn is None:
+        elif stamp is None:
             stamp = turn
-        elif draft.turn > turn:
-            raise InvalidEvent(f"turn {draft.turn} has not started, the last is {turn}", "draft.turn")
-        else:
-            stamp = draft.turn
+        elif stamp > turn:
+            raise InvalidEvent(f"that turn has not started, the last is {turn}", "draft.turn")
         if draft.type.startswith("session."):
             listing, status = _listing_after(event, status, listing)
             epoch += draft.type in TOMBSTONES
-        previous = chain.event_hash(
-            previous, batch.scope, version, event.header, stamp, event.ref, at_us, event.trailer, key,
-            event.commit,
-        )  # fmt: skip
+        links.append((event.header, stamp, event.ref, event.trailer, key, event.commit))
+        key = None
+    hashes = chain.extend(head.hash, batch.scope, head.version, at_us, links)
+    rows: list[Row] = []
+    for version, event, link, hash in zip(count(first), events, links, hashes, strict=False):
+        draft = event.draft
         rows.append(
             (
-                version, draft.event_id, draft.type, draft.type_version, kind, stamp, event.ref, at_us,
-                draft.actor, event.meta, key, JSON, None, event.payload, draft.native, event.salt, previous,
+                version, draft.event_id, draft.type, draft.type_version, event.kind, link[1], event.ref,
+                at_us, draft.actor, event.meta, link[4], JSON, None, event.payload, draft.native,
+                event.salt, hash,
             )
         )  # fmt: skip
-        key = None
-    return Linked(rows, Head(version, previous, turn, branch, epoch, status, at_us), listing)
+    after = Head(head.version + len(rows), hashes[-1], turn, branch, epoch, status, at_us)
+    return Linked(rows, after, listing)
 
 
 def _listing_after(

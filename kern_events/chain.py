@@ -21,6 +21,7 @@ retry does not change once: `scope` (whose it is), `header` and `trailer` (what 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from hashlib import sha256
 from struct import Struct
 from typing import Final
@@ -83,21 +84,20 @@ def trailer(codec: int, key_commit: bytes | None, actor: str | None, meta: bytes
     return bytes((codec,)) + _n(key_commit) + _n(None if actor is None else actor.encode()) + _n(meta)
 
 
-def event_hash(
-    previous: bytes,
-    scope: bytes,
-    version: int,
-    header: bytes,
-    turn: int,
-    ref: int | None,
-    at_us: int,
-    trailer: bytes,
-    idempotency_key: str | None,
-    commit: bytes,
-) -> bytes:
-    """The hash of one event, linked to the hash before it."""
-    key = _NULL if idempotency_key is None else _n(idempotency_key.encode())
-    place = _PLACE(turn, ref or 0, at_us)
-    return sha256(
-        b"".join((_EVENT, previous, scope, _U64(version), header, place, trailer, key, commit))
-    ).digest()
+# What an event adds to the hash of the one before it, besides its version and time:
+# header, turn, ref, trailer, idempotency key, payload commitment.
+Link = tuple[bytes, int, int | None, bytes, str | None, bytes]
+
+
+def extend(previous: bytes, scope: bytes, version: int, at_us: int, links: Iterable[Link]) -> list[bytes]:
+    """The hashes of consecutive events behind `version`, whose hash is `previous`; all at one time."""
+    hashes = []
+    for header, turn, ref, trailer, key, commit in links:
+        version += 1
+        number, place = _U64(version), _PLACE(turn, ref or 0, at_us)
+        named = _NULL if key is None else _n(key.encode())
+        previous = sha256(
+            b"".join((_EVENT, previous, scope, number, header, place, trailer, named, commit))
+        ).digest()
+        hashes.append(previous)
+    return hashes

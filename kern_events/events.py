@@ -73,15 +73,15 @@ TYPES: Final[frozenset[str]] = frozenset(_KINDS) | {
 }
 
 
-def kind_of(type: str, payload: Mapping[str, Any], meta: Mapping[str, Any] | None) -> Kind:
+def kind_of(type: str, payload: Mapping[str, Any], meta: Mapping[str, Any] | None) -> int:
     """The kind of an event; a turn with a parent run id belongs to another turn and opens none."""
     kind = _KINDS.get(type)
     if kind is None:
-        return Kind.OTHER
+        return 0
     nested = kind in (Kind.TURN_START, Kind.TURN_END) and (
         payload.get("parent_run_id") is not None or (meta or {}).get("parent_run_id") is not None
     )
-    return Kind.OTHER if nested else kind
+    return 0 if nested else int(kind)
 
 
 # Ids need to be unique, not secret: a generator of our own, so that random.seed() elsewhere cannot

@@ -6,6 +6,7 @@ conflicts and lost answers is in store/base.py, how a database does one attempt 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -25,6 +26,7 @@ from kern_events.turn import TurnRecorder, opening_draft
 from kern_events.verify import Progress, Report, verify_snapshot
 
 _PAGE: Final = 1_000
+_MAX_NUMBER: Final = 2**63 - 1
 
 ManyAppends = Sequence[tuple[str, Sequence[Draft], Expected]]
 
@@ -163,6 +165,7 @@ class SessionLog:
             StoreBusy: A lock was not granted within `lock_timeout_s`.
             StoreUnavailable: There is no connection. Nothing was written.
         """
+        expected = checked_expected(expected)
         batch = self.prepare(session_id, drafts, idempotency_key=idempotency_key)
         if connection is not None:
             return PendingReceipt(self, self._within(connection, batch, expected).receipt)
@@ -183,7 +186,7 @@ class SessionLog:
         Raises:
             As append; the first session that is refused undoes all.
         """
-        batches = [(self.prepare(sid, drafts), expected) for sid, drafts, expected in appends]
+        batches = [(self.prepare(sid, drafts), checked_expected(base)) for sid, drafts, base in appends]
         return self.record_batches(batches, connection=connection)
 
     def record_batches(
@@ -253,7 +256,8 @@ class SessionLog:
             DecodeError: The bytes of an event are damaged; raised when it is reached.
         """
         check_id(session_id, "session_id")
-        size = _PAGE if limit is None else min(limit, _PAGE)
+        _check_numbers(after=after, until=until, limit=limit)
+        size = _PAGE if limit is None else min(max(limit, 1), _PAGE)
         head, rows = self.store.tail(self.namespace, session_id, after, size)
         if head is None or head.status == "deleted":
             raise SessionNotFound(session_id)
@@ -289,6 +293,7 @@ class SessionLog:
             FeedUnavailable: This server cannot give a gap-safe feed.
             StoreBusy: A writer did not commit within `lock_timeout_s`.
         """
+        _check_numbers(after=after, limit=limit)
         end = self.store.feed_end()
         if after > end:
             raise FeedRegressed(after, end)
@@ -321,6 +326,7 @@ class SessionLog:
             after: The `cursor` of the last session of the page before.
             limit: The size of the page.
         """
+        _check_numbers(limit=limit)
         return list(self.store.sessions(self.namespace, user_id, _cursor(after), limit))
 
     def delete(self, session_id: str, *, actor: str | None = None) -> Receipt:
@@ -407,6 +413,24 @@ class SessionLog:
     def _within(self, connection: Connection, batch: Batch, expected: Expected) -> Landed:
         answer, found = self.store.within(connection, batch, expected)
         return check_within(batch, expected, answer, found)
+
+
+def checked_expected(expected: Any) -> Expected:
+    """What a caller passed as `expected`; anything else would silently switch the guard off."""
+    if expected is None or isinstance(expected, Head):
+        return expected
+    if isinstance(expected, bool):
+        raise TypeError("expected is a version, a Head or None, not a bool")
+    version = operator.index(expected)
+    if not 0 <= version <= _MAX_NUMBER:
+        raise ValueError("expected is a version from 0")
+    return version
+
+
+def _check_numbers(**numbers: int | None) -> None:
+    for name, value in numbers.items():
+        if value is not None and not 0 <= operator.index(value) <= _MAX_NUMBER:
+            raise ValueError(f"{name} is a number from 0")
 
 
 def _cursor(after: str | None) -> tuple[int, str] | None:

@@ -158,10 +158,15 @@ class _Walk:
             commit = chain.payload_commit(row[17], row[14], row[15])
         if commit is None or len(row[2]) != 16 or not _in_range(row):
             return None
-        return chain.event_hash(
-            self._hash, self._scope, row[0], chain.header(row[2], row[3], row[4], row[5]), row[6], row[7],
-            row[8], chain.trailer(row[12], row[13], row[9], row[10]), row[11], commit,
-        )  # fmt: skip
+        link = (
+            chain.header(row[2], row[3], row[4], row[5]),
+            row[6],
+            row[7],
+            chain.trailer(row[12], row[13], row[9], row[10]),
+            row[11],
+            commit,
+        )
+        return chain.extend(self._hash, self._scope, row[0] - 1, row[8], [link])[0]
 
     def _follow(self, row: StoredRow) -> None:
         version, type, kind, turn = row[0], row[3], row[5], row[6]

@@ -41,19 +41,16 @@ class Refused(NamedTuple):
 
 
 class AnswerLost(Exception):
-    """The attempt at this base may or may not have landed."""
+    """The attempt may or may not have landed; `bases` are the heads that its batches were linked to."""
 
-    def __init__(self, base: Head) -> None:
-        super().__init__(base)
-        self.base = base
-
-
-class AnswersLost(AnswerLost):
-    """As AnswerLost, for several batches in one transaction."""
-
-    def __init__(self, bases: Sequence[Head]) -> None:
-        super().__init__(bases[0])
+    def __init__(self, *bases: Head) -> None:
+        super().__init__(*bases)
         self.bases = bases
+
+    @property
+    def base(self) -> Head:
+        """What the only batch was linked to."""
+        return self.bases[0]
 
 
 class Found(NamedTuple):

@@ -22,6 +22,7 @@ class Lease(NamedTuple):
 
     checked_out: PoolProxiedConnection
     driver: Any
+    generation: int
 
 
 class Connections:
@@ -41,6 +42,7 @@ class Connections:
         self._keep = keep
         self._idle: list[Lease] = []
         self._closed = False
+        self._generation = 0
         self._lock = threading.Lock()
         survive_forks(self)
 
@@ -51,7 +53,7 @@ class Connections:
         except IndexError:
             checked_out = self._engine.raw_connection()
         try:
-            return Lease(checked_out, self._prepare(checked_out))
+            return Lease(checked_out, self._prepare(checked_out), self._generation)
         except BaseException:
             checked_out.invalidate()
             raise
@@ -59,19 +61,23 @@ class Connections:
     def give(self, lease: Lease) -> None:
         """Give a lease back for the next."""
         with self._lock:
-            if not self._closed and len(self._idle) < self._keep:
+            current = lease.generation == self._generation
+            if current and not self._closed and len(self._idle) < self._keep:
                 self._idle.append(lease)
                 return
-        self._release(lease)
+        if current:
+            self._release(lease)
+        else:
+            self.drop(lease)
 
     def drop(self, lease: Lease) -> None:
         """Close a connection that is not to be used again."""
         lease.checked_out.invalidate()
 
-    def drop_idle(self) -> None:
-        """Close every idle connection."""
+    def renew(self) -> None:
+        """Close every connection: the idle ones now, the others when they are given back."""
         with self._lock:
-            idle, self._idle = self._idle, []
+            idle, self._idle, self._generation = self._idle, [], self._generation + 1
         for lease in idle:
             self.drop(lease)
 

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from kern_events.errors import StoreError, StoreUnavailable
 from kern_events.events import Head
-from kern_events.store.base import AnswerLost, AnswersLost
+from kern_events.store.base import AnswerLost
 
 D = TypeVar("D")
 
@@ -55,7 +55,7 @@ class Job(Generic[D]):
         """What its caller is told when the answer to COMMIT was lost."""
         if not self.bases:
             return cause
-        error = AnswerLost(self.bases[0]) if len(self.bases) == 1 else AnswersLost(self.bases)
+        error = AnswerLost(*self.bases)
         error.__cause__ = cause
         return error
 

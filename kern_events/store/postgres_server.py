@@ -19,7 +19,7 @@ from kern_events.clock import now_us
 from kern_events.errors import StoreBusy, StoreCorrupt, StoreError, StoreUnavailable
 from kern_events.events import Head
 from kern_events.store import migrate, sql
-from kern_events.store.base import AnswerLost, AnswersLost
+from kern_events.store.base import AnswerLost
 from kern_events.store.connections import Connections, Lease, keep_inherited, survive_forks
 from kern_events.store.wire import Cursor, binary_cursor
 
@@ -153,7 +153,7 @@ class PostgresServer:
     def _drop_all(self, lease: Lease) -> None:
         """One connection is broken: the server went away, so the idle ones are as good as gone."""
         self._connections.drop(lease)
-        self._connections.drop_idle()
+        self._connections.renew()
 
     @contextmanager
     def looking(self) -> Iterator[Cursor]:
@@ -285,7 +285,7 @@ def _restore(checked_out: PoolProxiedConnection) -> None:
 def _lost(bases: list[Head], error: psycopg.Error) -> Exception:
     if not bases:
         return StoreUnavailable(f"Postgres: {_text(error)}")
-    return AnswerLost(bases[0]) if len(bases) == 1 else AnswersLost(bases)
+    return AnswerLost(*bases)
 
 
 def _broken(lease: Lease, error: psycopg.Error) -> bool:

@@ -26,7 +26,6 @@ from kern_events.errors import (
 from kern_events.events import Head, Receipt
 from kern_events.store.base import (
     AnswerLost,
-    AnswersLost,
     Base,
     Expected,
     Found,
@@ -91,35 +90,44 @@ def record(
 
 def record_many(store: Store, batches: Sequence[tuple[Batch, Expected]]) -> list[Landed]:
     """Append several batches in one transaction, by the same rule: all of them or none."""
-    lost: AnswersLost | None = None
+    bases: list[Base] = [expected for _, expected in batches]
     for _ in range(_MAX_ATTEMPTS):
+        cause: BaseException | None = None
         try:
-            answer = store.attempt_many(batches)
-        except AnswersLost as error:
-            lost, answer = error, None
+            answer = store.attempt_many(
+                [(batch, base) for (batch, _), base in zip(batches, bases, strict=True)]
+            )
+        except AnswerLost as lost:
+            answer, cause = None, lost.__cause__ or lost
+            if len(lost.bases) == len(batches):  # Else it was lost before COMMIT, and nothing landed.
+                bases = list(lost.bases)
         if answer is not None:
             return answer
-        bases = lost.bases if lost else [expected or 0 for _, expected in batches]
-        landed = [
-            _landed_or_free(store, batch, base, expected, lost)
+        places = [
+            _place(store, batch, base, expected, cause)
             for (batch, expected), base in zip(batches, bases, strict=True)
         ]
-        if all(landed):
-            return [one for one in landed if one]
-        # The transaction was atomic: where one batch is missing, none of this attempt landed.
-    raise _give_up(batches[0][0], version_of(bases[0]), lost)
+        landed = [place for place in places if isinstance(place, Landed)]
+        if len(landed) == len(batches):
+            return landed
+        # One transaction: where one batch is missing none landed, and each knows where to try again.
+        bases = [None if isinstance(place, Landed) else place for place in places]
+    raise _give_up(batches[0][0], version_of(bases[0] or 0), cause)
 
 
-def _landed_or_free(
-    store: Store, batch: Batch, base: Head | int, expected: Expected, lost: AnswerLost | None
-) -> Landed | None:
-    found = _look_up(store, batch, base, lost)
-    if landed := _already(batch, base, found):
+def _place(
+    store: Store, batch: Batch, base: Base, expected: Expected, cause: BaseException | None
+) -> Landed | Base:
+    """Where one batch of several landed, or the base of its next attempt."""
+    used = 0 if base is None else base
+    found = _look_up(store, batch, used, cause)
+    if landed := _already(batch, used, found):
         return landed
     if expected is not None and found.head.version != version_of(expected):
         raise VersionConflict(batch.session_id, version_of(expected), found.head.version)
     _same_base(batch, expected, found.head)
-    return None
+    # Pinned as long as the head stands there; once it is past, that attempt can land no more.
+    return found.head if base is not None and found.head.version == version_of(used) else None
 
 
 def delete(store: Store, namespace: str, session_id: str, tombstone: Tombstone) -> Landed | None:

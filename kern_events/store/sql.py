@@ -317,7 +317,8 @@ class PostgresSQL:
         # Heads of several new sessions.
         self.create_heads = filled(
             f"INSERT INTO {{s}}kern_sessions (namespace, session_id, {HEAD}, updated_hour, created_at, "
-            f"{_LISTING}) SELECT %b::text, h.* FROM unnest(%b::text[], %b::int8[], %b::bytea[], %b::int8[], %b::int8[], "
+            f"{_LISTING}) "
+            "SELECT %b::text, h.* FROM unnest(%b::text[], %b::int8[], %b::bytea[], %b::int8[], %b::int8[], "
             "%b::int8[], %b::text[], %b::int8[], %b::int8[], %b::int8[], "
             + ", ".join(["%b::text[]"] * len(LISTING))
             + ") AS h ON CONFLICT DO NOTHING"

@@ -305,14 +305,17 @@ def _insert(driver: Driver, batch: Batch, linked: Linked, before: Head, session:
     if session is None:
         session = _create_head(driver, batch, linked)
     elif rewrites_listing(linked, before):
-        values = (after.at_us // HOUR_US, *listing_values(linked), session)
-        driver.execute(sql.SQLITE_REWRITE_HEAD, (*_moved(after), *values))
+        columns = (after.at_us // HOUR_US, *listing_values(linked), session)
+        driver.execute(sql.SQLITE_REWRITE_HEAD, (*_moved(after), *columns))
     else:
         driver.execute(sql.SQLITE_MOVE_HEAD, (*_moved(after), session))
     position = 0
     for start in range(0, len(linked.rows), _INSERT_ROWS):
         rows = linked.rows[start : start + _INSERT_ROWS]
-        values = tuple(value for row in rows for value in (session, *row))
+        values: list[Any] = []
+        for row in rows:
+            values.append(session)
+            values += row
         position = driver.execute(sql.sqlite_insert(len(rows)), values).lastrowid or 0
     return position
 

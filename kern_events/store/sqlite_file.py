@@ -251,7 +251,9 @@ class SQLiteFile:
         except BaseException:
             checked_out.invalidate()
             raise
-        self._writer = Lease(checked_out, driver)
+        self._writer = Lease(checked_out, driver, 0)
+        _tables(driver)  # Reading makes SQLite open the WAL, whose identity is then known.
+        self._wal = self._wal_identity()
         return driver
 
     def _switch_to_wal(self, driver: Driver) -> None:
@@ -267,7 +269,8 @@ class SQLiteFile:
             time.sleep(random.uniform(0.001, 0.01))
 
     def drop_writer(self) -> None:
-        """Close the writer's connection; the next write opens another."""
+        """Close every connection: whoever reads through an old WAL would see what nobody else does."""
+        self._readers.renew()
         writer, self._writer, self._wal = self._writer, None, None
         if writer:
             writer.checked_out.invalidate()
@@ -287,18 +290,18 @@ class SQLiteFile:
         Somebody who opened and closed the database file in this process has cancelled SQLite's
         locks, and another process may then have unlinked the WAL below us.
         """
-        if not self._wal_mode or self._path is None:
-            return
-        try:
-            stat = os.stat(self._path + "-wal")
-            found = (stat.st_dev, stat.st_ino)
-        except FileNotFoundError:
-            found = (0, 0)
-        if self._wal is None:
-            self._wal = found
-        if found != self._wal or found == (0, 0):
+        if self._wal_identity() != self._wal:
             logger.error("the WAL of a database was replaced while it was in use; reopening")
             raise StoreUnavailable("the WAL of the database was replaced while it was in use")
+
+    def _wal_identity(self) -> tuple[int, int] | None:
+        if not self._wal_mode or self._path is None:
+            return None
+        try:
+            stat = os.stat(self._path + "-wal")
+        except FileNotFoundError:
+            return (0, 0)
+        return (stat.st_dev, stat.st_ino)
 
     def translated(self, error: sqlite3.Error) -> StoreError:
         """What the driver's error is to the log; damage latches the store to failed."""
