@@ -198,7 +198,7 @@ def _check_fields(draft: Draft) -> None:
         check_id(draft.actor, "actor")
     if draft.meta is not None and type(draft.meta) is not dict:
         raise InvalidEvent(f"{type(draft.meta).__name__} is not a dict", "meta")
-    if draft.turn is not None and (type(draft.turn) is not int or draft.turn < 0):
+    if draft.turn is not None and (type(draft.turn) is not int or not 0 <= draft.turn < 2**63):
         raise InvalidEvent("not a turn number", "turn")
     if draft.native is not None and type(draft.native) is not bytes:
         raise InvalidEvent(f"{type(draft.native).__name__} is not bytes", "native")
@@ -240,7 +240,7 @@ def link(batch: Batch, head: Head, now_us: int) -> Linked:
         elif stamp is None:
             stamp = turn
         elif stamp > turn:
-            raise InvalidEvent(f"that turn has not started, the last is {turn}", "draft.turn")
+            raise InvalidEvent(f"turn {stamp} has not started, the last is {turn}", "draft.turn")
         if draft.type.startswith("session."):
             listing, status = _listing_after(event, status, listing)
             epoch += draft.type in TOMBSTONES

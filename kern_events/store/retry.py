@@ -110,8 +110,11 @@ def record_many(store: Store, batches: Sequence[tuple[Batch, Expected]]) -> list
         landed = [place for place in places if isinstance(place, Landed)]
         if len(landed) == len(batches):
             return landed
-        # One transaction: where one batch is missing none landed, and each knows where to try again.
-        bases = [None if isinstance(place, Landed) else place for place in places]
+        if landed:
+            # One transaction, so these were recorded by another call: a part of this one is done.
+            part = landed[0]
+            raise VersionConflict(part.receipt.session_id, part.receipt.first_version - 1, part.head.version)
+        bases = [place for place in places if not isinstance(place, Landed)]
     raise _give_up(batches[0][0], version_of(bases[0] or 0), cause)
 
 
