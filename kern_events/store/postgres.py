@@ -22,7 +22,7 @@ from sqlalchemy.engine import Connection, Engine
 from kern_events import chain
 from kern_events.batch import LISTING, Batch, Linked, StoredRow, link
 from kern_events.clock import now_us
-from kern_events.errors import FeedUnavailable, StoreBusy, StoreError
+from kern_events.errors import FeedUnavailable, InvalidEvent, StoreBusy, StoreError
 from kern_events.events import Head, SessionInfo
 from kern_events.store import sql
 from kern_events.store.base import (
@@ -99,11 +99,12 @@ class PostgresStore:
                 lambda session, bases: self._locked(session, bases, batch, base)
             )
         head = self._head_for(batch, base)
-        if refuses(batch, base, head):
-            head = self._read_head(batch)
+        linked = _try_link(batch, base, head)
+        if linked is None:
+            head = self._read_head(batch)  # The one at hand may be behind.
             if refuses(batch, base, head):
                 return Refused(head if base is None else base)
-        linked = link(batch, head, now_us())
+            linked = link(batch, head, now_us())
         statement, values = self._statement(batch, head, linked)
         rows = self._server.send(statement, values, head)
         if not rows:
@@ -426,6 +427,16 @@ class _Snapshot:
 
     def orphans(self, namespace: str) -> Sequence[tuple[str, int]]:
         return self._cursor.execute(self._sql.orphans, (namespace,)).fetchall()
+
+
+def _try_link(batch: Batch, base: Base, head: Head) -> Linked | None:
+    """Link to a head that may be behind; None if it does not take the batch."""
+    if refuses(batch, base, head):
+        return None
+    try:
+        return link(batch, head, now_us())
+    except InvalidEvent:  # A turn that this head does not know of.
+        return None
 
 
 def _row_values(batch: Batch, head: Head, linked: Linked) -> tuple[Any, ...]:
