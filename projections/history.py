@@ -124,11 +124,11 @@ def _paired(messages: Sequence[Message]) -> Iterator[Message]:
                 continue
             message = replace(message, tool_calls=answered)
         yield message
-        yield from sorted(results.values(), key=lambda result: result.version)
+        yield from results.values()
 
 
 def _results(messages: Sequence[Message]) -> dict[int, dict[int, Message]]:
-    """The results of each message, by the places of message and call; ids may be used again."""
+    """The results of each message in order, by the places of message and call; ids may be used again."""
     open: dict[str, list[tuple[int, int]]] = {}
     found: dict[int, dict[int, Message]] = {}
     for index, message in enumerate(messages):

@@ -175,7 +175,7 @@ def _extended(
             raise _gap(session_id, base.version + 1, tail.head)
         return base
     last = events[-1]
-    if events[0].version != base.version + 1 or last.version != base.version + len(events):
+    if last.version != base.version + len(events):
         raise _gap(session_id, base.version + 1, tail.head)
     size_bytes = base.size_bytes + tail.size_bytes + _EVENT_BYTES * len(events)
     view = fold(projector, base.view, events)

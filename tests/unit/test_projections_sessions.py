@@ -189,6 +189,15 @@ def test_a_turn_as_a_point_in_time_is_before_the_next_one_starts(sessions: Sessi
     ]
 
 
+def test_a_turn_that_starts_during_the_load_does_not_count(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converse(sessions)
+    monkeypatch.setattr("kern_events.spi.turn_start", lambda *_: 99)
+
+    assert sessions.load("s", turn=3).version == 13
+
+
 def test_a_view_of_the_past_knows_where_the_session_stands_now(sessions: Sessions) -> None:
     converse(sessions)
 
