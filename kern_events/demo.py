@@ -96,7 +96,7 @@ def run(sessions: Sessions, db: str, file: IO[bytes] | None = None) -> None:
     """
     out = console()
     session_id = _agent(out, sessions, db) if file is None else _own(out, sessions, file)
-    if session_id is not None:
+    if session_id is not None and not db.startswith("memory:"):
         _put_next(out, db, session_id)
 
 
@@ -226,8 +226,8 @@ def _put_next(out: Console, db: str, session_id: str) -> None:
     command = "kern-events"
     if shutil.which(command) is None:
         command = f"{shlex.quote(os.path.relpath(sys.executable))} -m kern_events"
-    shown = "memory:" if db == "memory:" else make_url(db).render_as_string(hide_password=True)
-    url, session = shlex.quote(shown), one_line(shlex.quote(session_id))
+    url = shlex.quote(make_url(db).render_as_string(hide_password=True))
+    session = one_line(shlex.quote(session_id))
     _title(out, "To go on from here")
     for line in (
         f"ls --db {url}",
