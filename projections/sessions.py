@@ -38,7 +38,8 @@ class Sessions(SessionLog):
 
     Args:
         url_or_engine: As for SessionLog.
-        cache: Where snapshots are kept between loads; by default up to 256 MiB of this process.
+        cache: Where snapshots of this database are kept between loads; by default up to 256 MiB of
+            this process.
         namespace: As for SessionLog, like the options.
     """
 

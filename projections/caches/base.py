@@ -42,7 +42,10 @@ class Snapshot(msgspec.Struct):
 
 
 class SnapshotCache(Protocol):
-    """Keeps the newest snapshot of each key, or not. Called by many threads; never raises."""
+    """Keeps the newest snapshot of each key, or not. Called by many threads; never raises.
+
+    One cache serves one database: a key does not say which.
+    """
 
     def get(self, key: SnapshotKey) -> Snapshot | None:
         """The snapshot kept under a key."""
