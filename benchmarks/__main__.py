@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -33,10 +34,11 @@ def main() -> int:
     with Bench(quick=options.quick) as bench:
         facts = bench.facts()
         results = _run(bench, console, options.names or NAMES)
-    _print(console, facts, results)
-    if options.json:
-        document = {**facts, "results": [result._asdict() for result in results]}
-        options.json.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        facts["load_after"] = round(os.getloadavg()[0], 2)
+        _print(console, facts, results)
+        if options.json:
+            document = {**facts, "results": [result._asdict() for result in results]}
+            options.json.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     return int(any(result.held is False for result in results))
 
 
@@ -46,6 +48,7 @@ def _run(bench: Bench, console: Console, names: Sequence[str]) -> list[Result]:
         started = time.perf_counter()
         with console.status(f"{name} ..."):
             results += importlib.import_module(f"benchmarks.{name}").run(bench)
+            bench.clean()
         console.print(f"{name}: {time.perf_counter() - started:.0f} s", style="dim")
     return results
 
@@ -69,10 +72,11 @@ def _about(facts: dict[str, Any]) -> str:
     turns = list(workload.turns(256))
     size = workload.payload_bytes(turns) / len(turns)
     machine = facts["machine"]
+    load = f"load {machine['load_1m']} to {facts['load_after']}"
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     return (
         f"One turn: 8 events, {size:,.0f} bytes of payload, seed {facts['seed']}. "
-        f"{machine['processor']}, {machine['cores']} cores, load {machine['load_1m']}, "
+        f"{machine['processor']}, {machine['cores']} cores, {load}, "
         f"fdatasync {machine['fdatasync_ms']} ms; {versions}; commit {facts['commit']}"
         + (", --quick" if facts["quick"] else "")
     )

@@ -24,13 +24,12 @@ from unittest import mock
 
 from benchmarks import floors, workload
 from benchmarks.measure import Bench, Block, Result, duration, each, interleave
-from benchmarks.workload import Turn
+from benchmarks.workload import SESSION, Turn
 from kern_events import AsyncSessionLog, Draft, SessionLog
 from kern_events import log as log_module
 from kern_events.store import postgres as postgres_store
 from kern_events.store import sqlite as sqlite_store
 
-_SESSION: Final = "session-0001"
 _BLOCK: Final = 8
 _NUMBERS: Final = 1_000_000
 
@@ -62,8 +61,8 @@ def _sqlite(bench: Bench, rounds: int) -> Iterator[Result]:
 
         timings = interleave(
             {
-                "ours": each(lambda drafts: log.append(_SESSION, drafts), _drafts()),
-                "with drafts": each(lambda turn: making.append(_SESSION, turn.drafts()), _turns()),
+                "ours": each(lambda drafts: log.append(SESSION, drafts), _drafts()),
+                "with drafts": each(lambda turn: making.append(SESSION, turn.drafts()), _turns()),
                 "same": each(lambda calls: floors.sqlite_replay(same, calls), statements),
                 "bare": each(lambda values: bare.execute(whole, values), map(floors.flat, _rows())),
                 "grouped": each(lambda turn: as_it_happens(grouped, turn), _turns()),
@@ -97,7 +96,7 @@ def _postgres(bench: Bench, rounds: int) -> Iterator[Result]:
         insert = floors.postgres_insert(8)
         timings = interleave(
             {
-                "ours": each(lambda drafts: log.append(_SESSION, drafts), _drafts()),
+                "ours": each(lambda drafts: log.append(SESSION, drafts), _drafts()),
                 "async": _awaited(runner, shared),
                 "same": each(lambda calls: floors.postgres_replay(same, calls), statements),
                 "bare": each(lambda values: bare.execute(insert, values), map(floors.flat, _rows())),
@@ -125,7 +124,7 @@ _GROUPS: Final = ((0, 1), (1, 4), (4, 7), (7, 8))
 def as_it_happens(log: SessionLog, turn: Turn) -> None:
     """A turn in 4 commits, as an application would group them."""
     drafts = turn.drafts()
-    with log.turn(_SESSION, agent_id="travel-desk", run_id=turn.call_id[5:]) as recorder:
+    with log.turn(SESSION, agent_id="travel-desk", run_id=turn.call_id[5:]) as recorder:
         recorder.record(*drafts[1:4])
         recorder.record(*drafts[4:7])
         recorder.complete(usage=turn.usage)
@@ -133,7 +132,7 @@ def as_it_happens(log: SessionLog, turn: Turn) -> None:
 
 def call_by_call(log: SessionLog, turn: Turn) -> None:
     """A turn with a commit for every call on the recorder."""
-    with log.turn(_SESSION, agent_id="travel-desk", run_id=turn.call_id[5:]) as recorder:
+    with log.turn(SESSION, agent_id="travel-desk", run_id=turn.call_id[5:]) as recorder:
         recorder.message("user", turn.asked)
         recorder.message("assistant", None, tool_calls=[turn.tool_call()])
         recorder.tool_call("search_flights", call_id=turn.call_id)
@@ -150,7 +149,7 @@ def _recorded(url: str, rounds: int) -> Iterator[list[floors.Call]]:
         log.migrate()
         for turn in workload.turns(_BLOCK * (rounds + 4)):
             tape.clear()
-            log.append(_SESSION, turn.drafts())
+            log.append(SESSION, turn.drafts())
             appends.append([call for call in tape if "PRAGMA" not in call[0]])
     return iter(appends)
 
@@ -178,7 +177,7 @@ def _drafts() -> Iterator[list[Draft]]:
 
 
 def _rows() -> Iterator[list[floors.Row]]:
-    return (floors.bare_rows(_SESSION, turn, 8 * number) for number, turn in enumerate(_turns()))
+    return (floors.bare_rows(SESSION, turn, 8 * number) for number, turn in enumerate(_turns()))
 
 
 # -------------------------------------------------------------------------------------- profiles
@@ -235,7 +234,7 @@ def _marked(bench: Bench, store: ModuleType, url: str) -> _Marks:
         bare = stack.enter_context(closing(floors.sqlite_bare(bench.sqlite())))
         interleave(
             {
-                "append": each(lambda some: marks.whole(lambda: log.append(_SESSION, some)), _drafts()),
+                "append": each(lambda some: marks.whole(lambda: log.append(SESSION, some)), _drafts()),
                 "bare": each(lambda values: bare.execute(insert, values), map(floors.flat, _rows())),
             },
             rounds=150,
@@ -252,7 +251,7 @@ def _print_cprofile(bench: Bench) -> None:
             for number, drafts in enumerate(some):
                 if number == 200:
                     profile.enable()
-                log.append(_SESSION, drafts)
+                log.append(SESSION, drafts)
             profile.disable()
             pstats.Stats(profile).sort_stats("tottime").print_stats(30)
 

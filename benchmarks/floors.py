@@ -28,6 +28,7 @@ Call = tuple[str, Any]
 Row = tuple[str, int, str, int, bytes]
 
 _COLUMNS: Final = "(session, version, type, time, payload)"
+POSTGRES_COPY: Final = f"COPY bare {_COLUMNS} FROM STDIN (FORMAT BINARY)"
 _SQLITE_TABLE: Final = (
     "CREATE TABLE IF NOT EXISTS bare (session TEXT NOT NULL, version INTEGER NOT NULL, type TEXT NOT NULL, "
     "time INTEGER NOT NULL, payload BLOB NOT NULL, UNIQUE (session, version))"
@@ -79,6 +80,11 @@ def sqlite_replay(connection: sqlite3.Connection, calls: Sequence[Call]) -> None
         cursor = connection.execute(statement, values)
         if cursor.description:
             cursor.fetchone()
+
+
+def sqlite_path(url: str) -> Path:
+    """The file behind a SQLite URL."""
+    return Path(url.removeprefix("sqlite:///"))
 
 
 def sqlite_ours(path: Path) -> sqlite3.Connection:

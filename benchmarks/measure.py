@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 import psycopg
 
 from benchmarks import workload
+from kern_events import SessionLog
 from tests import servers
 
 _PACKAGES: Final = ("sqlalchemy", "psycopg", "orjson", "msgspec", "kern-events")
@@ -54,12 +55,16 @@ class Bench:
         self.quick = quick
         self._stack = ExitStack()
         self._made = itertools.count()
+        self._files: list[Path] = []
+        self._databases: list[str] = []
+        self._long: dict[tuple[str, int], str] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._stack.close()
+        with suppress(subprocess.TimeoutExpired):  # A slow disk: the server goes on stopping by itself.
+            self._stack.close()
 
     @cached_property
     def folder(self) -> Path:
@@ -72,14 +77,38 @@ class Bench:
 
     def sqlite(self) -> Path:
         """The path of a new SQLite file."""
-        return self.folder / f"{next(self._made)}.db"
+        path = self.folder / f"{next(self._made)}.db"
+        self._files.append(path)
+        return path
 
     def postgres(self) -> str:
         """The URL of a new, empty database on a Postgres that flushes to the disk."""
         name = f"benchmark_{next(self._made)}"
-        with psycopg.connect(dsn(self._postgres), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}".encode())
+        self._databases.append(name)
+        self._administer(f"CREATE DATABASE {name}")
         return self._postgres.rpartition("/")[0] + f"/{name}"
+
+    def long(self, kind: str, turns: int) -> str:
+        """The URL of a database of that kind with one session, of that many turns; made once."""
+        if (kind, turns) not in self._long:
+            url = f"sqlite:///{self.sqlite()}" if kind == "SQLite" else self.postgres()
+            (self._files if kind == "SQLite" else self._databases).pop()  # Kept to the end.
+            with SessionLog(url) as log:
+                workload.record(log, workload.SESSION, turns)
+            self._long[kind, turns] = url
+        return self._long[kind, turns]
+
+    def clean(self) -> None:
+        """Remove all databases but the long ones, so that nobody pays later for writing them out."""
+        while self._files:
+            for path in self.folder.glob(self._files.pop().name + "*"):
+                path.unlink()
+        while self._databases:
+            self._administer(f"DROP DATABASE {self._databases.pop()} WITH (FORCE)")
+
+    def _administer(self, statement: str) -> None:
+        with psycopg.connect(dsn(self._postgres), autocommit=True) as connection:
+            connection.execute(statement.encode())
 
     def facts(self) -> dict[str, Any]:
         """Machine, versions, commit and seed."""
