@@ -43,9 +43,12 @@ def sessions_at(db: str, namespace: str, *, create: bool = False) -> Iterator[Se
     from kern_events import Sessions
 
     with refusing(ValueError, ImportError):
+        path = _file_of(db)
+        if path and not create and not os.path.exists(path):
+            raise ValueError(
+                f"there is no database {path!r}: `kern-events import FILE` and `migrate` make one"
+            )
         sessions = Sessions.open(db, namespace=namespace)
-        if not create:
-            _check_exists(db)
     with sessions:
         yield sessions
 
@@ -66,10 +69,21 @@ def failure(error: Exception) -> click.ClickException:
     return click.ClickException(one_line(" ".join(str(error).split())))
 
 
-def _check_exists(db: str) -> None:
+def _file_of(db: str) -> str | None:
+    """The file of a SQLite URL, None of another URL; ValueError, which never tells a password."""
     from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
 
-    url = make_url(db) if db not in ("memory:", "memory://") else None
-    path = url.database if url is not None and url.get_backend_name() == "sqlite" else None
-    if path and path != ":memory:" and not path.startswith("file:") and not os.path.exists(path):
-        raise ValueError(f"there is no database {path!r}: `kern-events import FILE` and `migrate` make one")
+    if db in ("memory:", "memory://"):
+        return None
+    try:
+        url = make_url(db)
+    except (ArgumentError, ValueError):
+        # A part of the URL that is no port, say, may be a password without its host.
+        raise ValueError(
+            "--db is not a URL: use sqlite:///file.db or postgresql://user@host/database"
+        ) from None
+    if "@" in (url.host or ""):
+        raise ValueError("the password in --db has an @: write %40")
+    is_file = url.get_backend_name() == "sqlite" and url.database != ":memory:"
+    return url.database if is_file and not (url.database or "").startswith("file:") else None
