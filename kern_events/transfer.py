@@ -376,6 +376,7 @@ class _Importer:
                 self._record_alone(job)
         else:
             for job in jobs:
+                self.report.events += job.events
                 self._settle(job)
 
     def _enqueue(self, job: _Job) -> None:
@@ -405,6 +406,7 @@ class _Importer:
         head = job.head
         for batch in job.batches:
             head = self._log.record(batch, head).head
+            self.report.events += len(batch.events)
 
     def _plan(self, line: int, conversation: Conversation) -> _Job | None:
         """What is to be recorded of a conversation; None, and counted, if nothing is."""
@@ -425,7 +427,6 @@ class _Importer:
 
     def _settle(self, job: _Job) -> None:
         self._count(job.conversation)
-        self.report.events += job.events
         if job.head.version:
             self.report.extended += 1
         else:

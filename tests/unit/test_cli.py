@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -480,6 +481,41 @@ def test_a_reader_that_leaves_early_is_no_error(log: SessionLog, url: str, argum
 
     assert "Traceback" not in errors
     assert "BrokenPipe" not in errors
+
+
+def test_a_terminal_gets_colours_and_a_progress_bar_but_no_data_that_acts(
+    log: SessionLog, url: str, file: Path
+) -> None:
+    log.append("s", [message("user", "\x1b[2J[red]" + "long " * 50)])
+
+    shown = in_terminal("show", "s", "--db", url)
+    imported = in_terminal("import", str(file), "--db", url)
+
+    assert "\x1b[1;36muser" in shown
+    assert "\\x1b[2J[red]long" in shown
+    assert "\x1b[2J" not in shown
+    assert max(map(len, shown.splitlines())) <= 100
+    assert "importing" in imported
+    assert "10 conversations: 10 new" in imported
+
+
+def in_terminal(*arguments: str) -> str:
+    """What a program writes into a terminal of 80 columns."""
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "COLUMNS": "80", "TERM": "xterm-256color"}
+    env.pop("NO_COLOR", None)
+    command = [sys.executable, "-m", "kern_events", *arguments]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env):
+        os.close(theirs)
+        return b"".join(iter(lambda: _read(ours), b"")).decode()
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65_536)
+    except OSError:  # Linux says so when the other side is closed.
+        os.close(terminal)
+        return b""
 
 
 def test_a_terminal_without_unicode_gets_escapes(log: SessionLog, url: str) -> None:

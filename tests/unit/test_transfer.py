@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from kern_events import Draft, SessionLog, Sessions, message, transfer
 from kern_events.errors import InvalidEvent
@@ -58,7 +60,7 @@ def test_loaded_conversations_equal_their_source(backend_url: str) -> None:
 @pytest.mark.skipif("KERN_EVENTS_TRANSCRIPTS" not in os.environ, reason="the file is not at hand")
 def test_given_conversations_equal_their_source(backend_url: str) -> None:
     lines = Path(os.environ["KERN_EVENTS_TRANSCRIPTS"]).read_bytes().splitlines(keepends=True)
-    transcripts = [transfer.msgspec.json.decode(line) for line in lines]
+    transcripts = [json.loads(line) for line in lines]
 
     assert_loaded_equals(backend_url, transcripts)
 
@@ -199,6 +201,30 @@ def test_the_same_id_twice_in_a_file_is_one_conversation(log: SessionLog) -> Non
     assert log.head("chat").version == report.events == 4
 
 
+def test_what_was_restored_is_not_continued(memory: SessionLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    import_transcripts(memory, jsonl([chat(said("user"))]))
+    restored = replace(memory.head("chat"), branch=3)
+    monkeypatch.setattr(memory, "head", lambda session_id: restored)
+
+    report = import_transcripts(memory, jsonl([chat(said("user"), said("assistant"))]))
+
+    assert [problem.kind for problem in report.problems] == ["refused"]
+    assert "version 3 restored an earlier state" in report.problems[0].reason
+
+
+def test_a_damaged_session_does_not_stop_the_import(tmp_path: Path) -> None:
+    path, lines = tmp_path / "log.db", jsonl([chat(said("user", "secret")), chat(id="next")])
+    with SessionLog(f"sqlite:///{path}") as log:
+        import_transcripts(log, lines[:1])
+    path.write_bytes(path.read_bytes().replace(b'"content":"secret"', b'"content":"secret!'))
+
+    with SessionLog(f"sqlite:///{path}") as log:
+        report = import_transcripts(log, lines)
+
+    assert (report.refused, report.new) == (1, 1)
+    assert "cannot be decoded" in report.problems[0].reason
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -322,6 +348,25 @@ def test_two_imports_at_the_same_time_record_once(log: SessionLog, monkeypatch: 
     report = import_transcripts(log, lines)
 
     assert (report.unchanged, report.events) == (10, 0)
+
+
+def test_events_recorded_before_a_conflict_are_counted(
+    memory: SessionLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = memory.record
+
+    def late(batch: Any, expected: Any = None) -> Any:
+        landed = record(batch, expected)
+        monkeypatch.undo()
+        memory.append("chat", [Draft("session.renamed", {"name": "meanwhile"})])
+        return landed
+
+    monkeypatch.setattr(memory, "record", late)
+
+    report = import_transcripts(memory, jsonl([chat(*[said("assistant")] * 1_500)]))
+
+    assert (report.conversations, report.events) == (1, 1_501)
+    assert memory.head("chat").version == 1_502
 
 
 def test_a_session_that_never_rests_is_refused(memory: SessionLog, monkeypatch: pytest.MonkeyPatch) -> None:
