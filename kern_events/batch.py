@@ -6,6 +6,7 @@ their versions, turns, time and hashes behind a given head. Both are pure but fo
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from itertools import count
@@ -161,17 +162,23 @@ def prepare_draft(
         ref: For a restore or a fork.
         reserved: Allow the types that only their own verbs record.
     """
-    _check_fields(draft)
-    type, meta = draft.type, None
-    kind = kind_of(type, draft.payload, draft.meta)
-    if not reserved and (kind in _RESERVED or type in TOMBSTONES):
-        raise InvalidEvent(f"{type} is recorded by its own verb, not by append", "type")
+    facts = _facts_of(draft.type, draft.type_version)
+    if facts.kind == Kind.CLOSE and (draft.payload or draft.native) and not reserved:
+        raise InvalidEvent(f"{draft.type} carries no content: it could never be erased", "payload")
+    if facts.reserved and not reserved:
+        raise InvalidEvent(f"{draft.type} is recorded by its own verb, not by append", "type")
+    if type(draft.payload) is not dict:
+        raise InvalidEvent(f"{type(draft.payload).__name__} is not a dict", "payload")
+    if type(draft.event_id) is not bytes or len(draft.event_id) != 16:
+        raise InvalidEvent("not 16 bytes", "event_id")
     if payload is None:
         payload = encode(draft.payload, "payload", limit)
-    if draft.meta is not None:
-        meta = encode(draft.meta, "meta", limit)
-    if draft.native is not None and len(draft.native) > limit:
-        raise InvalidEvent(f"{len(draft.native):,} bytes, the limit is {limit:,}", "native")
+    meta, native, trailer = None, draft.native, chain.PLAIN_TRAILER
+    if not (draft.actor is None and draft.meta is None and draft.turn is None and native is None):
+        _check_details(draft, limit)
+        meta = None if draft.meta is None else encode(draft.meta, "meta", limit)
+        trailer = chain.trailer(JSON, None, draft.actor, meta)
+    kind = facts.kind and kind_of(draft.type, draft.payload, draft.meta)
     return Prepared(
         draft,
         kind,
@@ -179,21 +186,46 @@ def prepare_draft(
         meta,
         payload,
         salt,
-        chain.payload_commit(salt, payload, draft.native),
-        chain.header(draft.event_id, type, draft.type_version, kind),
-        chain.trailer(JSON, None, draft.actor, meta),
-        listing_of(type, draft.payload) if type.startswith("session.") else None,
+        chain.payload_commit(salt, payload, native),
+        draft.event_id + (facts.header if kind else facts.other_header),
+        trailer,
+        listing_of(draft.type, draft.payload) if facts.is_session else None,
     )
 
 
-def _check_fields(draft: Draft) -> None:
-    check_id(draft.type, "type")
-    if type(draft.payload) is not dict:
-        raise InvalidEvent(f"{type(draft.payload).__name__} is not a dict", "payload")
-    if type(draft.type_version) is not int or not 1 <= draft.type_version <= _MAX_TYPE_VERSION:
+class _Facts(NamedTuple):
+    """What a type says by itself, worked out once."""
+
+    kind: int
+    header: bytes
+    other_header: bytes
+    reserved: bool
+    is_session: bool
+
+
+def _facts_of(name: Any, type_version: Any) -> _Facts:
+    try:
+        return _facts(name, type_version)
+    except TypeError:  # Not hashable, so not a text either.
+        raise InvalidEvent("not a text with a version from 1", "type") from None
+
+
+@functools.lru_cache(maxsize=1024, typed=True)
+def _facts(name: str, type_version: int) -> _Facts:
+    check_id(name, "type")
+    if type(type_version) is not int or not 1 <= type_version <= _MAX_TYPE_VERSION:
         raise InvalidEvent("not a version from 1", "type_version")
-    if type(draft.event_id) is not bytes or len(draft.event_id) != 16:
-        raise InvalidEvent("not 16 bytes", "event_id")
+    kind = kind_of(name, {}, None)
+    return _Facts(
+        kind,
+        chain.header(name, type_version, kind),
+        chain.header(name, type_version, 0),
+        kind in _RESERVED or name in TOMBSTONES,
+        name.startswith("session."),
+    )
+
+
+def _check_details(draft: Draft, limit: int) -> None:
     if draft.actor is not None:
         check_id(draft.actor, "actor")
     if draft.meta is not None and type(draft.meta) is not dict:
@@ -202,6 +234,8 @@ def _check_fields(draft: Draft) -> None:
         raise InvalidEvent("not a turn number", "turn")
     if draft.native is not None and type(draft.native) is not bytes:
         raise InvalidEvent(f"{type(draft.native).__name__} is not bytes", "native")
+    if draft.native is not None and len(draft.native) > limit:
+        raise InvalidEvent(f"{len(draft.native):,} bytes, the limit is {limit:,}", "native")
 
 
 def listing_of(type: str, payload: Mapping[str, Any]) -> dict[str, str | None] | None:
@@ -298,3 +332,32 @@ def event_of(namespace: str, session_id: str, row: StoredRow) -> Event:
         namespace, session_id, version, position, event_id, type, type_version, kind, turn, ref, at_us,
         actor, details, key, codec, key_commit, content, native, salt, hash,
     )  # fmt: skip
+
+
+def expected_hash(previous: bytes, scope: bytes, row: StoredRow) -> bytes | None:
+    """What a recorded row should hash to behind `previous`; None if it cannot be hashed at all."""
+    (
+        version, _, event_id, type, type_version, kind, turn, ref, at_us, actor, meta,
+        key, codec, key_commit, payload, native, commit, salt, _,
+    ) = row  # fmt: skip
+    if payload is not None and commit is None and salt is not None:
+        commit = chain.payload_commit(salt, payload, native)
+    elif payload is not None:
+        return None  # A payload without its salt, or with an erasure's commitment beside it.
+    if commit is None or len(event_id) != 16 or not _hashable(version, type_version, kind, turn, ref, codec):
+        return None
+    header = event_id + chain.header(type, type_version, kind)
+    link = (header, turn, ref, chain.trailer(codec, key_commit, actor, meta), key, commit)
+    return chain.extend(previous, scope, version - 1, at_us, [link])[0]
+
+
+def _hashable(version: int, type_version: int, kind: int, turn: int, ref: int | None, codec: int) -> bool:
+    """Whether the numbers fit the layout that is hashed; a row that was tampered with may hold any."""
+    return (
+        1 <= version < 2**63
+        and 0 <= type_version < 2**32
+        and 0 <= kind < 256
+        and 0 <= turn < 2**63
+        and 0 <= (ref or 0) < 2**63
+        and 0 <= codec < 256
+    )

@@ -20,7 +20,6 @@ retry does not change once: `scope` (whose it is), `header` and `trailer` (what 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from hashlib import sha256
 from struct import Struct
@@ -36,7 +35,6 @@ _U64: Final = Struct(">Q").pack
 _PLACE: Final = Struct(">QQq").pack
 _TYPE_KIND: Final = Struct(">IB").pack
 _NULL: Final = b"\xff\xff\xff\xff"
-_PLAIN_TRAILERS: Final = tuple(bytes((codec,)) + 3 * _NULL for codec in range(256))
 
 
 def _lp(data: bytes) -> bytes:
@@ -64,28 +62,26 @@ def fork_genesis(scope: bytes, parent: str, version: int, parent_hash: bytes) ->
 
 def payload_commit(salt: bytes, payload: bytes, native: bytes | None) -> bytes:
     """The commitment to an event's content; it stays when the content is erased."""
-    return sha256(b"".join((_PAYLOAD, salt, _U32(len(payload)), payload, _n(native)))).digest()
+    last = _NULL if native is None else _lp(native)
+    return sha256(b"".join((_PAYLOAD, salt, _U32(len(payload)), payload, last))).digest()
 
 
-def header(event_id: bytes, type: str, type_version: int, kind: int) -> bytes:
-    """The fixed fields that stand before the event's place."""
-    return event_id + _type_part(type, type_version, kind)
-
-
-@functools.lru_cache(maxsize=1024)
-def _type_part(type: str, type_version: int, kind: int) -> bytes:
+def header(type: str, type_version: int, kind: int) -> bytes:
+    """The fixed fields between the event's id and its place."""
     return _lp(type.encode()) + _TYPE_KIND(type_version, kind)
 
 
 def trailer(codec: int, key_commit: bytes | None, actor: str | None, meta: bytes | None) -> bytes:
     """The fixed fields that stand after the event's place."""
-    if key_commit is None and actor is None and meta is None:
-        return _PLAIN_TRAILERS[codec]
     return bytes((codec,)) + _n(key_commit) + _n(None if actor is None else actor.encode()) + _n(meta)
 
 
+PLAIN_TRAILER: Final = trailer(0, None, None, None)
+"""The trailer of JSON without a key, an actor or meta, which most events have."""
+
+
 # What an event adds to the hash of the one before it, besides its version and time:
-# header, turn, ref, trailer, idempotency key, payload commitment.
+# id and header, turn, ref, trailer, idempotency key, payload commitment.
 Link = tuple[bytes, int, int | None, bytes, str | None, bytes]
 
 
@@ -94,10 +90,9 @@ def extend(previous: bytes, scope: bytes, version: int, at_us: int, links: Itera
     hashes = []
     for header, turn, ref, trailer, key, commit in links:
         version += 1
-        number, place = _U64(version), _PLACE(turn, ref or 0, at_us)
-        named = _NULL if key is None else _n(key.encode())
-        previous = sha256(
-            b"".join((_EVENT, previous, scope, number, header, place, trailer, named, commit))
-        ).digest()
+        place = _PLACE(turn, ref or 0, at_us)
+        named = _NULL if key is None else _lp(key.encode())
+        data = b"".join((_EVENT, previous, scope, _U64(version), header, place, trailer, named, commit))
+        previous = sha256(data).digest()
         hashes.append(previous)
     return hashes

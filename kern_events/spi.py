@@ -9,15 +9,25 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
 
-from kern_events.batch import event_of
+from kern_events import chain
+from kern_events.batch import event_of, expected_hash
 from kern_events.codec import check_id
-from kern_events.events import Event, Head, to_microseconds
+from kern_events.events import Event, Head, Kind, to_datetime, to_microseconds
 
 if TYPE_CHECKING:
     from kern_events.aio import AsyncSessionLog
     from kern_events.log import SessionLog
 
-__all__ = ["Tail", "in_thread", "tail", "to_microseconds", "turn_start", "version_at"]
+__all__ = [
+    "Kind",
+    "Tail",
+    "in_thread",
+    "tail",
+    "to_datetime",
+    "to_microseconds",
+    "turn_start",
+    "version_at",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,21 +39,30 @@ class Tail(NamedTuple):
     head: Head
     events: Sequence[Event]
     size_bytes: int
+    follows: bool = True
 
 
-def tail(log: SessionLog, session_id: str, after: int, limit: int = 5_000) -> Tail:
+def tail(
+    log: SessionLog, session_id: str, after: int, limit: int = 5_000, *, after_hash: bytes | None = None
+) -> Tail:
     """The head, and at most `limit` events above version `after`; nothing new is the freshness check.
 
-    An unknown session has head version 0, a deleted one the status `deleted`.
+    An unknown session has head version 0, a deleted one the status `deleted`. With `after_hash`, the
+    chain hash that the caller knows of version `after`, `follows` says whether what is recorded
+    there still is what the caller has seen: a database may have lost its tail and grown another.
     """
     check_id(session_id, "session_id")
     head, rows = log.store.tail(log.namespace, session_id, after, limit)
     if head is None:
         return Tail(log.scope_of(session_id).empty_head(), (), 0)
     if not rows:
-        return Tail(head, (), 0)
+        return Tail(head, (), 0, after_hash is None or head.version != after or head.hash == after_hash)
     size_bytes = sum(len(row[14] or b"") for row in rows)
-    return Tail(head, [event_of(log.namespace, session_id, row) for row in rows], size_bytes)
+    follows = after_hash is None or expected_hash(
+        after_hash, chain.scope(log.namespace, session_id), rows[0]
+    ) == bytes(rows[0][18])
+    events = [event_of(log.namespace, session_id, row) for row in rows]
+    return Tail(head, events, size_bytes, follows)
 
 
 def turn_start(log: SessionLog, session_id: str, turn: int) -> int | None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from kern_events import chain
-from kern_events.batch import LISTING, TOMBSTONES, StoredRow, listing_of
+from kern_events.batch import LISTING, TOMBSTONES, StoredRow, expected_hash, listing_of
 from kern_events.codec import decode
 from kern_events.errors import ChainBroken, InvalidEvent
 from kern_events.events import Kind
@@ -141,32 +141,13 @@ class _Walk:
         version, hash = row[0], row[18]
         if version != self._version + 1:
             self._find(version, "missing", "version", self._version + 1, version)
-        expected = self._expected_hash(row)
+        expected = expected_hash(self._hash, self._scope, row)
         if hash != expected:
             self._find(version, "changed", "hash", expected, hash)
         # The next event is held against the stored hash, so that one change is one finding.
         self._version, self._hash = version, hash
         self.events += 1
         self._follow(row)
-
-    def _expected_hash(self, row: StoredRow) -> bytes | None:
-        if row[14] is None:
-            commit = row[16]
-        elif row[17] is None or row[16] is not None:
-            return None  # A payload without its salt, or with an erasure's commitment beside it.
-        else:
-            commit = chain.payload_commit(row[17], row[14], row[15])
-        if commit is None or len(row[2]) != 16 or not _in_range(row):
-            return None
-        link = (
-            chain.header(row[2], row[3], row[4], row[5]),
-            row[6],
-            row[7],
-            chain.trailer(row[12], row[13], row[9], row[10]),
-            row[11],
-            commit,
-        )
-        return chain.extend(self._hash, self._scope, row[0] - 1, row[8], [link])[0]
 
     def _follow(self, row: StoredRow) -> None:
         version, type, kind, turn = row[0], row[3], row[5], row[6]
@@ -228,18 +209,6 @@ class _Walk:
         for field, expected, found in columns:
             if expected != found:
                 self._find(head.version, "head", field, expected, found)
-
-
-def _in_range(row: StoredRow) -> bool:
-    """Whether the numbers fit the layout that is hashed; a tampered row may hold anything."""
-    return (
-        0 <= row[0] < 2**63
-        and 0 <= row[4] < 2**32
-        and 0 <= row[5] < 256
-        and 0 <= row[6] < 2**63
-        and 0 <= (row[7] or 0) < 2**63
-        and 0 <= row[12] < 256
-    )
 
 
 def _ranges(row: StoredRow) -> list[tuple[int, int]]:

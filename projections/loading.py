@@ -77,7 +77,8 @@ class Loader:
     def _tail(self, session_id: str, base: Snapshot | None, until: int | None = None) -> Tail:
         after = 0 if base is None else base.version
         limit = PAGE if until is None else min(PAGE, max(1, until - after))
-        return spi.tail(self._log, session_id, after, limit)
+        known = base.hash if base is not None and base.version else None
+        return spi.tail(self._log, session_id, after, limit, after_hash=known)
 
     def _refreshed(
         self, key: SnapshotKey, projector: Projector[Any], base: Snapshot | None, tail: Tail
@@ -105,7 +106,7 @@ class Loader:
             head = tail.head
             if head.version == 0 or head.status == "deleted":
                 raise SessionNotFound(key.session_id)
-            if base is not None and not _is_baseline(base, head):
+            if base is not None and not (tail.follows and _is_baseline(base, head)):
                 self._cache.drop(key)
                 base = None
             else:

@@ -150,10 +150,10 @@ class GroupCommit(Generic[D]):
         with self._mutex:
             self._leading = bool(self._queue)
             heir = self._queue[0] if self._queue else None
-            if heir is None:
-                self._idle.notify_all()
-            else:
+            if heir is not None:
                 heir.leads = True
+            elif self._closed:
+                self._idle.notify_all()
         if heir is None:
             return
         if heir.gate is None:

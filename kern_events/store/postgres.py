@@ -181,7 +181,9 @@ class PostgresStore:
         with self._heads_lock:
             if head is None:
                 self._heads.pop((batch.namespace, batch.session_id), None)
-            else:
+                return
+            known = self._heads.get((batch.namespace, batch.session_id))
+            if known is None or known.version <= head.version:  # Another thread may have been faster.
                 self._heads[batch.namespace, batch.session_id] = head
 
     def _statement(self, batch: Batch, head: Head, linked: Linked) -> tuple[str, tuple[Any, ...]]:
@@ -321,7 +323,7 @@ class PostgresStore:
         self, namespace: str, session_id: str, after: int, limit: int
     ) -> tuple[Head | None, Sequence[StoredRow]]:
         """See Store."""
-        return tail_of(self._server.query(self._sql.tail, (after, namespace, session_id, limit)))
+        return tail_of(self._server.query(self._sql.tail, (after, limit, namespace, session_id)))
 
     def turn_start(self, namespace: str, session_id: str, turn: int) -> int | None:
         """See Store."""

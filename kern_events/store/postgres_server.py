@@ -254,7 +254,7 @@ class PostgresServer:
 
 
 def _create_engine(url: URL, pool_size: int, lock_timeout_s: float) -> Engine:
-    options = f"-c lock_timeout={int(lock_timeout_s * 1000)}"
+    options = f"-c lock_timeout={int(lock_timeout_s * 1000)} -c plan_cache_mode=force_generic_plan"
     given = url.query.get("options")
     connect_args: dict[str, Any] = {"options": f"{given} {options}" if given else options}
     if "connect_timeout" not in url.query:

@@ -115,7 +115,8 @@ SQLITE_ERASE: Final = (
 # The version at which a turn last started, from the skeleton index.
 SQLITE_TURN_START: Final = (
     "SELECT max(e.version) FROM kern_events AS e WHERE e.session = "
-    "(SELECT id FROM kern_sessions WHERE namespace = ? AND session_id = ?) AND e.kind = 1 AND e.turn = ?"
+    "(SELECT id FROM kern_sessions WHERE namespace = ? AND session_id = ?) "
+    "AND e.kind <> 0 AND e.kind = 1 AND e.turn = ?"
 )
 # One event's time, a step of the binary search by time.
 SQLITE_AT: Final = (
@@ -222,9 +223,10 @@ class PostgresSQL:
         )
         # The head and what is recorded after a version: the freshness check of every load.
         self.tail = filled(
-            f"SELECT {_HEAD_S}, {_STORED_E} FROM {{s}}kern_sessions AS s LEFT JOIN {{s}}kern_events AS e "
-            "ON e.namespace = s.namespace AND e.session_id = s.session_id AND e.version > %b "
-            "WHERE s.namespace = %b AND s.session_id = %b ORDER BY e.version LIMIT %b"
+            f"SELECT {_HEAD_S}, {_STORED_E} FROM {{s}}kern_sessions AS s LEFT JOIN LATERAL ("
+            f"SELECT {_STORED} FROM {{s}}kern_events WHERE namespace = s.namespace "
+            "AND session_id = s.session_id AND version > %b ORDER BY version LIMIT %b) AS e ON true "
+            "WHERE s.namespace = %b AND s.session_id = %b ORDER BY e.version"
         )
         # Events of one session by version.
         self.rows = filled(
@@ -264,7 +266,7 @@ class PostgresSQL:
         # The version at which a turn last started, from the skeleton index.
         self.turn_start = filled(
             "SELECT max(version) FROM {s}kern_events "
-            "WHERE namespace = %b AND session_id = %b AND kind = 1 AND kind <> 0 AND turn = %b"
+            "WHERE namespace = %b AND session_id = %b AND kind <> 0 AND kind = 1 AND turn = %b"
         )
         # One event's time, a step of the binary search by time.
         self.at = filled(

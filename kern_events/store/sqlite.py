@@ -120,13 +120,13 @@ class SQLiteStore:
         self, connection: Connection, batch: Batch, base: Base
     ) -> tuple[Landed | Refused, Found | None]:
         """See Store."""
+        self._file.joined()
         self._file.ensure()
         driver = connection.connection.driver_connection
         if not isinstance(driver, sqlite3.Connection):
             raise ValueError("the connection given is not one to SQLite")
         if not driver.in_transaction:
             raise ValueError("the connection has no open transaction: begin it with BEGIN IMMEDIATE")
-        self._file.joined()
         try:
             if driver.execute(sql.SQLITE_SYNCHRONOUS).fetchone()[0] < _FULL:
                 raise ValueError("the connection's transaction is not durable: set PRAGMA synchronous = FULL")
@@ -202,6 +202,10 @@ class SQLiteStore:
         self, namespace: str, session_id: str, after: int, limit: int
     ) -> tuple[Head | None, Sequence[StoredRow]]:
         """See Store."""
+        # Most loads find nothing new, and the head alone is half the cost of the join.
+        head = self.head(namespace, session_id)
+        if head is None or head.version <= after:
+            return head, ()
         return tail_of(self._file.query(sql.SQLITE_TAIL, (after, namespace, session_id, limit)))
 
     def turn_start(self, namespace: str, session_id: str, turn: int) -> int | None:

@@ -217,7 +217,7 @@ class SQLiteFile:
             raise
 
     def _begin_setup(self, driver: Driver) -> None:
-        deadline = time.monotonic() + max(self._lock_timeout_s, 30.0)
+        deadline = self._setup_deadline()
         while True:
             try:
                 driver.execute(sql.SQLITE_BEGIN)
@@ -226,6 +226,11 @@ class SQLiteFile:
                 if not is_busy(error) or time.monotonic() > deadline:
                     raise
             time.sleep(random.uniform(0.001, 0.01))
+
+    def _setup_deadline(self) -> float:
+        # This thread's own transaction would be waited for in vain.
+        mine = getattr(self._joined, "here", False)
+        return time.monotonic() + (min(self._lock_timeout_s, 1.0) if mine else _SETUP_TIMEOUT_S)
 
     def _writing(self) -> Driver:
         self.ensure()
@@ -258,7 +263,7 @@ class SQLiteFile:
 
     def _switch_to_wal(self, driver: Driver) -> None:
         # Several processes may open a fresh file at once, and the switch does not wait by itself.
-        deadline = time.monotonic() + max(self._lock_timeout_s, 30.0)
+        deadline = self._setup_deadline()
         while True:
             try:
                 driver.execute(sql.SQLITE_WAL)

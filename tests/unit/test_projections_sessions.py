@@ -55,9 +55,9 @@ class Queries(list[int]):
         self.change: Callable[[spi.Tail], spi.Tail] = lambda tail: tail
         self._ask = spi.tail
 
-    def __call__(self, log: Any, session_id: str, after: int, limit: int = 5_000) -> spi.Tail:
+    def __call__(self, log: Any, session_id: str, after: int, limit: int = 5_000, **options: Any) -> spi.Tail:
         self.append(after)
-        return self.change(self._ask(log, session_id, after, limit))
+        return self.change(self._ask(log, session_id, after, limit, **options))
 
 
 @pytest.fixture
