@@ -125,9 +125,25 @@ def keep_inherited(connections: Any) -> None:
     _inherited.append(connections)
 
 
+_held: list[Any] = []
+
+
+def _before_fork() -> None:
+    for owner in list(_all):
+        if hasattr(owner, "before_fork"):
+            owner.before_fork()
+            _held.append(owner)
+
+
+def _in_parent() -> None:
+    while _held:
+        _held.pop().after_fork()
+
+
 def _in_child() -> None:
+    _held.clear()
     for owner in list(_all):
         owner.forget()
 
 
-os.register_at_fork(after_in_child=_in_child)
+os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)

@@ -74,6 +74,7 @@ class GroupCommit(Generic[D]):
         self._queue: list[Job[D]] = []
         self._leading = False
         self._closed = False
+        self._awaited = 0
         self._starter: ThreadPoolExecutor | None = None
 
     def run(self, work: Callable[[D, list[Head]], Any]) -> Any:
@@ -103,11 +104,25 @@ class GroupCommit(Generic[D]):
         """Finish what is queued; later jobs are refused."""
         with self._mutex:
             self._closed = True
-            while self._leading:
-                self._idle.wait()
+            self._wait_until_idle()
             starter, self._starter = self._starter, None
         if starter:
             starter.shutdown(wait=True)
+
+    def hold(self) -> None:
+        """Let what is being written end, and nothing begin before `release`: the process forks."""
+        self._mutex.acquire()
+        self._wait_until_idle()
+
+    def release(self) -> None:
+        """Go on after `hold`."""
+        self._mutex.release()
+
+    def _wait_until_idle(self) -> None:
+        self._awaited += 1
+        while self._leading:
+            self._idle.wait()
+        self._awaited -= 1
 
     def _enqueue(self, job: Job[D]) -> None:
         if self._closed:
@@ -152,7 +167,7 @@ class GroupCommit(Generic[D]):
             heir = self._queue[0] if self._queue else None
             if heir is not None:
                 heir.leads = True
-            elif self._closed:
+            elif self._awaited:
                 self._idle.notify_all()
         if heir is None:
             return

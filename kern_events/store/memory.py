@@ -32,6 +32,7 @@ from kern_events.store.base import (
     tombstone_covers,
     unknown_head,
 )
+from kern_events.store.connections import survive_forks
 
 _Key = tuple[str, str]
 
@@ -67,6 +68,11 @@ class MemoryStore:
         self._feed: list[tuple[_Key, int]] = []  # position i + 1: the session and the index of its row
         self._lock = threading.RLock()
         self._closed = False
+        survive_forks(self)
+
+    def forget(self) -> None:
+        """In a forked child: another thread of the parent may have held the lock."""
+        self._lock = threading.RLock()
 
     def attempt(self, batch: Batch, base: Base, lock: bool = False) -> Landed | Refused:
         """See Store."""

@@ -214,14 +214,20 @@ class PostgresStore:
 
     def _joined(self, cursor: Cursor, batch: Batch, base: Base) -> Landed | Refused:
         """An attempt in the caller's transaction: no cache of this process is read or written."""
-        row = cursor.execute(self._sql.joined_head, (batch.namespace, batch.session_id)).fetchone()
-        level = row[7] if row else cursor.execute(sql.POSTGRES_ISOLATION).fetchall()[0][0]
-        if level != "read committed":
-            raise ValueError(f"the transaction is {level.upper()}: append(connection=) needs READ COMMITTED")
-        head = Head(*row[:7]) if row else unknown_head(batch)
-        if refuses(batch, base, head):
-            return Refused(head if base is None else base)
-        return self._write(cursor, batch, head)
+        while True:
+            row = cursor.execute(self._sql.joined_head, (batch.namespace, batch.session_id)).fetchone()
+            level = row[7] if row else cursor.execute(sql.POSTGRES_ISOLATION).fetchall()[0][0]
+            if level != "read committed":
+                raise ValueError(
+                    f"the transaction is {level.upper()}: append(connection=) needs READ COMMITTED"
+                )
+            head = Head(*row[:7]) if row else unknown_head(batch)
+            if refuses(batch, base, head):
+                return Refused(head if base is None else base)
+            answer = self._write(cursor, batch, head)
+            if isinstance(answer, Landed) or row is not None or base is not None:
+                return answer
+            # Somebody created the session meanwhile: its head is there now, to be held.
 
     def _write(self, cursor: Cursor, batch: Batch, head: Head) -> Landed | Refused:
         linked = link(batch, head, now_us())

@@ -63,6 +63,14 @@ class SQLiteStore:
         self._group = GroupCommit(self._commit_group)
         survive_forks(self)
 
+    def before_fork(self) -> None:
+        """A child must not inherit a transaction that its copy of SQLite would wait for."""
+        self._group.hold()
+
+    def after_fork(self) -> None:
+        """In the parent."""
+        self._group.release()
+
     def forget(self) -> None:
         """In a forked child: a queue of its own."""
         self._group = GroupCommit(self._commit_group)
