@@ -25,30 +25,28 @@ import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from kern_events.aio import AsyncSessionLog, AsyncTurnRecorder
-from kern_events.events import (
-    Draft,
-    Erased,
-    Event,
-    Head,
-    Receipt,
-    SessionInfo,
-    message,
-    state_changed,
-    tool_called,
-    tool_failed,
-    tool_returned,
-)
-from kern_events.log import PendingReceipt, SessionLog
-from kern_events.turn import TurnRecorder
-from kern_events.verify import Finding, Report
-
 if TYPE_CHECKING:
+    from kern_events.aio import AsyncSessionLog, AsyncTurnRecorder
+    from kern_events.events import (
+        Draft,
+        Erased,
+        Event,
+        Head,
+        Receipt,
+        SessionInfo,
+        message,
+        state_changed,
+        tool_called,
+        tool_failed,
+        tool_returned,
+    )
+    from kern_events.log import PendingReceipt, SessionLog
+    from kern_events.transfer import ImportReport, import_transcripts
+    from kern_events.turn import TurnRecorder
+    from kern_events.verify import Finding, Report
     from projections import AsyncSessions, Sessions
 
 __version__ = "0.1.0"
-
-logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __all__ = [
     "AsyncSessionLog",
@@ -59,6 +57,7 @@ __all__ = [
     "Event",
     "Finding",
     "Head",
+    "ImportReport",
     "PendingReceipt",
     "Receipt",
     "Report",
@@ -66,6 +65,7 @@ __all__ = [
     "SessionLog",
     "Sessions",
     "TurnRecorder",
+    "import_transcripts",
     "message",
     "state_changed",
     "tool_called",
@@ -73,15 +73,38 @@ __all__ = [
     "tool_returned",
 ]
 
+# Imported when first asked for, so that the command line's --help need not wait for SQLAlchemy, and
+# so that the front door leads to the views without the log depending on them.
+_MODULES = {
+    "aio": ("AsyncSessionLog", "AsyncTurnRecorder"),
+    "events": (
+        *("Draft", "Erased", "Event", "Head", "Receipt", "SessionInfo"),
+        *("message", "state_changed", "tool_called", "tool_failed", "tool_returned"),
+    ),
+    "log": ("PendingReceipt", "SessionLog"),
+    "transfer": ("ImportReport", "import_transcripts"),
+    "turn": ("TurnRecorder",),
+    "verify": ("Finding", "Report"),
+}
+_HOME = {name: f"kern_events.{module}" for module, names in _MODULES.items() for name in names}
+_HOME |= {"AsyncSessions": "projections", "Sessions": "projections"}
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
 
 def __getattr__(name: str) -> Any:
-    # The front door to the views, without the core depending on them.
-    if name not in ("Sessions", "AsyncSessions"):
+    home = _HOME.get(name)
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    projections = importlib.import_module("projections")
+    module = importlib.import_module(home)
     try:
-        return getattr(projections, name)
+        value = getattr(module, name)
     except AttributeError:
-        raise ImportError(
-            f"another package named 'projections' shadows the one of kern-events: {projections.__path__}"
-        ) from None
+        # `projections` is a generic name, and another package may have it.
+        raise ImportError(f"another package shadows the {home!r} of kern-events: {module.__path__}") from None
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

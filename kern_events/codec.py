@@ -69,9 +69,9 @@ def encode_plain(values: list[Any], limit: int = MAX_PAYLOAD_BYTES) -> list[byte
         encoded = [orjson.dumps(value, option=_STRICT) for value in values]
     except (orjson.JSONEncodeError, RecursionError):
         return None
-    joined = b",".join(encoded)
-    exact = len(joined) <= limit and _shallow(joined) and orjson.loads(b"[%b]" % joined) == values
-    return encoded if exact else None
+    if not all(len(data) <= limit and _shallow(data) for data in encoded):
+        return None
+    return encoded if orjson.loads(b"[%b]" % b",".join(encoded)) == values else None
 
 
 def decode(data: bytes | None) -> Any:

@@ -26,7 +26,8 @@ from sqlalchemy import make_url
 from kern_events.cli.reports import put_imported, put_sessions, put_verified
 from kern_events.cli.show import put_conversation
 from kern_events.cli.text import console, counted, one_line, put
-from kern_events.transfer import import_transcripts, lines_of
+from kern_events.transcript import lines_of
+from kern_events.transfer import import_transcripts
 
 if TYPE_CHECKING:
     from kern_events import Sessions

@@ -10,7 +10,7 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self, overload
+from typing import Any, Final, NamedTuple, Self, TypeVar, overload
 
 from sqlalchemy import URL
 from sqlalchemy.engine import Connection, Engine
@@ -28,6 +28,7 @@ from kern_events.verify import Progress, Report, verify_snapshot
 _PAGE: Final = 1_000
 _MAX_NUMBER: Final = 2**63 - 1
 
+T = TypeVar("T")
 ManyAppends = Sequence[tuple[str, Sequence[Draft], Expected]]
 
 
@@ -202,10 +203,10 @@ class SessionLog:
         ordered = [batches[i] for i in order]
         if connection is None:
             recorded = [landed.receipt for landed in record_many(self.store, ordered)]
-            return [recorded[order.index(i)] for i in range(len(order))]
+            return _in_order(order, recorded)
         with connection.begin_nested():
             pending = [PendingReceipt(self, self._within(connection, *one).receipt) for one in ordered]
-        return [pending[order.index(i)] for i in range(len(order))]
+        return _in_order(order, pending)
 
     def turn(
         self,
@@ -431,6 +432,12 @@ def _check_numbers(**numbers: int | None) -> None:
     for name, value in numbers.items():
         if value is not None and not 0 <= operator.index(value) <= _MAX_NUMBER:
             raise ValueError(f"{name} is a number from 0")
+
+
+def _in_order(order: Sequence[int], values: Sequence[T]) -> list[T]:
+    """Values that were made in another order, put back."""
+    placed = dict(zip(order, values, strict=True))
+    return [placed[i] for i in range(len(order))]
 
 
 def _cursor(after: str | None) -> tuple[int, str] | None:

@@ -16,7 +16,8 @@ from rich.table import Table
 
 from kern_events.cli.text import console, counted, moment, one_line, put_json
 from kern_events.events import SessionInfo
-from kern_events.transfer import MAX_PROBLEMS, ImportReport, import_transcripts, lines_of
+from kern_events.transcript import lines_of
+from kern_events.transfer import MAX_PROBLEMS, ImportReport, import_transcripts
 from kern_events.verify import Finding, Report
 
 if TYPE_CHECKING:

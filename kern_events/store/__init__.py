@@ -52,7 +52,7 @@ def _parsed(url: Any) -> URL:
         raise ValueError(f"{type(url).__name__} is neither a URL nor an SQLAlchemy Engine")
     try:
         return make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         # Never the URL itself: it may hold a password.
         raise ValueError(
             "this is not a database URL: use memory:, sqlite:///file.db or postgresql://..."

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from kern_events import Draft, SessionLog, Sessions, message, transfer
+from kern_events import Draft, SessionLog, Sessions, message, transcript
 from kern_events.errors import InvalidEvent
-from kern_events.transfer import conversation_of, import_transcripts, lines_of
+from kern_events.transcript import conversation_of, lines_of
+from kern_events.transfer import import_transcripts
 from tests.transcripts import Transcript, conversations, jsonl, source_messages
 
 
@@ -284,7 +285,7 @@ def test_a_message_over_the_limit_is_named(memory: SessionLog) -> None:
 
 
 def test_a_line_over_the_limit_is_read_over(memory: SessionLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(transcript, "MAX_LINE_BYTES", 100)
     lines = jsonl([chat(said("user", "x" * length), id=str(length)) for length in (1, 1_000, 2)])
 
     report = import_transcripts(memory, lines_of(io.BytesIO(b"".join(lines))))
