@@ -5,7 +5,7 @@ So importing it again is comparing, see transfer.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import IO, Any, Final, NamedTuple
 

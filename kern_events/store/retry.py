@@ -103,11 +103,10 @@ def record_many(store: Store, batches: Sequence[tuple[Batch, Expected]]) -> list
                 bases = list(lost.bases)
         if answer is not None:
             return answer
-        places = [
-            _place(store, batch, base, expected, cause)
-            for (batch, expected), base in zip(batches, bases, strict=True)
-        ]
-        landed = [place for place in places if isinstance(place, Landed)]
+        landed, places = _places(store, batches, bases, cause)
+        if landed and cause is not None:
+            # The commit that was lost may have arrived between two look-ups: then all are there now.
+            landed, places = _places(store, batches, bases, cause)
         if len(landed) == len(batches):
             return landed
         if landed:
@@ -116,6 +115,20 @@ def record_many(store: Store, batches: Sequence[tuple[Batch, Expected]]) -> list
             raise VersionConflict(part.receipt.session_id, part.receipt.first_version - 1, part.head.version)
         bases = [place for place in places if not isinstance(place, Landed)]
     raise _give_up(batches[0][0], version_of(bases[0] or 0), cause)
+
+
+def _places(
+    store: Store,
+    batches: Sequence[tuple[Batch, Expected]],
+    bases: Sequence[Base],
+    cause: BaseException | None,
+) -> tuple[list[Landed], list[Landed | Base]]:
+    """What has landed, and for every batch where it did or where to try it next."""
+    places = [
+        _place(store, batch, base, expected, cause)
+        for (batch, expected), base in zip(batches, bases, strict=True)
+    ]
+    return [place for place in places if isinstance(place, Landed)], places
 
 
 def _place(

@@ -446,7 +446,7 @@ def test_the_version_is_the_package_s(run: Run) -> None:
 def test_help_needs_neither_a_database_nor_the_views() -> None:
     code = (
         "import sys, kern_events.cli.app as app; app.cli(['--help'], standalone_mode=False);"
-        "sys.exit(bool({'rich', 'projections', 'psycopg'} & set(sys.modules)))"
+        "sys.exit(bool({'rich', 'projections', 'psycopg', 'sqlalchemy', 'orjson'} & set(sys.modules)))"
     )
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

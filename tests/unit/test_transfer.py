@@ -460,8 +460,8 @@ def test_a_transcript_is_left_as_it_was() -> None:
     transcripts = conversations()
     before = copy.deepcopy(transcripts)
 
-    for transcript in transcripts:
-        conversation_of(transcript)
+    for chat_line in transcripts:
+        conversation_of(chat_line)
 
     assert transcripts == before
 
