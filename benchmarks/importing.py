@@ -1,14 +1,15 @@
 """P12: how fast are transcripts imported?
 
-The floor has every row ready and writes it to the plainest table in one transaction: by executemany
-on SQLite, by COPY on Postgres. The import parses, guards, hashes and can be repeated.
+Two floors, both in one transaction with every value ready, by executemany on SQLite and by COPY on
+Postgres: the same rows, which the import made, into the same tables; and the payloads alone as rows
+of the plainest table. The import parses, guards, hashes and can be repeated.
 `KERN_EVENTS_TRANSCRIPTS` names a file of real conversations to import as well.
 """
 
 from __future__ import annotations
 
 import os
-import statistics
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -18,121 +19,172 @@ from typing import Any, Final
 import orjson
 
 from benchmarks import floors, workload
-from benchmarks.measure import Bench, Result
+from benchmarks.measure import Bench, Result, Timings
 from kern_events import SessionLog
+from kern_events.batch import ROW_COLUMNS
+from kern_events.store import sql
+from kern_events.store.wire import Cursor
 from kern_events.transfer import ImportReport, conversation_of, import_transcripts
 
 _TURNS: Final = 7  # of each conversation, like the real ones
 _VARIABLE: Final = "KERN_EVENTS_TRANSCRIPTS"
 
-Floor = Callable[[Sequence[floors.Row]], None]
+Write = Callable[[], None]
 
 
 def run(bench: Bench) -> Iterator[Result]:
     """Made-up conversations, and real ones where there are any."""
-    rounds, conversations = (3, 150) if bench.quick else (7, 600)
-    yield from _both(
-        bench, workload.transcripts(conversations, _TURNS), rounds, "made-up conversations", 0.45
-    )
+    rounds, conversations = (3, 150) if bench.quick else (9, 600)
+    made_up = workload.transcripts(conversations, _TURNS)
+    yield from _compared(bench, _SQLite(bench), made_up, rounds, "made-up conversations", 0.45)
+    yield from _compared(bench, _Postgres(bench), made_up, rounds, "made-up conversations", 0.45)
     if path := os.environ.get(_VARIABLE):
-        lines = Path(path).read_bytes().splitlines(keepends=True)
-        yield from _both(bench, lines, rounds, f"  {Path(path).stem}", None)
+        real, name = Path(path).read_bytes().splitlines(keepends=True), Path(path).stem
+        yield from _compared(bench, _SQLite(bench), real, rounds, name)
+        yield from _compared(bench, _Postgres(bench), real, rounds, name)
 
 
-def _both(
-    bench: Bench, lines: Sequence[bytes], rounds: int, what: str, at_least: float | None
-) -> Iterator[Result]:
-    rows = _rows(lines)
-    databases: dict[str, tuple[Callable[[], str], Callable[[], Floor]]] = {
-        "SQLite, executemany": (lambda: f"sqlite:///{bench.sqlite()}", lambda: _executemany(bench)),
-        "Postgres, COPY": (bench.postgres, lambda: _copy(bench)),
-    }
-    for name, (database, floor) in databases.items():
-        ours, theirs, reports = [], [], []
-        for number in range(-1, rounds):
-            reports.append(_import(database(), lines))
-            write = floor()
-            began = time.perf_counter()
-            write(rows)
-            rate = len(rows) / (time.perf_counter() - began)
-            if number >= 0:
-                theirs.append(rate)
-                ours.append(reports[-1].events / reports[-1].seconds)
-            bench.clean()
-        ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-        yield _result(f"import, {what}, {name}", reports[-1], ours, theirs, ratio, at_least)
+class _SQLite:
+    """What is written how, on SQLite."""
+
+    name = "SQLite"
+    how = "executemany"
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+
+    def new(self) -> str:
+        """The URL of a new database."""
+        return f"sqlite:///{self._bench.sqlite()}"
+
+    def recorded(self, url: str) -> list[Any]:
+        """The rows that an import made."""
+        columns = ", ".join(("session", *ROW_COLUMNS))
+        with closing(sqlite3.connect(floors.sqlite_path(url))) as connection:
+            return connection.execute(f"SELECT {columns} FROM kern_events ORDER BY position").fetchall()
+
+    def same(self, url: str, rows: Sequence[Any]) -> Write:
+        """Writes these rows to the tables of a new database."""
+        return self._many(floors.sqlite_ours(floors.sqlite_path(url)), sql.sqlite_insert(1), rows)
+
+    def bare(self, rows: Sequence[floors.Row]) -> Write:
+        """Writes rows to the plainest table."""
+        return self._many(floors.sqlite_bare(self._bench.sqlite()), floors.sqlite_insert(1), rows)
+
+    def _many(self, connection: sqlite3.Connection, insert: str, rows: Sequence[Any]) -> Write:
+        def write() -> None:
+            with closing(connection):
+                connection.execute("BEGIN IMMEDIATE")
+                connection.executemany(insert, rows)
+                connection.execute("COMMIT")
+
+        return write
 
 
-def _result(
-    what: str,
-    report: ImportReport,
-    ours: list[float],
-    theirs: list[float],
-    ratio: float,
-    at_least: float | None,
-) -> Result:
-    events, raw = statistics.median(ours), statistics.median(theirs)
-    messages = events * report.messages / report.events
-    numbers = {
-        "events_per_s": events,
-        "messages_per_s": messages,
-        "raw_events_per_s": raw,
-        "events": report.events,
-    }
-    return Result(
-        "P12", f"{what} ({messages:,.0f} messages/s)", f"{events:,.0f} ev/s", f"{raw:,.0f} ev/s", ratio,
-        "" if at_least is None else f"≥ {at_least:.2f}x", None if at_least is None else ratio >= at_least,
-        numbers,
-    )  # fmt: skip
+class _Postgres:
+    """What is written how, on Postgres."""
+
+    name = "Postgres"
+    how = "COPY"
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+
+    def new(self) -> str:
+        """See _SQLite."""
+        return self._bench.postgres()
+
+    def recorded(self, url: str) -> list[Any]:
+        """See _SQLite."""
+        columns = ", ".join(("namespace", "session_id", *ROW_COLUMNS))
+        with closing(floors.postgres_connection(url)) as connection:
+            cursor = connection.cursor(binary=True)
+            return cursor.execute(f"SELECT {columns} FROM kern_events ORDER BY position".encode()).fetchall()
+
+    def same(self, url: str, rows: Sequence[Any]) -> Write:
+        """See _SQLite."""
+        return self._copy(floors.postgres_ours(url), sql.PostgresSQL("").copy, _OUR_TYPES, rows)
+
+    def bare(self, rows: Sequence[floors.Row]) -> Write:
+        """See _SQLite."""
+        cursor = floors.postgres_bare(self._bench.postgres())
+        return self._copy(cursor, floors.POSTGRES_COPY, _BARE_TYPES, rows)
+
+    def _copy(self, cursor: Cursor, statement: str, types: Sequence[str], rows: Sequence[Any]) -> Write:
+        def write() -> None:
+            with closing(cursor.connection), cursor.copy(statement) as copy:
+                copy.set_types(types)
+                for row in rows:
+                    copy.write_row(row)
+
+        return write
 
 
-def _import(url: str, lines: Sequence[bytes]) -> ImportReport:
+_BARE_TYPES: Final = ("text", "int8", "text", "int8", "bytea")
+_OUR_TYPES: Final = (
+    "text", "text", "int8", "bytea", "text", "int4", "int2", "int8", "int8", "int8", "text", "bytea", "text",
+    "int2", "bytea", "bytea", "bytea", "bytea", "bytea",
+)  # fmt: skip
+
+
+def _compared(
+    bench: Bench, database: _SQLite | _Postgres, lines: Sequence[bytes], rounds: int, what: str,
+    at_least: float | None = None,
+) -> Iterator[Result]:  # fmt: skip
+    url = database.new()
+    report, _ = _import(url, lines)
+    recorded, bare = database.recorded(url), _bare_rows(lines)
+    timings = Timings(("import", "same", "bare"))
+    for number in range(-1, rounds):
+        bench.clean()
+        empty = database.new()
+        with SessionLog(empty) as log:
+            log.migrate()
+        taken = {
+            "import": _import(database.new(), lines)[1],
+            "same": _seconds(database.same(empty, recorded)),
+            "bare": _seconds(database.bare(bare)),
+        }
+        for name in taken if number >= 0 else ():
+            timings.add(name, [taken[name]])
+    ours = report.events / timings.median("import")
+    for floor, said in (("same", "same rows"), ("bare", "bare rows")):
+        ratio = timings.ratio(floor, "import")
+        target = at_least if floor == "same" else None
+        raw = report.events / timings.median(floor)
+        numbers = {"events_per_s": ours, "raw_events_per_s": raw, "events": report.events}
+        messages = ours * report.messages / report.events
+        question = f"import, {what}, {database.name} ({messages:,.0f} messages/s), {database.how} of {said}"
+        yield Result(
+            "P12", question, f"{ours:,.0f} ev/s", f"{raw:,.0f} ev/s", ratio,
+            "" if target is None else f"≥ {target:.2f}x", None if target is None else ratio >= target,
+            {**numbers, "messages_per_s": messages},
+        )  # fmt: skip
+
+
+def _seconds(write: Write) -> float:
+    began = time.perf_counter()
+    write()
+    return time.perf_counter() - began
+
+
+def _import(url: str, lines: Sequence[bytes]) -> tuple[ImportReport, float]:
     with SessionLog(url) as log:
         log.migrate()
+        began = time.perf_counter()
         report = import_transcripts(log, lines)
+        taken = time.perf_counter() - began
     if not report.ok:
         raise RuntimeError(f"not imported: {report.problems[0]}")
-    return report
+    return report, taken
 
 
-def _rows(lines: Sequence[bytes]) -> list[floors.Row]:
+def _bare_rows(lines: Sequence[bytes]) -> list[floors.Row]:
     """What the import records, as rows of the plainest table."""
     rows = []
     for line in lines:
         conversation = conversation_of(orjson.loads(line))
-        drafts = enumerate(conversation.drafts, 1)
-        rows += [
-            (
-                conversation.session_id,
-                version,
-                draft.type,
-                time.time_ns() // 1_000,
-                orjson.dumps(draft.payload),
-            )
-            for version, draft in drafts
-        ]
+        session, now = conversation.session_id, time.time_ns() // 1_000
+        for version, draft in enumerate(conversation.drafts, 1):
+            rows.append((session, version, draft.type, now, orjson.dumps(draft.payload)))
     return rows
-
-
-def _executemany(bench: Bench) -> Floor:
-    connection = floors.sqlite_bare(bench.sqlite())
-
-    def write(rows: Sequence[floors.Row]) -> None:
-        with closing(connection):
-            connection.execute("BEGIN IMMEDIATE")
-            connection.executemany(floors.sqlite_insert(1), rows)
-            connection.execute("COMMIT")
-
-    return write
-
-
-def _copy(bench: Bench) -> Floor:
-    cursor = floors.postgres_bare(bench.postgres())
-
-    def write(rows: Sequence[Any]) -> None:
-        with closing(cursor.connection), cursor.copy(floors.POSTGRES_COPY) as copy:
-            copy.set_types(("text", "int8", "text", "int8", "bytea"))
-            for row in rows:
-                copy.write_row(row)
-
-    return write
