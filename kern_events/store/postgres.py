@@ -205,9 +205,9 @@ class PostgresStore:
         """An attempt that holds the head row, so that a busy session starves nobody."""
         row = session.cursor.execute(self._sql.locked_head, (batch.namespace, batch.session_id)).fetchone()
         head = Head(*row) if row else unknown_head(batch)
-        bases.append(head)
         if refuses(batch, base, head):
             return Refused(head if base is None else base)
+        bases.append(head)
         outcome = self._write(session.cursor, batch, head)
         self._remember(batch, outcome.head if isinstance(outcome, Landed) else None)
         return outcome
@@ -245,9 +245,9 @@ class PostgresStore:
         linked: list[Linked] = []
         for batch, base in batches:
             head = known.get(batch.session_id) or unknown_head(batch)
-            bases.append(head)
             if refuses(batch, base, head):
                 return None
+            bases.append(head)
             linked.append(link(batch, head, now_us()))
         if not self._write_heads(session, batches, known, linked):
             return None

@@ -37,6 +37,7 @@ from kern_events.store.base import (
 )
 
 _MAX_ATTEMPTS: Final = 5  # at one base, before giving up
+_ABANDONED: Final = -1  # no branch that a session can be on
 _LOCK_AFTER: Final = 2  # conflicts, before the head row is locked
 
 
@@ -58,12 +59,16 @@ def record(
     """
     base: Base = expected
     conflicts = same_base = 0
+    cause: BaseException | None = None  # of an answer that was lost at this base, and may land yet
     while True:
-        cause: BaseException | None = None
         try:
             answer = first() if first else store.attempt(batch, base, lock=conflicts >= _LOCK_AFTER)
         except AnswerLost as lost:
-            answer, cause = Refused(lost.base), lost.__cause__ or lost
+            answer, cause = Refused(lost.base if base is None else base), lost.__cause__ or lost
+        except StoreError as error:
+            if cause is None:
+                raise
+            raise AppendUnresolved(batch.session_id, version_of(base or 0)) from error
         first = None
         if isinstance(answer, Landed):
             return answer
@@ -78,29 +83,36 @@ def record(
             if same_base >= _MAX_ATTEMPTS:
                 raise _give_up(batch, head.version, cause)
         elif expected == 0 and head.status == "deleted" and base == 0:
-            base = head  # A deleted session is new again; its head is pinned once.
+            base, cause = head, None  # A deleted session is new again; its head is pinned once.
         elif expected is not None:
             raise VersionConflict(batch.session_id, version_of(expected), head.version)
         else:
             _check_open(batch, head)
             conflicts += 1
             # An attempt that locks the head row links to whatever it then finds there.
-            base, same_base = None if conflicts >= _LOCK_AFTER else head, 0
+            base, same_base, cause = None if conflicts >= _LOCK_AFTER else head, 0, None
 
 
 def record_many(store: Store, batches: Sequence[tuple[Batch, Expected]]) -> list[Landed]:
     """Append several batches in one transaction, by the same rule: all of them or none."""
     bases: list[Base] = [expected for _, expected in batches]
+    cause: BaseException | None = None  # of an answer that was lost at these bases, and may land yet
     for _ in range(_MAX_ATTEMPTS):
-        cause: BaseException | None = None
         try:
             answer = store.attempt_many(
                 [(batch, base) for (batch, _), base in zip(batches, bases, strict=True)]
             )
         except AnswerLost as lost:
-            answer, cause = None, lost.__cause__ or lost
+            answer = None
             if len(lost.bases) == len(batches):  # Else it was lost before COMMIT, and nothing landed.
-                bases = list(lost.bases)
+                cause = lost.__cause__ or lost
+                bases = [
+                    known if base is None else base for base, known in zip(bases, lost.bases, strict=True)
+                ]
+        except StoreError as error:
+            if cause is None:
+                raise
+            raise AppendUnresolved(batches[0][0].session_id, version_of(bases[0] or 0)) from error
         if answer is not None:
             return answer
         landed, places = _places(store, batches, bases, cause)
@@ -113,7 +125,10 @@ def record_many(store: Store, batches: Sequence[tuple[Batch, Expected]]) -> list
             # One transaction, so these were recorded by another call: a part of this one is done.
             part = landed[0]
             raise VersionConflict(part.receipt.session_id, part.receipt.first_version - 1, part.head.version)
-        bases = [place for place in places if not isinstance(place, Landed)]
+        free: list[Base] = [place for place in places if not isinstance(place, Landed)]
+        if any(place is None and base is not None for place, base in zip(free, bases, strict=True)):
+            cause = None  # A head went past its base, so nothing sent so far can land any more.
+        bases = free
     raise _give_up(batches[0][0], version_of(bases[0] or 0), cause)
 
 
@@ -220,7 +235,9 @@ def _landed_before(batch: Batch, rows: Sequence[StoredRow], head: Head) -> Lande
     first, last = rows[0], rows[-1]
     receipt = Receipt(batch.namespace, batch.session_id, first[0], last[0], last[18], last[1])
     if head.version != last[0]:
-        head = Head(last[0], last[18], last[6], head.branch, head.epoch, head.status, last[8])
+        # A restore that came after these rows is none that a turn of theirs began on.
+        branch = head.branch if head.branch <= last[0] else _ABANDONED
+        head = Head(last[0], last[18], last[6], branch, head.epoch, head.status, last[8])
     return Landed(receipt, head)
 
 

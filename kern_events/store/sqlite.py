@@ -162,7 +162,7 @@ class SQLiteStore:
             driver.execute(sql.COMMIT)
             self._file.check_wal()
         except (sqlite3.Error, StoreError) as error:
-            self._commit_failed(driver, group, error)
+            self._commit_failed(driver, group, results, error)
             return
         for job, result in zip(group, results, strict=True):
             job.settle(result)
@@ -178,14 +178,19 @@ class SQLiteStore:
             job.bases.clear()
             self._commit_group([job])
 
-    def _commit_failed(self, driver: Driver, group: list[Job[Driver]], error: Exception) -> None:
+    def _commit_failed(
+        self, driver: Driver, group: list[Job[Driver]], results: list[Any], error: Exception
+    ) -> None:
         known = isinstance(error, sqlite3.Error) and error.sqlite_errorname in ("SQLITE_FULL", "SQLITE_BUSY")
         roll_back(driver)
         translated = self._file.translated(error) if isinstance(error, sqlite3.Error) else error
         if not known:
             self._file.drop_writer()
-        for job in group:
-            job.settle(error=translated if known else job.lost(translated))
+        for job, result in zip(group, results, strict=True):
+            if job.bases:
+                job.settle(error=translated if known else job.lost(translated))
+            else:
+                job.settle(result)  # It was refused and wrote nothing.
 
     # --------------------------------------------------------------------------------- reading
 
