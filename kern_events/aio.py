@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import os
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -371,7 +372,5 @@ def _forget_pools() -> None:
     for log in _pools:
         log._pool = None
 
-
-import os  # noqa: E402
 
 os.register_at_fork(after_in_child=_forget_pools)

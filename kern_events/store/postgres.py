@@ -51,6 +51,7 @@ from kern_events.store.wire import (
     binary_cursor,
     bytea_array,
     copy_row,
+    digest_array,
     int2_array,
     int4_array,
     int8_array,
@@ -455,10 +456,10 @@ def _row_values(batch: Batch, head: Head, linked: Linked) -> tuple[Any, ...]:
     ) = zip(*linked.rows, strict=True)  # fmt: skip
     return (
         batch.namespace, batch.session_id, head.version, at[0], batch.idempotency_key,
-        bytea_array(event_id), text_array(type), int4_array(type_version), int2_array(kind),
+        digest_array(event_id), text_array(type), int4_array(type_version), int2_array(kind),
         int8_array(turn), int8_array(ref), text_array(actor), bytea_array(meta), int2_array(codec),
-        bytea_array(key_commit), bytea_array(payload), bytea_array(native), bytea_array(salt),
-        bytea_array(hash),
+        bytea_array(key_commit), bytea_array(payload), bytea_array(native), digest_array(salt),
+        digest_array(hash),
     )  # fmt: skip
 
 

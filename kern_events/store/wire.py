@@ -93,14 +93,20 @@ def binary_cursor(connection: psycopg.Connection[Any]) -> Cursor:
 
 def bytea_array(values: Sequence[bytes | None]) -> _Bytea | None:
     """A bytea[], or None if all values are."""
-    joined = _joined(_BYTEA, values)
-    return None if joined is None else _Bytea(joined)
+    return None if _all_null(values) else _Bytea(_joined(_BYTEA, values))
+
+
+def digest_array(values: Sequence[bytes]) -> _Bytea:
+    """A bytea[] of values of one length."""
+    size = _I32(len(values[0]))
+    return _Bytea(_HEAD(1, 0, _BYTEA, len(values), 1) + b"".join([size + value for value in values]))
 
 
 def text_array(values: Sequence[str | None]) -> _Text | None:
     """A text[], or None if all values are."""
-    joined = _joined(_TEXT, [None if value is None else value.encode() for value in values])
-    return None if joined is None else _Text(joined)
+    if _all_null(values):
+        return None
+    return _Text(_joined(_TEXT, [None if value is None else value.encode() for value in values]))
 
 
 def int2_array(values: Sequence[int]) -> _Int2:
@@ -115,23 +121,19 @@ def int4_array(values: Sequence[int]) -> _Int4:
 
 def int8_array(values: Sequence[int | None]) -> _Int8 | None:
     """An int8[], or None if all values are."""
-    if all(value is None for value in values):
+    if _all_null(values):
         return None
     parts = [_NULL if value is None else _LONG(8, value) for value in values]
     return _Int8(_HEAD(1, 1, _INT8, len(values), 1) + b"".join(parts))
 
 
-def _joined(oid: int, values: Sequence[bytes | None]) -> bytes | None:
-    parts = [_HEAD(1, 1, oid, len(values), 1)]
-    some = False
-    for value in values:
-        if value is None:
-            parts.append(_NULL)
-        else:
-            some = True
-            parts.append(_I32(len(value)))
-            parts.append(value)
-    return b"".join(parts) if some else None
+def _all_null(values: Sequence[object]) -> bool:
+    return values.count(None) == len(values)
+
+
+def _joined(oid: int, values: Sequence[bytes | None]) -> bytes:
+    parts = [_NULL if value is None else _I32(len(value)) + value for value in values]
+    return _HEAD(1, 1, oid, len(values), 1) + b"".join(parts)
 
 
 def copy_row(namespace: str, session_id: str, row: Row) -> bytes:
