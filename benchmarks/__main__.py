@@ -30,7 +30,7 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.names) - set(NAMES):
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     with Bench(quick=options.quick) as bench:
         facts = bench.facts()
         results = _run(bench, console, options.names or NAMES)

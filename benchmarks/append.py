@@ -84,15 +84,13 @@ def _sqlite(bench: Bench, rounds: int) -> Iterator[Result]:
 
 
 def _postgres(bench: Bench, rounds: int) -> Iterator[Result]:
-    url = bench.postgres()
+    url, replayed, plain, other = (bench.postgres() for _ in range(4))
     statements = _recorded(bench.postgres(), rounds)
-    with SessionLog(url) as log, SessionLog(bench.postgres()) as grouped, asyncio.Runner() as runner:
+    with SessionLog(url) as log, SessionLog(other) as grouped, asyncio.Runner() as runner:
         shared = AsyncSessionLog(url)
-        replayed = bench.postgres()
         with SessionLog(replayed) as empty:
             empty.migrate()
-        same = floors.postgres_ours(replayed)
-        bare = floors.postgres_bare(bench.postgres())
+        same, bare = floors.postgres_ours(replayed), floors.postgres_bare(plain)
         insert = floors.postgres_insert(8)
         timings = interleave(
             {
@@ -105,6 +103,7 @@ def _postgres(bench: Bench, rounds: int) -> Iterator[Result]:
             rounds=rounds,
             block=_BLOCK,
             warmup=4,
+            warm=lambda: bench.analyse(url, replayed, plain, other),
         )
         runner.run(shared.close())
         same.connection.close()

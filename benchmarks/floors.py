@@ -112,7 +112,9 @@ def postgres_bare(url: str) -> Cursor:
 
 def postgres_ours(url: str) -> Cursor:
     """A cursor as the log has it."""
-    return binary_cursor(postgres_connection(url))
+    cursor = binary_cursor(postgres_connection(url))
+    cursor.execute("SET plan_cache_mode = force_generic_plan")
+    return cursor
 
 
 def postgres_insert(rows: int) -> str:

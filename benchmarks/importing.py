@@ -16,18 +16,18 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
-import orjson
-
 from benchmarks import floors, workload
 from benchmarks.measure import Bench, Result, Timings
 from kern_events import SessionLog
 from kern_events.batch import ROW_COLUMNS
 from kern_events.store import sql
 from kern_events.store.wire import Cursor
-from kern_events.transfer import ImportReport, conversation_of, import_transcripts
+from kern_events.transfer import ImportReport, import_transcripts
 
 _TURNS: Final = 7  # of each conversation, like the real ones
 _VARIABLE: Final = "KERN_EVENTS_TRANSCRIPTS"
+
+_COLUMNS: Final = ", ".join(ROW_COLUMNS)
 
 Write = Callable[[], None]
 
@@ -57,11 +57,17 @@ class _SQLite:
         """The URL of a new database."""
         return f"sqlite:///{self._bench.sqlite()}"
 
-    def recorded(self, url: str) -> list[Any]:
-        """The rows that an import made."""
-        columns = ", ".join(("session", *ROW_COLUMNS))
+    def recorded(self, url: str) -> tuple[list[Any], list[Any]]:
+        """The rows that an import made, and the same as bare ones."""
         with closing(sqlite3.connect(floors.sqlite_path(url))) as connection:
-            return connection.execute(f"SELECT {columns} FROM kern_events ORDER BY position").fetchall()
+            rows = connection.execute(
+                f"SELECT session, {_COLUMNS} FROM kern_events ORDER BY position"
+            ).fetchall()
+            bare = connection.execute(
+                "SELECT s.session_id, e.version, e.type, e.at, e.payload FROM kern_events AS e "
+                "JOIN kern_sessions AS s ON s.id = e.session ORDER BY e.position"
+            ).fetchall()
+        return rows, bare
 
     def same(self, url: str, rows: Sequence[Any]) -> Write:
         """Writes these rows to the tables of a new database."""
@@ -94,12 +100,14 @@ class _Postgres:
         """See _SQLite."""
         return self._bench.postgres()
 
-    def recorded(self, url: str) -> list[Any]:
+    def recorded(self, url: str) -> tuple[list[Any], list[Any]]:
         """See _SQLite."""
-        columns = ", ".join(("namespace", "session_id", *ROW_COLUMNS))
-        with closing(floors.postgres_connection(url)) as connection:
-            cursor = connection.cursor(binary=True)
-            return cursor.execute(f"SELECT {columns} FROM kern_events ORDER BY position".encode()).fetchall()
+        cursor = floors.postgres_ours(url)
+        with closing(cursor.connection):
+            rows = cursor.execute(
+                f"SELECT namespace, session_id, {_COLUMNS} FROM kern_events ORDER BY position".encode()
+            ).fetchall()
+        return rows, [(row[1], row[2], row[4], row[9], row[15]) for row in rows]
 
     def same(self, url: str, rows: Sequence[Any]) -> Write:
         """See _SQLite."""
@@ -133,7 +141,7 @@ def _compared(
 ) -> Iterator[Result]:  # fmt: skip
     url = database.new()
     report, _ = _import(url, lines)
-    recorded, bare = database.recorded(url), _bare_rows(lines)
+    recorded, bare = database.recorded(url)
     timings = Timings(("import", "same", "bare"))
     for number in range(-1, rounds):
         bench.clean()
@@ -177,14 +185,3 @@ def _import(url: str, lines: Sequence[bytes]) -> tuple[ImportReport, float]:
     if not report.ok:
         raise RuntimeError(f"not imported: {report.problems[0]}")
     return report, taken
-
-
-def _bare_rows(lines: Sequence[bytes]) -> list[floors.Row]:
-    """What the import records, as rows of the plainest table."""
-    rows = []
-    for line in lines:
-        conversation = conversation_of(orjson.loads(line))
-        session, now = conversation.session_id, time.time_ns() // 1_000
-        for version, draft in enumerate(conversation.drafts, 1):
-            rows.append((session, version, draft.type, now, orjson.dumps(draft.payload)))
-    return rows

@@ -40,6 +40,7 @@ def _compared(bench: Bench, kind: str, long: int) -> Result:
             workload.record(few, name, _SHORT)
             few.load(name)
         many.load(SESSION)
+        bench.analyse(url)
         each_name = itertools.chain.from_iterable([name] * _BLOCK for name in names)
         timings = interleave(
             {

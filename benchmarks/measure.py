@@ -95,8 +95,16 @@ class Bench:
             (self._files if kind == "SQLite" else self._databases).pop()  # Kept to the end.
             with SessionLog(url) as log:
                 workload.record(log, workload.SESSION, turns)
+            self.analyse(url)
             self._long[kind, turns] = url
         return self._long[kind, turns]
+
+    def analyse(self, *urls: str) -> None:
+        """Give Postgres its statistics, as autovacuum does within a minute: plans depend on them."""
+        for url in urls:
+            if not url.startswith("sqlite"):
+                with psycopg.connect(dsn(url), autocommit=True) as connection:
+                    connection.execute("ANALYZE")
 
     def clean(self) -> None:
         """Remove all databases but the long ones, so that nobody pays later for writing them out."""
@@ -170,11 +178,20 @@ class Timings:
         )  # fmt: skip
 
 
-def interleave(contenders: Mapping[str, Block], *, rounds: int, block: int, warmup: int = 2) -> Timings:
-    """Let contenders take turns, in another order each round."""
+def interleave(
+    contenders: Mapping[str, Block],
+    *,
+    rounds: int,
+    block: int,
+    warmup: int = 2,
+    warm: Callable[[], object] = lambda: None,
+) -> Timings:
+    """Let contenders take turns, in another order each round; `warm` is called after the warm-up."""
     timings = Timings(contenders)
     names, shuffled = list(contenders), random.Random(workload.SEED)
     for number in range(-warmup, rounds):
+        if number == 0:
+            warm()
         shuffled.shuffle(names)
         for name in names:
             taken = contenders[name](block)

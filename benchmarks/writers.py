@@ -42,6 +42,8 @@ def run(bench: Bench) -> Iterator[Result]:
     rates: dict[str, list[float]] = {"log": [], "raw": []}
     single: dict[str, list[float]] = {"log": [], "raw": []}
     for number in range(-1, rounds):
+        if number == 0:
+            bench.analyse(url)
         for mode in ("log", "raw") if number % 2 else ("raw", "log"):
             rate, taken = _round(pipes, mode, turns)
             if number >= 0:
