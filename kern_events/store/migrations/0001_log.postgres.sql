@@ -125,7 +125,7 @@ CREATE TRIGGER kern_sessions_delete BEFORE DELETE ON kern_sessions
 CREATE TRIGGER kern_sessions_truncate BEFORE TRUNCATE ON kern_sessions
     FOR EACH STATEMENT EXECUTE FUNCTION kern_heads_stay();
 CREATE TRIGGER kern_sessions_identity BEFORE UPDATE OF namespace, session_id ON kern_sessions
-    FOR EACH ROW WHEN (NEW.namespace <> OLD.namespace OR NEW.session_id <> OLD.session_id)
+    FOR EACH ROW WHEN ((NEW.namespace, NEW.session_id) IS DISTINCT FROM (OLD.namespace, OLD.session_id))
     EXECUTE FUNCTION kern_heads_stay();
 
 -- ALWAYS: session_replication_role = replica does not switch them off.

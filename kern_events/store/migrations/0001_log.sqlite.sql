@@ -82,14 +82,14 @@ CREATE TABLE kern_consumers (
 -- An UPDATE may only erase: content and salt go, the commitment comes, a tombstone stands after it.
 CREATE TRIGGER kern_events_append_only BEFORE UPDATE ON kern_events
 WHEN NOT (
-    NEW.position = OLD.position AND NEW.session = OLD.session AND NEW.version = OLD.version
-    AND NEW.event_id = OLD.event_id AND NEW.type = OLD.type AND NEW.type_version = OLD.type_version
-    AND NEW.kind = OLD.kind AND NEW.turn = OLD.turn AND NEW.ref IS OLD.ref AND NEW.at = OLD.at
+    NEW.position IS OLD.position AND NEW.session IS OLD.session AND NEW.version IS OLD.version
+    AND NEW.event_id IS OLD.event_id AND NEW.type IS OLD.type AND NEW.type_version IS OLD.type_version
+    AND NEW.kind IS OLD.kind AND NEW.turn IS OLD.turn AND NEW.ref IS OLD.ref AND NEW.at IS OLD.at
     AND NEW.actor IS OLD.actor AND NEW.meta IS OLD.meta AND NEW.idempotency_key IS OLD.idempotency_key
-    AND NEW.codec = OLD.codec AND NEW.key_commit IS OLD.key_commit AND NEW.hash = OLD.hash
+    AND NEW.codec IS OLD.codec AND NEW.key_commit IS OLD.key_commit AND NEW.hash IS OLD.hash
     AND OLD.kind NOT IN (5, 6) AND OLD.payload IS NOT NULL
     AND NEW.payload IS NULL AND NEW.native IS NULL AND NEW.salt IS NULL
-    AND length(NEW.payload_commit) = 32
+    AND length(NEW.payload_commit) IS 32
     AND EXISTS (
         SELECT 1 FROM kern_events AS tombstone
         WHERE tombstone.session = OLD.session AND tombstone.kind IN (5, 6)
@@ -128,7 +128,7 @@ BEGIN
 END;
 
 CREATE TRIGGER kern_sessions_identity BEFORE UPDATE OF id, namespace, session_id ON kern_sessions
-WHEN NEW.id <> OLD.id OR NEW.namespace <> OLD.namespace OR NEW.session_id <> OLD.session_id
+WHEN NEW.id IS NOT OLD.id OR NEW.namespace IS NOT OLD.namespace OR NEW.session_id IS NOT OLD.session_id
 BEGIN
     SELECT RAISE(ABORT, 'kern_sessions rows keep their identity');
 END;
