@@ -266,6 +266,7 @@ class SQLiteFile:
         deadline = self._setup_deadline()
         while True:
             try:
+                driver.execute(sql.SQLITE_PAGE_SIZE)
                 driver.execute(sql.SQLITE_WAL)
                 return
             except sqlite3.Error as error:
