@@ -342,8 +342,8 @@ def expected_hash(previous: bytes, scope: bytes, row: StoredRow) -> bytes | None
     ) = row  # fmt: skip
     if payload is not None and commit is None and salt is not None:
         commit = chain.payload_commit(salt, payload, native)
-    elif payload is not None:
-        return None  # A payload without its salt, or with an erasure's commitment beside it.
+    elif not (payload is native is salt is None):
+        return None  # Neither whole nor erased: a payload without its salt, or content put back.
     if commit is None or len(event_id) != 16 or not _hashable(version, type_version, kind, turn, ref, codec):
         return None
     header = event_id + chain.header(type, type_version, kind)

@@ -204,6 +204,7 @@ class _Walk:
             ("created_at", self._created, head.created_at),
             ("updated_at", self._at, head.updated_at),
             ("updated_hour", hour, head.updated_hour),
+            ("fork_version", head.fork_parent is not None, head.fork_version is not None),
             *zip(LISTING, self._listing.values(), head.listing, strict=True),
         ]
         for field, expected, found in columns:
