@@ -33,24 +33,31 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 120)
     with Bench(quick=options.quick) as bench:
         facts = bench.facts()
-        results = _run(bench, console, options.names or NAMES)
+        results, failed = _run(bench, console, options.names or NAMES)
         facts["load_after"] = round(os.getloadavg()[0], 2)
         _print(console, facts, results)
         if options.json:
-            document = {**facts, "results": [result._asdict() for result in results]}
+            document = {**facts, "failed": failed, "results": [result._asdict() for result in results]}
             options.json.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-    return int(any(result.held is False for result in results))
+    return int(bool(failed) or any(result.held is False for result in results))
 
 
-def _run(bench: Bench, console: Console, names: Sequence[str]) -> list[Result]:
+def _run(bench: Bench, console: Console, names: Sequence[str]) -> tuple[list[Result], list[str]]:
+    """The results, and which questions could not be answered."""
+    modules = {name: importlib.import_module(f"benchmarks.{name}") for name in names}
     results: list[Result] = []
-    for name in names:
+    failed: list[str] = []
+    for name, module in modules.items():
         started = time.perf_counter()
-        with console.status(f"{name} ..."):
-            results += importlib.import_module(f"benchmarks.{name}").run(bench)
-            bench.clean()
+        try:
+            with console.status(f"{name} ..."):
+                results += module.run(bench)
+                bench.clean()
+        except Exception:  # The other answers are worth having.
+            console.print_exception()
+            failed.append(name)
         console.print(f"{name}: {time.perf_counter() - started:.0f} s", style="dim")
-    return results
+    return results, failed
 
 
 def _print(console: Console, facts: dict[str, Any], results: Sequence[Result]) -> None:
