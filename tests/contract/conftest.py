@@ -12,11 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psycopg
 import pytest
-from sqlalchemy.engine import make_url
 
-from tests import facade
+from tests import databases, facade
 
 BACKENDS = ("memory", "sqlite", "postgres")
 
@@ -40,12 +38,8 @@ def loop() -> Iterator[facade.LoopThread]:
 @pytest.fixture(scope="session")
 def shared_postgres_url(postgres_server: str) -> Iterator[str]:
     """One database for all tests that leave it whole."""
-    name = f"kern_shared_{uuid.uuid4().hex}"
-    url = make_url(postgres_server)
-    with psycopg.connect(url.set(drivername="postgresql").render_as_string(False), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} TEMPLATE template0")
-        yield url.set(database=name).render_as_string(False)
-        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with databases.database(postgres_server) as url:
+        yield url
 
 
 @pytest.fixture(params=BACKENDS)

@@ -89,7 +89,7 @@ async def cancelled(task, *, after=None):
 def test_what_runs_is_waited_for_and_is_then_recorded(open_async, loop, monkeypatch):
     log = open_async()
     loop.run(log.append("s", notes(1)))
-    gate = Gate(monkeypatch, log.log.store, "attempt")
+    gate = Gate(monkeypatch, log.log._store, "attempt")
 
     async def main():
         task = asyncio.ensure_future(log.append("s", [note("running")]))
@@ -104,7 +104,7 @@ def test_what_runs_is_waited_for_and_is_then_recorded(open_async, loop, monkeypa
 def test_what_is_queued_never_runs(open_async, loop, monkeypatch):
     log = open_async(threads=1)
     loop.run(log.append("s", notes(1)))
-    gate = Gate(monkeypatch, log.log.store, "attempt")
+    gate = Gate(monkeypatch, log.log._store, "attempt")
 
     async def main():
         running = asyncio.ensure_future(log.append("s", [note("running")]))
@@ -123,7 +123,7 @@ def test_what_is_queued_never_runs(open_async, loop, monkeypatch):
 def test_what_is_in_the_writers_queue_never_runs(open_async, loop, monkeypatch, tmp_path):
     log = open_async()
     loop.run(log.append("s", notes(1)))
-    blocker = Blocker(monkeypatch, log.log.store, tmp_path / "log.db")
+    blocker = Blocker(monkeypatch, log.log._store, tmp_path / "log.db")
 
     async def main():
         first = asyncio.ensure_future(log.append("s", [note("first")]))
@@ -142,7 +142,7 @@ def test_what_is_in_the_writers_queue_never_runs(open_async, loop, monkeypatch, 
 def test_what_the_writer_has_is_waited_for(open_async, loop, monkeypatch, tmp_path):
     log = open_async()
     loop.run(log.append("s", notes(1)))
-    blocker = Blocker(monkeypatch, log.log.store, tmp_path / "log.db")
+    blocker = Blocker(monkeypatch, log.log._store, tmp_path / "log.db")
 
     async def main():
         task = asyncio.ensure_future(log.append("s", [note("running")]))
@@ -157,7 +157,7 @@ def test_what_the_writer_has_is_waited_for(open_async, loop, monkeypatch, tmp_pa
 def test_a_second_cancellation_changes_nothing(open_async, loop, monkeypatch):
     log = open_async()
     loop.run(log.append("s", notes(1)))
-    gate = Gate(monkeypatch, log.log.store, "attempt")
+    gate = Gate(monkeypatch, log.log._store, "attempt")
 
     async def main():
         task = asyncio.ensure_future(log.append("s", [note("running")]))
@@ -208,7 +208,7 @@ def test_random_cancellations_leave_whole_batches(open_async, loop):
 def test_a_timeout_is_a_cancellation(open_async, loop, monkeypatch):
     log = open_async()
     loop.run(log.append("s", notes(1)))
-    gate = Gate(monkeypatch, log.log.store, "head")
+    gate = Gate(monkeypatch, log.log._store, "head")
 
     async def main():
         threading.Timer(0.1, gate.open).start()
@@ -243,8 +243,8 @@ def test_a_cancelled_turn_is_closed_as_cancelled(open_async, loop):
 def test_context_variables_reach_the_thread(open_async, loop, monkeypatch):
     log, seen = open_async(), []
     variable = contextvars.ContextVar("variable")
-    head = log.log.store.head
-    monkeypatch.setattr(log.log.store, "head", lambda *args: (seen.append(variable.get()), head(*args))[1])
+    head = log.log._store.head
+    monkeypatch.setattr(log.log._store, "head", lambda *args: (seen.append(variable.get()), head(*args))[1])
 
     async def main():
         variable.set("mine")

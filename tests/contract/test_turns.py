@@ -23,7 +23,7 @@ def restored(log, session_id, to_version, to_turn):
     draft = Draft("session.restored", {}, turn=to_turn)
     batch = prepare(log.namespace, session_id, [draft], reserved=True)
     event = prepare_draft(draft, os.urandom(16), ref=to_version, reserved=True)
-    return sync_of(log).record(batch._replace(events=(event,)))
+    return sync_of(log)._record(batch._replace(events=(event,)))
 
 
 def test_a_turn_is_recorded_as_it_happens(log):

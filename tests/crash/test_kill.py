@@ -6,11 +6,9 @@ acknowledges before the commit has to be caught by the same harness.
 
 from __future__ import annotations
 
-import psycopg
 import pytest
-from sqlalchemy.engine import make_url
 
-from tests import crashes
+from tests import crashes, databases
 from tests.writers import eventually, pick
 
 
@@ -72,8 +70,7 @@ def test_a_client_of_postgres_killed_at_any_moment_loses_nothing(postgres_url, t
 
 
 def others(url):
-    plain = make_url(url).set(drivername="postgresql").render_as_string(False)
-    with psycopg.connect(plain) as connection:
+    with databases.connect(url) as connection:
         return connection.execute(
             "SELECT count(*) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"

@@ -1,0 +1,39 @@
+"""Databases in a Postgres server that many tests share, each with a corner of its own."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from sqlalchemy.engine import make_url
+
+
+def connect(url: str, **options: Any) -> psycopg.Connection[Any]:
+    """A psycopg connection to an SQLAlchemy URL, in autocommit."""
+    plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    return psycopg.connect(plain, autocommit=True, **options)
+
+
+@contextmanager
+def database(server: str) -> Iterator[str]:
+    """A new database while the context lasts; its URL."""
+    name = f"kern_shared_{uuid.uuid4().hex}"
+    with connect(server) as admin:
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE template0")
+    yield make_url(server).set(database=name).render_as_string(hide_password=False)
+    with connect(server) as admin:
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextmanager
+def schema(url: str) -> Iterator[str]:
+    """A new schema of a database while the context lasts: a URL whose search path is that alone."""
+    name = f"s{uuid.uuid4().hex}"
+    with connect(url) as admin:
+        admin.execute(f"CREATE SCHEMA {name}")
+        address = make_url(url).update_query_dict({"options": f"-csearch_path={name}"})
+        yield address.render_as_string(hide_password=False)
+        admin.execute(f"DROP SCHEMA {name} CASCADE")

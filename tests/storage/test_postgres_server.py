@@ -1,0 +1,268 @@
+"""What only Postgres has: schemas, roles, a feed beside open transactions, a server that is away."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import closing
+
+import psycopg
+import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.engine import make_url
+
+from kern_events import SessionLog
+from kern_events.errors import FeedUnavailable, StoreBusy, StoreError, StoreUnavailable
+from tests import databases
+from tests.writers import eventually, note, notes, texts
+
+
+@pytest.fixture
+def dialect():
+    return "postgres"
+
+
+def run(url, *statements):
+    with databases.connect(url) as connection:
+        for statement in statements:
+            cursor = connection.execute(statement)
+        return cursor.fetchall() if cursor.description else None
+
+
+# ------------------------------------------------------------------------------------- schemas
+
+
+@pytest.mark.parametrize("schema", ["tenant", "Tenant", "_x1", "select"])
+def test_the_tables_may_be_in_a_schema_of_their_own(postgres_url, schema):
+    with SessionLog(postgres_url, schema=schema) as log:
+        log.append("s", notes(2), idempotency_key="k")
+        log.append("s", notes(2), idempotency_key="k2", expected=2)
+        log.append_many([("a", notes(1), 0), ("s", notes(1), 4)])
+        log.delete("a")
+
+        assert texts(log.read("s")) == [0, 1, 0, 1, 0]
+        assert len(list(log.read_all())) == 7
+        assert [info.session_id for info in log.sessions()] == ["s"]
+        assert log.verify().ok
+    query = f"SELECT count(*) FROM pg_tables WHERE schemaname = '{schema}'"
+    assert run(postgres_url, query) == [(5,)]
+
+
+def test_schemas_see_nothing_of_each_other(postgres_url):
+    with SessionLog(postgres_url, schema="a") as a, SessionLog(postgres_url, schema="b") as b:
+        a.append("s", [note("a")])
+        b.append("s", [note("b")], expected=0)
+        b.delete("s")
+
+        assert texts(a.read("s")) == ["a"]
+        assert len(list(b.read_all())) == 2
+        assert a.verify().ok
+        assert b.verify().ok
+
+
+def test_the_append_only_rule_holds_in_a_schema(postgres_url):
+    with SessionLog(postgres_url, schema="tenant") as log:
+        log.append("s", notes(1))
+
+    for statement in ("UPDATE tenant.kern_events SET type = 'x'", "TRUNCATE tenant.kern_events"):
+        with pytest.raises(psycopg.errors.RestrictViolation):
+            run(postgres_url, statement)
+
+
+@pytest.mark.parametrize("schema", ["", 'a"b', "a.b", "a; DROP TABLE x", "1a", "a b", "x" * 64])
+def test_what_is_no_schema_name_is_refused(schema):
+    with pytest.raises(ValueError, match="schema name"):
+        SessionLog("postgresql://localhost/db", schema=schema)
+
+
+def test_sqlite_has_no_schema(tmp_path):
+    with pytest.raises(ValueError, match="schema="):
+        SessionLog(f"sqlite:///{tmp_path}/log.db", schema="tenant")
+
+
+def test_the_search_path_of_the_url_is_followed(postgres_url):
+    run(postgres_url, "CREATE SCHEMA elsewhere")
+    with SessionLog(f"{postgres_url}?options=-csearch_path%3Delsewhere") as log:
+        log.append("s", notes(1))
+
+    assert run(postgres_url, "SELECT count(*) FROM elsewhere.kern_events") == [(1,)]
+
+
+# --------------------------------------------------------------------------------------- roles
+
+
+@pytest.fixture
+def clerk(postgres_url):
+    """The address of a role that may connect and nothing else."""
+    name = make_url(postgres_url).database.replace("kern_test", "clerk")[:60]
+    run(postgres_url, f"CREATE ROLE {name} LOGIN", "REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    yield make_url(postgres_url).set(username=name).render_as_string(False)
+    run(postgres_url, f"DROP OWNED BY {name}", f"DROP ROLE {name}")
+
+
+def test_who_may_not_make_the_tables_is_told_who_can(clerk):
+    with SessionLog(clerk) as log, pytest.raises(StoreError, match="kern-events migrate --db URL") as caught:
+        log.append("s", notes(1))
+
+    assert isinstance(caught.value.__cause__, psycopg.errors.InsufficientPrivilege)
+
+
+def test_who_may_only_write_writes_once_the_tables_are_there(clerk, postgres_url):
+    with SessionLog(postgres_url) as log:
+        log.migrate()
+    role = make_url(clerk).username
+    run(
+        postgres_url,
+        f"GRANT SELECT, INSERT ON kern_events TO {role}",
+        f"GRANT SELECT, INSERT, UPDATE ON kern_sessions TO {role}",
+        f"GRANT SELECT ON kern_migrations TO {role}",
+    )
+
+    with SessionLog(clerk) as log:
+        log.append("s", notes(2))
+        log.append_many([("s", notes(1), 2), ("t", notes(1), 0)])
+        assert log.verify().ok
+        assert len(list(log.read_all())) == 4
+
+
+def test_who_may_not_write_is_told_so(clerk, postgres_url):
+    with SessionLog(postgres_url) as log:
+        log.append("s", notes(1))
+    run(postgres_url, f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {make_url(clerk).username}")
+
+    with SessionLog(clerk) as log:
+        assert texts(log.read("s")) == [0]
+        with pytest.raises(StoreError, match="permission denied"):
+            log.append("s", notes(1))
+
+
+# ---------------------------------------------------------------------------------------- feed
+
+
+def test_the_feed_waits_for_an_event_that_is_not_committed_yet(postgres_url):
+    """Positions are drawn before the commit: whoever passed this one would never see it again."""
+    engine = create_engine(postgres_url)
+    read = []
+    with SessionLog(postgres_url) as log:
+        log.append("first", notes(1))
+        with engine.begin() as connection:
+            slow = log.append("slow", [note("slow")], connection=connection).receipt
+            quick = log.append("quick", [note("quick")])
+            assert slow.position < quick.position
+            naive = run(postgres_url, f"SELECT position FROM kern_events WHERE position >= {slow.position}")
+            reader = threading.Thread(target=lambda: read.extend(log.read_all()))
+            reader.start()
+            eventually(lambda: _asks_for_locks(postgres_url) or not reader.is_alive())
+            assert read == []
+        reader.join(30)
+
+    assert naive == [(quick.position,)]  # Positive control: a naive reader passes it.
+    assert [event.session_id for event in read] == ["first", "slow", "quick"]
+    engine.dispose()
+
+
+def _asks_for_locks(url):
+    [(count,)] = run(
+        url,
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_locks%' "
+        "AND datname = current_database() AND pid <> pg_backend_pid()",
+    )
+    return count
+
+
+def test_the_feed_does_not_wait_for_what_was_rolled_back(postgres_url):
+    engine = create_engine(postgres_url)
+    with SessionLog(postgres_url) as log, closing(engine.connect()) as connection:
+        log.append("first", notes(1))
+        transaction = connection.begin()
+        log.append("never", notes(1), connection=connection)
+        log.append("last", notes(1))
+        transaction.rollback()
+
+        assert [event.session_id for event in log.read_all()] == ["first", "last"]
+    engine.dispose()
+
+
+def test_a_writer_that_does_not_end_makes_the_feed_busy(postgres_url):
+    engine = create_engine(postgres_url)
+    with SessionLog(postgres_url, lock_timeout_s=0.2) as log:
+        log.append("first", notes(1))
+        with engine.begin() as connection:
+            log.append("slow", notes(1), connection=connection)
+            with pytest.raises(StoreBusy, match="not ended"):
+                list(log.read_all())
+    engine.dispose()
+
+
+def test_a_sequence_that_is_drawn_in_advance_gives_no_feed(postgres_url):
+    with SessionLog(postgres_url) as log:
+        log.append("s", notes(1))
+        run(postgres_url, "ALTER SEQUENCE kern_events_position_seq CACHE 10")
+
+        with pytest.raises(FeedUnavailable, match="CACHE 1"):
+            list(log.read_all())
+        assert log.append("s", notes(1)).version == 2
+
+
+# -------------------------------------------------------------------------------------- server
+
+
+def test_a_server_that_is_not_there_is_unavailable():
+    with SessionLog("postgresql://nobody@127.0.0.1:1/none") as log:
+        for use in (
+            lambda: log.append("s", notes(1)),
+            lambda: log.head("s"),
+            lambda: log.verify(),
+            lambda: log.migrate(),
+        ):
+            with pytest.raises(StoreUnavailable, match="cannot be reached"):
+                use()
+
+
+def test_a_database_that_is_not_there_is_unavailable(postgres_url):
+    url = make_url(postgres_url).set(database="kern_none")
+    with SessionLog(url) as log, pytest.raises(StoreUnavailable, match="does not exist"):
+        log.append("s", notes(1))
+
+
+def test_a_lock_that_is_held_too_long_is_busy(postgres_url):
+    with SessionLog(postgres_url, lock_timeout_s=0.1) as log, databases.connect(postgres_url) as other:
+        other.autocommit = False
+        log.append("s", notes(1))
+        other.execute("SELECT 1 FROM kern_sessions FOR UPDATE")
+        with pytest.raises(StoreBusy) as caught:
+            log.append("s", notes(1))
+        other.rollback()
+
+        assert isinstance(caught.value.__cause__, psycopg.errors.LockNotAvailable)
+        assert log.append("s", notes(1)).version == 2
+
+
+def test_a_deadlock_with_somebody_else_is_tried_again(postgres_url):
+    """The server undoes one of two who wait for each other; if it is ours, it is repeated."""
+    with SessionLog(postgres_url) as log, databases.connect(postgres_url) as other:
+        other.autocommit = False
+        log.append_many([("a", notes(1), None), ("b", notes(1), None)])
+        other.execute("SET deadlock_timeout = '60s'")  # So that ours is the one that finds out.
+        other.execute("SELECT 1 FROM kern_sessions WHERE session_id = 'b' FOR UPDATE")
+        ours = threading.Thread(
+            target=lambda: log.append_many([("a", notes(1), None), ("b", notes(1), None)])
+        )
+        ours.start()
+        eventually(lambda: run(postgres_url, "SELECT 1 FROM pg_locks WHERE NOT granted"))
+        other.execute("SELECT 1 FROM kern_sessions WHERE session_id = 'a' FOR UPDATE")
+        other.rollback()
+        ours.join(30)
+
+        assert [log.head(one).version for one in "ab"] == [2, 2]
+
+
+def test_an_error_of_the_server_shows_no_payload(postgres_url):
+    """Postgres quotes whole rows in the detail of an error."""
+    with SessionLog(postgres_url) as log:
+        log.append("s", notes(1))
+        run(postgres_url, "ALTER TABLE kern_events ADD CONSTRAINT nothing_new CHECK (version < 2) NOT VALID")
+        with pytest.raises(StoreError) as caught:
+            log.append("s", [note("my-secret-text")])
+
+    assert "nothing_new" in str(caught.value)
+    assert "my-secret-text" not in str(caught.value)
