@@ -103,17 +103,17 @@ class AsyncSessionLog:
         await self.close()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.log.store.dialect} namespace={self.namespace!r}>"
+        return f"<{type(self).__name__} {self.log._store.dialect} namespace={self.namespace!r}>"
 
     async def close(self) -> None:
         """See SessionLog.close."""
         if self._owned:
-            await self.in_thread(self.log.close)
+            await self._in_thread(self.log.close)
         if self._pool:
             self._pool.shutdown(wait=False)
             self._pool = None
 
-    async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a whole operation on the pool, with the caller's context variables."""
         context = contextvars.copy_context()
         call = functools.partial(context.run, functools.partial(function, *args, **kwargs))
@@ -158,24 +158,24 @@ class AsyncSessionLog:
     ) -> Receipt | PendingReceipt:
         """See SessionLog.append."""
         if connection is not None:
-            return await self.in_thread(
+            return await self._in_thread(
                 self.log.append, session_id, drafts,
                 expected=expected, idempotency_key=idempotency_key, connection=connection,
             )  # fmt: skip
         expected = checked_expected(expected)
         if len(drafts) <= _INLINE_DRAFTS:
-            batch = self.log.prepare(session_id, drafts, idempotency_key=idempotency_key)
+            batch = self.log._prepare(session_id, drafts, idempotency_key=idempotency_key)
         else:
-            batch = await self.in_thread(
-                self.log.prepare, session_id, drafts, idempotency_key=idempotency_key
+            batch = await self._in_thread(
+                self.log._prepare, session_id, drafts, idempotency_key=idempotency_key
             )
-        return (await self.record(batch, expected)).receipt
+        return (await self._record(batch, expected)).receipt
 
-    async def record(self, batch: Batch, expected: Expected = None) -> Landed:
+    async def _record(self, batch: Batch, expected: Expected = None) -> Landed:
         """Append a prepared batch; for the package's own recorders."""
-        queued = self.log.store.submit(batch, expected)
+        queued = self.log._store.submit(batch, expected)
         if queued is None:
-            return await self.in_thread(record, self.log.store, batch, expected)
+            return await self._in_thread(record, self.log._store, batch, expected)
         try:
             answer = await decided(queued)
         except KernError:
@@ -185,13 +185,13 @@ class AsyncSessionLog:
         if isinstance(answer, Landed):
             return answer
         # Refused, or the answer was lost: the retry rule goes on from there.
-        return await self.in_thread(record, self.log.store, batch, expected, queued.result)
+        return await self._in_thread(record, self.log._store, batch, expected, queued.result)
 
     async def append_many(
         self, appends: ManyAppends, *, connection: Connection | None = None
     ) -> list[Receipt] | list[PendingReceipt]:
         """See SessionLog.append_many."""
-        return await self.in_thread(self.log.append_many, appends, connection=connection)
+        return await self._in_thread(self.log.append_many, appends, connection=connection)
 
     def turn(
         self,
@@ -216,55 +216,55 @@ class AsyncSessionLog:
             actor=actor,
             meta=meta,
         )
-        recorder.outer = self
+        recorder._outer = self
         return recorder
 
     async def read(
         self, session_id: str, *, after: int = 0, until: int | None = None, limit: int | None = None
     ) -> AsyncIterator[Event]:
         """See SessionLog.read; SessionNotFound is raised when the first event is asked for."""
-        events = await self.in_thread(self.log.read, session_id, after=after, until=until, limit=limit)
+        events = await self._in_thread(self.log.read, session_id, after=after, until=until, limit=limit)
         async for event in self._pages(events):
             yield event
 
     async def read_all(self, *, after: int = 0, limit: int | None = None) -> AsyncIterator[Event]:
         """See SessionLog.read_all."""
-        events = await self.in_thread(self.log.read_all, after=after, limit=limit)
+        events = await self._in_thread(self.log.read_all, after=after, limit=limit)
         async for event in self._pages(events):
             yield event
 
     async def _pages(self, events: Iterator[Event]) -> AsyncIterator[Event]:
-        while page := await self.in_thread(take, events, _PAGE):
+        while page := await self._in_thread(take, events, _PAGE):
             for event in page:
                 yield event
 
     async def head(self, session_id: str) -> Head:
         """See SessionLog.head."""
-        return await self.in_thread(self.log.head, session_id)
+        return await self._in_thread(self.log.head, session_id)
 
     async def sessions(
         self, *, user_id: str | None = None, after: str | None = None, limit: int = 100
     ) -> list[SessionInfo]:
         """See SessionLog.sessions."""
-        return await self.in_thread(self.log.sessions, user_id=user_id, after=after, limit=limit)
+        return await self._in_thread(self.log.sessions, user_id=user_id, after=after, limit=limit)
 
     async def delete(self, session_id: str, *, actor: str | None = None) -> Receipt:
         """See SessionLog.delete."""
-        return await self.in_thread(self.log.delete, session_id, actor=actor)
+        return await self._in_thread(self.log.delete, session_id, actor=actor)
 
     async def verify(self, session_id: str | None = None, *, progress: Progress | None = None) -> Report:
         """See SessionLog.verify."""
-        return await self.in_thread(self.log.verify, session_id, progress=progress)
+        return await self._in_thread(self.log.verify, session_id, progress=progress)
 
     async def migrate(self) -> tuple[int, int]:
         """See SessionLog.migrate."""
-        return await self.in_thread(self.log.migrate)
+        return await self._in_thread(self.log.migrate)
 
 
 class AsyncTurnRecorder(TurnState):
     """TurnRecorder, awaited; see SessionLog.turn."""
 
-    outer: AsyncSessionLog
+    _outer: AsyncSessionLog
 
     async def __aenter__(self) -> Self:
         await self.record(Draft("turn.started", self._started))
@@ -285,7 +285,7 @@ class AsyncTurnRecorder(TurnState):
     async def record(self, *drafts: Draft) -> None:
         """See TurnRecorder."""
         if batch := self._batch(drafts):
-            self._landed(await self.outer.record(batch))
+            self._landed(await self._outer._record(batch))
 
     async def message(
         self,
@@ -338,7 +338,7 @@ class AsyncTurnRecorder(TurnState):
         await self._close(Draft("turn.failed", {"error": {"message": error}}))
 
     async def _close(self, closing: Draft) -> None:
-        self._landed(await self.outer.record(self._flushed(closing)))
+        self._landed(await self._outer._record(self._flushed(closing)))
         self.closed = True
 
 

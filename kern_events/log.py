@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar, overload
 from sqlalchemy import URL
 from sqlalchemy.engine import Connection, Engine
 
+from kern_events import chain
 from kern_events.batch import Batch, event_of, prepare
 from kern_events.codec import LARGEST_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, check_id
 from kern_events.errors import FeedRegressed, InvalidEvent, SessionNotFound, StoreError
@@ -45,7 +46,7 @@ class PendingReceipt(NamedTuple):
             StoreError: The events are not there: the transaction was rolled back or is still open.
         """
         expected = self.receipt
-        rows = self.log.store.rows(
+        rows = self.log._store.rows(
             expected.namespace, expected.session_id, expected.version - 1, expected.version, 1
         )
         if not rows or rows[0][18] != expected.hash:
@@ -87,7 +88,7 @@ class SessionLog:
                 f"max_payload_bytes is 1 to {LARGEST_PAYLOAD_BYTES:,}, not {max_payload_bytes:,}"
             )
         self.namespace: Final = check_id(namespace, "namespace")
-        self.store: Final = open_store(
+        self._store: Final = open_store(
             url_or_engine, schema=schema, pool_size=pool_size, lock_timeout_s=lock_timeout_s
         )
         self._max_payload_bytes = max_payload_bytes
@@ -101,11 +102,11 @@ class SessionLog:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.store.dialect} namespace={self.namespace!r}>"
+        return f"<{type(self).__name__} {self._store.dialect} namespace={self.namespace!r}>"
 
     def close(self) -> None:
         """Finish what is being written and give every connection back."""
-        self.store.close()
+        self._store.close()
 
     @overload
     def append(
@@ -167,10 +168,10 @@ class SessionLog:
             StoreUnavailable: There is no connection. Nothing was written.
         """
         expected = checked_expected(expected)
-        batch = self.prepare(session_id, drafts, idempotency_key=idempotency_key)
+        batch = self._prepare(session_id, drafts, idempotency_key=idempotency_key)
         if connection is not None:
             return PendingReceipt(self, self._within(connection, batch, expected).receipt)
-        return record(self.store, batch, expected).receipt
+        return record(self._store, batch, expected).receipt
 
     def append_many(
         self, appends: ManyAppends, *, connection: Connection | None = None
@@ -187,10 +188,10 @@ class SessionLog:
         Raises:
             As append; the first session that is refused undoes all.
         """
-        batches = [(self.prepare(sid, drafts), checked_expected(base)) for sid, drafts, base in appends]
-        return self.record_batches(batches, connection=connection)
+        batches = [(self._prepare(sid, drafts), checked_expected(base)) for sid, drafts, base in appends]
+        return self._record_batches(batches, connection=connection)
 
-    def record_batches(
+    def _record_batches(
         self, batches: Sequence[tuple[Batch, Expected]], *, connection: Connection | None = None
     ) -> list[Receipt] | list[PendingReceipt]:
         """append_many of prepared batches; for the package's own importers."""
@@ -202,7 +203,7 @@ class SessionLog:
         order = sorted(range(len(batches)), key=lambda i: batches[i][0].session_id.encode())
         ordered = [batches[i] for i in order]
         if connection is None:
-            recorded = [landed.receipt for landed in record_many(self.store, ordered)]
+            recorded = [landed.receipt for landed in record_many(self._store, ordered)]
             return _in_order(order, recorded)
         with connection.begin_nested():
             pending = [PendingReceipt(self, self._within(connection, *one).receipt) for one in ordered]
@@ -259,7 +260,7 @@ class SessionLog:
         check_id(session_id, "session_id")
         _check_numbers(after=after, until=until, limit=limit)
         size = _PAGE if limit is None else min(max(limit, 1), _PAGE)
-        head, rows = self.store.tail(self.namespace, session_id, after, size)
+        head, rows = self._store.tail(self.namespace, session_id, after, size)
         if head is None or head.status == "deleted":
             raise SessionNotFound(session_id)
         return self._pages(session_id, rows, until, limit)
@@ -276,7 +277,7 @@ class SessionLog:
             left = None if left is None else left - len(rows)
             size = _PAGE if left is None else min(left, _PAGE)
             last = rows[-1][0]
-            rows = self.store.rows(self.namespace, session_id, last, until, size) if size else ()
+            rows = self._store.rows(self.namespace, session_id, last, until, size) if size else ()
 
     def read_all(self, *, after: int = 0, limit: int | None = None) -> Iterator[Event]:
         """The events of all sessions of the namespace in log order, up to where the log stands now.
@@ -295,7 +296,7 @@ class SessionLog:
             StoreBusy: A writer did not commit within `lock_timeout_s`.
         """
         _check_numbers(after=after, limit=limit)
-        end = self.store.feed_end()
+        end = self._store.feed_end()
         if after > end:
             raise FeedRegressed(after, end)
         return self._feed_pages(after, end, limit)
@@ -304,7 +305,7 @@ class SessionLog:
         left = limit
         while left != 0:
             size = _PAGE if left is None else min(left, _PAGE)
-            rows = self.store.feed(self.namespace, after, end, size)
+            rows = self._store.feed(self.namespace, after, end, size)
             for session_id, row in rows:
                 yield event_of(self.namespace, session_id, row)
             if len(rows) < size:
@@ -314,8 +315,8 @@ class SessionLog:
 
     def head(self, session_id: str) -> Head:
         """Where a session stands; version 0 if it is unknown."""
-        batch = self.scope_of(session_id)
-        return self.store.head(self.namespace, session_id) or batch.empty_head()
+        batch = self._scope_of(session_id)
+        return self._store.head(self.namespace, session_id) or batch.empty_head()
 
     def sessions(
         self, *, user_id: str | None = None, after: str | None = None, limit: int = 100
@@ -328,7 +329,7 @@ class SessionLog:
             limit: The size of the page.
         """
         _check_numbers(limit=limit)
-        return list(self.store.sessions(self.namespace, user_id, _cursor(after), limit))
+        return list(self._store.sessions(self.namespace, user_id, _cursor(after), limit))
 
     def delete(self, session_id: str, *, actor: str | None = None) -> Receipt:
         """End a session and erase its content for good; its chain stays and still verifies.
@@ -348,7 +349,7 @@ class SessionLog:
             )
             return prepare(self.namespace, session_id, [placed], reserved=True)
 
-        landed = delete(self.store, self.namespace, session_id, tombstone)
+        landed = delete(self._store, self.namespace, session_id, tombstone)
         if landed is None:
             raise SessionNotFound(session_id)
         return landed.receipt
@@ -368,17 +369,17 @@ class SessionLog:
         """
         if session_id is not None:
             check_id(session_id, "session_id")
-        with self.store.snapshot() as snapshot:
+        with self._store.snapshot() as snapshot:
             report = verify_snapshot(snapshot, self.namespace, session_id, progress)
         if session_id is not None and not report.sessions and not report.findings:
             raise SessionNotFound(session_id)
-        return report.with_notes(self.store.notes())
+        return report.with_notes(self._store.notes())
 
     def migrate(self) -> tuple[int, int]:
         """Create or update the tables; returns the schema numbers before and after."""
-        return self.store.migrate()
+        return self._store.migrate()
 
-    def prepare(
+    def _prepare(
         self,
         session_id: str,
         drafts: Sequence[Draft],
@@ -400,19 +401,17 @@ class SessionLog:
             max_payload_bytes=self._max_payload_bytes,
         )
 
-    def record(self, batch: Batch, expected: Expected = None) -> Landed:
+    def _record(self, batch: Batch, expected: Expected = None) -> Landed:
         """Append a prepared batch; for the package's own recorders and importers."""
-        return record(self.store, batch, expected)
+        return record(self._store, batch, expected)
 
-    def scope_of(self, session_id: str) -> Batch:
+    def _scope_of(self, session_id: str) -> Batch:
         """A batch without events, for what depends on the session alone."""
-        from kern_events import chain
-
         check_id(session_id, "session_id")
         return Batch(self.namespace, session_id, chain.scope(self.namespace, session_id), ())
 
     def _within(self, connection: Connection, batch: Batch, expected: Expected) -> Landed:
-        answer, found = self.store.within(connection, batch, expected)
+        answer, found = self._store.within(connection, batch, expected)
         return check_within(batch, expected, answer, found)
 
 

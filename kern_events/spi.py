@@ -52,9 +52,9 @@ def tail(
     there still is what the caller has seen: a database may have lost its tail and grown another.
     """
     check_id(session_id, "session_id")
-    head, rows = log.store.tail(log.namespace, session_id, after, limit)
+    head, rows = log._store.tail(log.namespace, session_id, after, limit)
     if head is None:
-        return Tail(log.scope_of(session_id).empty_head(), (), 0)
+        return Tail(log._scope_of(session_id).empty_head(), (), 0)
     if not rows:
         return Tail(head, (), 0, after_hash is None or head.version != after or head.hash == after_hash)
     size_bytes = sum(len(row[14] or b"") for row in rows)
@@ -67,16 +67,16 @@ def tail(
 
 def turn_start(log: SessionLog, session_id: str, turn: int) -> int | None:
     """The version at which a turn last started, or None if it did not."""
-    return log.store.turn_start(log.namespace, check_id(session_id, "session_id"), turn)
+    return log._store.turn_start(log.namespace, check_id(session_id, "session_id"), turn)
 
 
 def version_at(log: SessionLog, session_id: str, at_us: int) -> int:
     """The highest version recorded by a time (microseconds since 1970, UTC); 0 if there is none."""
-    return log.store.version_at(log.namespace, check_id(session_id, "session_id"), at_us)
+    return log._store.version_at(log.namespace, check_id(session_id, "session_id"), at_us)
 
 
 def in_thread(
     log: AsyncSessionLog, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 ) -> Awaitable[T]:
     """Run a whole operation on the log's pool; a cancelled await is decided before it returns."""
-    return log.in_thread(function, *args, **kwargs)
+    return log._in_thread(function, *args, **kwargs)

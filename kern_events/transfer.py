@@ -192,7 +192,7 @@ class _Importer:
         jobs = list(self._group.values())
         self._group, self._group_events = {}, 0
         try:
-            self._log.record_batches([(job.batches[0], job.head) for job in jobs])
+            self._log._record_batches([(job.batches[0], job.head) for job in jobs])
         except (VersionConflict, SessionClosed):
             for job in jobs:
                 self._record_alone(job)
@@ -227,7 +227,7 @@ class _Importer:
     def _record(self, job: _Job) -> None:
         head = job.head
         for batch in job.batches:
-            head = self._log.record(batch, head).head
+            head = self._log._record(batch, head).head
             self.report.events += len(batch.events)
 
     def _plan(self, line: int, conversation: Conversation) -> _Job | None:
@@ -352,7 +352,7 @@ def _prepared(log: SessionLog, conversation: Conversation, drafts: Sequence[Draf
     for start in range(0, len(drafts), MAX_BATCH):
         chunk = drafts[start : start + MAX_BATCH]
         try:
-            batches.append(log.prepare(conversation.session_id, chunk))
+            batches.append(log._prepare(conversation.session_id, chunk))
         except InvalidEvent as error:
             raise _in_source(error, chunk, conversation.drafts) from None
     return batches

@@ -106,7 +106,7 @@ class TurnState:
         return self._prepared(stamped)
 
     def _prepared(self, drafts: Sequence[Draft]) -> Batch:
-        return self._log.prepare(
+        return self._log._prepare(
             self.session_id,
             drafts,
             opening=self._opening if self.number is None else None,
@@ -156,7 +156,7 @@ class TurnRecorder(TurnState):
     def record(self, *drafts: Draft) -> None:
         """Record drafts of any type as part of this turn."""
         if batch := self._batch(drafts):
-            self._landed(self._log.record(batch))
+            self._landed(self._log._record(batch))
 
     def message(
         self,
@@ -209,7 +209,7 @@ class TurnRecorder(TurnState):
         self._close(Draft("turn.failed", {"error": {"message": error}}))
 
     def _close(self, closing: Draft) -> None:
-        self._landed(self._log.record(self._flushed(closing)))
+        self._landed(self._log._record(self._flushed(closing)))
         self.closed = True
 
 

@@ -100,7 +100,7 @@ def only_on(*backends: str) -> pytest.MarkDecorator:
 
 def store_of(log: Any) -> Any:
     """The store below either facade."""
-    return log.store if isinstance(log, SessionLog) else log.inner.log.store
+    return log._store if isinstance(log, SessionLog) else log.inner.log._store
 
 
 def sync_of(log: Any) -> SessionLog:

@@ -132,7 +132,8 @@ SQLITE_FEED_END: Final = "SELECT coalesce(max(position), 0) FROM kern_events"
 SQLITE_FEED: Final = (
     # CROSS JOIN fixes the order: by position, whatever statistics there are.
     f"SELECT s.session_id, {_STORED_E} FROM kern_events AS e CROSS JOIN kern_sessions AS s "
-    "ON s.id = e.session WHERE s.namespace = ? AND e.position > ? AND e.position <= ? ORDER BY e.position LIMIT ?"
+    "ON s.id = e.session WHERE s.namespace = ? AND e.position > ? AND e.position <= ? "
+    "ORDER BY e.position LIMIT ?"
 )
 # Sessions by last activity: by the hour from the index, then exactly.
 SQLITE_SESSIONS: Final = (

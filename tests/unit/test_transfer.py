@@ -321,13 +321,13 @@ def test_a_long_continuation_is_split_too(memory: SessionLog) -> None:
 def test_one_conflict_is_settled_for_its_session_alone(
     log: SessionLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record_batches = log.record_batches
+    record_batches = log._record_batches
 
     def late(batches: Any) -> Any:
         log.append("b", [message("user", "from somebody else")])
         return record_batches(batches)
 
-    monkeypatch.setattr(log, "record_batches", late)
+    monkeypatch.setattr(log, "_record_batches", late)
 
     report = import_transcripts(log, jsonl([chat(said("user"), id=id) for id in "abc"]))
 
@@ -337,14 +337,14 @@ def test_one_conflict_is_settled_for_its_session_alone(
 
 
 def test_two_imports_at_the_same_time_record_once(log: SessionLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    record_batches, lines = log.record_batches, jsonl(conversations())
+    record_batches, lines = log._record_batches, jsonl(conversations())
 
     def late(batches: Any) -> Any:
         monkeypatch.undo()
         import_transcripts(log, lines)
         return record_batches(batches)
 
-    monkeypatch.setattr(log, "record_batches", late)
+    monkeypatch.setattr(log, "_record_batches", late)
 
     report = import_transcripts(log, lines)
 
@@ -354,7 +354,7 @@ def test_two_imports_at_the_same_time_record_once(log: SessionLog, monkeypatch: 
 def test_events_recorded_before_a_conflict_are_counted(
     memory: SessionLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = memory.record
+    record = memory._record
 
     def late(batch: Any, expected: Any = None) -> Any:
         landed = record(batch, expected)
@@ -362,7 +362,7 @@ def test_events_recorded_before_a_conflict_are_counted(
         memory.append("chat", [Draft("session.renamed", {"name": "meanwhile"})])
         return landed
 
-    monkeypatch.setattr(memory, "record", late)
+    monkeypatch.setattr(memory, "_record", late)
 
     report = import_transcripts(memory, jsonl([chat(*[said("assistant")] * 1_500)]))
 
@@ -371,14 +371,14 @@ def test_events_recorded_before_a_conflict_are_counted(
 
 
 def test_a_session_that_never_rests_is_refused(memory: SessionLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare = memory.prepare
+    prepare = memory._prepare
 
     def busy(session_id: str, drafts: Any, **options: Any) -> Any:
         batch = prepare(session_id, drafts, **options)
-        memory.record(prepare(session_id, [Draft("session.renamed", {"name": "again"})]))
+        memory._record(prepare(session_id, [Draft("session.renamed", {"name": "again"})]))
         return batch
 
-    monkeypatch.setattr(memory, "prepare", busy)
+    monkeypatch.setattr(memory, "_prepare", busy)
 
     report = import_transcripts(memory, jsonl([chat(said("user"))]))
 
