@@ -273,7 +273,7 @@ class AsyncTurnRecorder(TurnState):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.closed:
+        if self.closed or self._is_unresolved(error):
             return
         try:
             await self._close(outcome(error))

@@ -7,6 +7,7 @@ conflicts and lost answers is in store/base.py, how a database does one attempt 
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -329,6 +330,8 @@ class SessionLog:
             limit: The size of the page.
         """
         _check_numbers(limit=limit)
+        if user_id is not None:
+            check_id(user_id, "user_id")
         return list(self._store.sessions(self.namespace, user_id, _cursor(after), limit))
 
     def delete(self, session_id: str, *, actor: str | None = None) -> Receipt:
@@ -443,9 +446,9 @@ def _cursor(after: str | None) -> tuple[int, str] | None:
     if after is None:
         return None
     updated, separator, session_id = after.partition(":")
-    if not separator or not updated.isdigit():
-        raise ValueError(f"{after!r} is not the cursor of a session")
-    return int(updated), session_id
+    if not separator or not re.fullmatch("[0-9]{1,18}", updated):
+        raise ValueError("after is not the cursor of a session")
+    return int(updated), check_id(session_id, "after")
 
 
 def take(events: Iterable[Event], count: int) -> list[Event]:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 
-from kern_events.errors import KernError
+from kern_events.codec import MAX_BATCH
+from kern_events.errors import AppendUnresolved, InvalidEvent, KernError
 from kern_events.events import (
     Draft,
     Json,
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from kern_events.store.base import Landed
 
 logger: Final = logging.getLogger("kern_events")
+_MAX_ERROR_CHARS: Final = 10_000
+_MAX_BUFFER: Final = MAX_BATCH - 2  # with its end, and a session.created
+_RUN_IDS: Final = ("run_id", "parent_run_id")
 _CANCELLED: Final = (KeyboardInterrupt, asyncio.CancelledError, GeneratorExit)
 
 
@@ -49,7 +53,10 @@ def outcome(error: BaseException | None) -> Draft:
     if isinstance(error, _CANCELLED):
         return Draft("turn.cancelled", {})
     text = str(error).encode("utf-8", "backslashreplace").decode()
-    return Draft("turn.failed", {"error": {"type": type(error).__name__, "message": text}})
+    details: dict[str, Any] = {"type": type(error).__name__, "message": text[:_MAX_ERROR_CHARS]}
+    if len(text) > _MAX_ERROR_CHARS:
+        details["omitted_chars"] = len(text) - _MAX_ERROR_CHARS
+    return Draft("turn.failed", {"error": details})
 
 
 def thaw(value: Any) -> Any:
@@ -100,10 +107,15 @@ class TurnState:
         if self.closed:
             raise RuntimeError("this turn is closed")
         stamped = self._stamped(drafts)
-        if self._buffer is not None:
-            self._buffer += stamped
-            return None
-        return self._prepared(stamped)
+        if self._buffer is None:
+            return self._prepared(stamped)
+        if len(self._buffer) + len(stamped) > _MAX_BUFFER:
+            raise InvalidEvent(
+                f"a buffered turn takes {_MAX_BUFFER} events; record it as it happens", "drafts"
+            )
+        self._log._prepare(self.session_id, stamped)  # So that a bad value is refused where it is made.
+        self._buffer += stamped
+        return None
 
     def _prepared(self, drafts: Sequence[Draft]) -> Batch:
         return self._log._prepare(
@@ -115,13 +127,19 @@ class TurnState:
         )
 
     def _flushed(self, closing: Draft) -> Batch:
-        drafts = self._stamped([closing])
-        if self._buffer is not None:
-            drafts, self._buffer = [*self._buffer, *drafts], None
-        return self._prepared(drafts)
+        """The end of the turn, with what waits before it; that waits until it has landed."""
+        if self.closed:
+            raise RuntimeError("this turn is closed")
+        ids = {key: self._started[key] for key in _RUN_IDS if key in self._started}
+        closing = msgspec.structs.replace(closing, payload={**ids, **closing.payload})
+        return self._prepared([*(self._buffer or ()), *self._stamped([closing])])
+
+    def _is_unresolved(self, error: BaseException | None) -> bool:
+        # What waits may have been recorded: with another end it would be recorded twice.
+        return self._buffer is not None and isinstance(error, AppendUnresolved)
 
     def _landed(self, landed: Landed) -> None:
-        self.receipt = landed.receipt
+        self.receipt, self._buffer = landed.receipt, None
         if self.number is None:
             self.number, self._branch = landed.head.turn, landed.head.branch
 
@@ -143,7 +161,7 @@ class TurnRecorder(TurnState):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.closed:
+        if self.closed or self._is_unresolved(error):
             return
         try:
             self._close(outcome(error))

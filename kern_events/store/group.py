@@ -28,8 +28,8 @@ class Job(Generic[D]):
         self.work = work
         self.future = future
         self.gate: threading.Lock | None = None
-        self.leads = False
         self.done = False
+        self.called = False
         self.bases: list[Head] = []
         self._result: Any = None
         self._error: BaseException | None = None
@@ -37,13 +37,18 @@ class Job(Generic[D]):
     def settle(self, result: Any = None, error: BaseException | None = None) -> None:
         """The outcome; wakes whoever waits."""
         self._result, self._error, self.done = result, error, True
+        self.wake()
+
+    def wake(self) -> None:
+        """Let whoever waits go on; once more does no harm, as after Ctrl-C in the middle."""
         if self.future is None:
-            if self.gate:
+            if self.gate and self.gate.locked():
                 self.gate.release()
-        elif error is not None:
-            self.future.set_exception(error)
-        else:
-            self.future.set_result(result)
+        elif self.done and not self.future.done():
+            if self._error is not None:
+                self.future.set_exception(self._error)
+            else:
+                self.future.set_result(self._result)
 
     def result(self) -> Any:
         """The outcome, for the thread that waited."""
@@ -72,7 +77,7 @@ class GroupCommit(Generic[D]):
         self._mutex = threading.Lock()
         self._idle = threading.Condition(self._mutex)
         self._queue: list[Job[D]] = []
-        self._leading = False
+        self._leader: Job[D] | None = None
         self._closed = False
         self._awaited = 0
         self._starter: ThreadPoolExecutor | None = None
@@ -88,16 +93,21 @@ class GroupCommit(Generic[D]):
                 self._commit_queue()
             return job.result()
         finally:
-            self._leave(job)  # Ctrl-C may come anywhere above.
+            try:
+                self._leave(job)
+            except BaseException:
+                self._leave(job)  # Ctrl-C came in the middle of it.
+                raise
 
     def submit(self, work: Callable[[D, list[Head]], Any]) -> Future[Any]:
         """Queue a job without holding the thread."""
         future: Future[Any] = Future()
+        job = Job(work, future)
         with self._mutex:
-            self._enqueue(Job(work, future))
-            start, self._leading = not self._leading, True
-        if start:
-            self._start_leader()
+            self._enqueue(job)
+            if self._leader is None:
+                self._leader = job
+                self._start_leader(job)
         return future
 
     def close(self) -> None:
@@ -120,7 +130,7 @@ class GroupCommit(Generic[D]):
 
     def _wait_until_idle(self) -> None:
         self._awaited += 1
-        while self._leading:
+        while self._leader is not None:
             self._idle.wait()
         self._awaited -= 1
 
@@ -132,25 +142,36 @@ class GroupCommit(Generic[D]):
     def _join(self, job: Job[D]) -> None:
         with self._mutex:
             self._enqueue(job)
-            if self._leading:
+            if self._leader is not None:
                 job.gate = threading.Lock()
                 job.gate.acquire()
             else:
-                self._leading = job.leads = True
+                self._leader = job
 
     def _leave(self, job: Job[D]) -> None:
-        if not job.done:
-            with self._mutex:
-                if job in self._queue:
-                    self._queue.remove(job)
-        if job.leads:
-            self._hand_over()
+        """Hand over to the first who came meanwhile, if this job led; forget it, if it never was done."""
+        with self._mutex:
+            if not job.done and job in self._queue:
+                self._queue.remove(job)
+            if self._leader is job:
+                self._leader = self._queue[0] if self._queue else None
+                if self._leader is None and self._awaited:
+                    self._idle.notify_all()
+            if self._leader is not None and self._leader is not job and not self._leader.done:
+                self._call(self._leader)
+
+    def _call(self, leader: Job[D]) -> None:
+        if leader.future is None:
+            leader.wake()
+        elif not leader.called:
+            self._start_leader(leader)
 
     def _commit_queue(self) -> None:
         """Commit what is queued as one group."""
-        with self._mutex:
-            group, self._queue = self._queue, []
+        group: list[Job[D]] = []
         try:
+            with self._mutex:
+                group, self._queue = self._queue, []
             group = [job for job in group if job.starts()]
             if group:
                 self._commit(group)
@@ -158,32 +179,18 @@ class GroupCommit(Generic[D]):
             for job in group:
                 if not job.done:
                     job.settle(error=job.lost(StoreUnavailable(f"the writer was interrupted: {error!r}")))
+                job.wake()
             raise
 
-    def _hand_over(self) -> None:
-        """Let the first who came meanwhile lead."""
-        with self._mutex:
-            self._leading = bool(self._queue)
-            heir = self._queue[0] if self._queue else None
-            if heir is not None:
-                heir.leads = True
-            elif self._awaited:
-                self._idle.notify_all()
-        if heir is None:
-            return
-        if heir.gate is None:
-            self._start_leader()
-        else:
-            heir.gate.release()
-
-    def _lead_for_futures(self) -> None:
-        try:
-            self._commit_queue()
-        finally:
-            self._hand_over()
-
-    def _start_leader(self) -> None:
+    def _start_leader(self, job: Job[D]) -> None:
         # Nobody's thread waits for a queued future, so one of the store's own does the writing.
         if self._starter is None:
             self._starter = ThreadPoolExecutor(1, thread_name_prefix="kern_events_writer")
-        self._starter.submit(self._lead_for_futures)
+        job.called = True
+        self._starter.submit(self._lead_for, job)
+
+    def _lead_for(self, job: Job[D]) -> None:
+        try:
+            self._commit_queue()
+        finally:
+            self._leave(job)

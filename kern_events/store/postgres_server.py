@@ -13,6 +13,7 @@ import psycopg
 from sqlalchemy import URL, create_engine
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from kern_events.clock import now_us
@@ -27,7 +28,7 @@ T = TypeVar("T")
 
 _RETRIES: Final = 5
 _NOT_COMMITTED: Final = ("40001", "40P01")  # serialization failure, deadlock: safe to repeat
-_BROKEN: Final = ("57P", "08")
+_BROKEN: Final = ("57P", "08")  # the server or the line went away
 
 
 class Session(NamedTuple):
@@ -147,6 +148,8 @@ class PostgresServer:
             return self._connections.take()
         except psycopg.Error as error:
             raise StoreUnavailable(f"Postgres cannot be reached: {_text(error)}") from error
+        except PoolTimeout as error:
+            raise StoreBusy(f"the engine has no connection to spare: {error}") from error
         except DBAPIError as error:
             raise StoreUnavailable(f"Postgres cannot be reached: {_text(error.orig)}") from error
 
@@ -290,7 +293,7 @@ def _lost(bases: list[Head], error: psycopg.Error) -> Exception:
 
 def _broken(lease: Lease, error: psycopg.Error) -> bool:
     """Whether the connection is gone, and the outcome of what was sent with it."""
-    return lease.driver.connection.closed or (error.sqlstate or "")[:3] in ("57P", "08")
+    return lease.driver.connection.closed or (error.sqlstate or "").startswith(_BROKEN)
 
 
 def translated(error: psycopg.Error) -> StoreError:

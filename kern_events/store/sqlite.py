@@ -259,10 +259,12 @@ class SQLiteStore:
     def snapshot(self) -> Iterator[_Snapshot]:
         """See Store."""
         with self._file.reading() as driver:
+            text_factory, driver.text_factory = driver.text_factory, _lenient
             driver.execute(sql.SQLITE_BEGIN_READ)
             try:
                 yield _Snapshot(driver)
             finally:
+                driver.text_factory = text_factory
                 roll_back(driver)
 
     def migrate(self) -> tuple[int, int]:
@@ -277,6 +279,11 @@ class SQLiteStore:
         """See Store."""
         self._group.close()
         self._file.close()
+
+
+def _lenient(data: bytes) -> str:
+    """Text that somebody damaged is a finding, and no reason to stop looking."""
+    return data.decode("utf-8", "backslashreplace")
 
 
 class _Snapshot:

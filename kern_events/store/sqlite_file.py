@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from sqlalchemy import URL, create_engine
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from kern_events.clock import now_us
@@ -84,6 +85,7 @@ class SQLiteFile:
         deadline = time.monotonic() + self._lock_timeout_s
         while True:
             try:
+                roll_back(driver)  # Of a writer that was interrupted.
                 driver.execute(sql.SQLITE_BEGIN)
                 return driver
             except sqlite3.Error as error:
@@ -115,6 +117,9 @@ class SQLiteFile:
         except sqlite3.Error as error:
             self._readers.drop(lease)
             raise self.translated(error) from error
+        except BaseException:
+            self._readers.drop(lease)
+            raise
         self._readers.give(lease)
         return rows  # type: ignore[no-any-return]
 
@@ -141,6 +146,8 @@ class SQLiteFile:
             return self._readers.take()
         except sqlite3.Error as error:
             raise self.translated(error) from error
+        except PoolTimeout as error:
+            raise StoreBusy(f"the engine has no connection to spare: {error}") from error
 
     # ------------------------------------------------------------------- opening and migrating
 
@@ -241,6 +248,8 @@ class SQLiteFile:
             checked_out = self._engine.raw_connection()
         except sqlite3.Error as error:
             raise self.translated(error) from error
+        except PoolTimeout as error:
+            raise StoreBusy(f"the engine has no connection to spare: {error}") from error
         driver = checked_out.driver_connection
         assert isinstance(driver, sqlite3.Connection)
         driver.isolation_level = None
