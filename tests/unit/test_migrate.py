@@ -1,0 +1,71 @@
+"""The migrations: their texts are pinned, and a script is split where its statements end."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from importlib import resources
+
+import pytest
+
+from kern_events.errors import SchemaOutdated, StoreError
+from kern_events.store import migrate
+
+# A released migration is never edited: databases remember what they were made with. A number changes
+# here only together with a file that was never released.
+PINNED = {
+    "0001_log.postgres.sql": "91ca6af87631fe1e6c0088bf64e69ee8e56c1474e04de4c8c5db99b4a85339ca",
+    "0001_log.sqlite.sql": "98e9248201d42d01a391afd0258abe6b5c48232878d0251ecdf0d975638fe5f0",
+}
+DIALECTS = ("sqlite", "postgres")
+
+
+def test_no_released_migration_was_edited():
+    files = {file.name: file for file in (resources.files("kern_events.store") / "migrations").iterdir()}
+    found = {
+        name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for name, file in files.items()
+        if name.endswith(".sql")
+    }
+
+    assert found == PINNED
+
+
+def test_every_migration_is_there_for_both_databases():
+    steps = {dialect: [(one.number, one.name) for one in migrate.migrations(dialect)] for dialect in DIALECTS}
+
+    assert steps["sqlite"] == steps["postgres"]
+    assert [number for number, _ in steps["sqlite"]] == list(range(1, len(steps["sqlite"]) + 1))
+    assert set(migrate.MIN_WRITER) == {number for number, _ in steps["sqlite"]}
+
+
+def test_a_script_is_split_into_whole_statements():
+    for step in migrate.migrations("sqlite"):
+        statements = list(migrate.statements(step.text))
+
+        assert "".join(statements).strip() == step.text.strip()
+        assert all(sqlite3.complete_statement(one) for one in statements)
+        assert any("CREATE TRIGGER" in one and one.strip().endswith("END;") for one in statements)
+
+
+@pytest.mark.parametrize("tables", [["kern_events"], ["kern_sessions", "kern_events"], ["kern_consumers"]])
+def test_tables_without_a_record_of_ours_are_foreign(tables):
+    with pytest.raises(StoreError, match="did not make"):
+        migrate.check_foreign(tables)
+
+
+@pytest.mark.parametrize("tables", [[], ["theirs"], ["kern_migrations"], ["kern_migrations", "kern_events"]])
+def test_our_own_tables_and_other_names_are_not(tables):
+    migrate.check_foreign(tables)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_numbers_are_compared_both_ways(dialect):
+    newest = migrate.latest(dialect)
+    migrate.check_number(dialect, newest, 1)
+    migrate.check_number(dialect, newest + 1, newest)
+
+    for applied, min_writer in ((newest - 1, 0), (newest + 1, newest + 1)):
+        with pytest.raises(SchemaOutdated) as caught:
+            migrate.check_number(dialect, applied, min_writer)
+        assert (caught.value.found, caught.value.needed) == (applied, newest)
