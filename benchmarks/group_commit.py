@@ -99,7 +99,7 @@ def _child(bench: Bench, environment: dict[str, str]) -> dict[str, Any]:
 
 def _measure(bench: Bench) -> dict[str, Any]:
     fdatasync_s = bench.fdatasync_s()
-    rounds, each = (5, 2) if bench.quick else (11, 6)
+    rounds, each = (4, 2) if bench.quick else (11, 6)
     logs = {mode: SessionLog(f"sqlite:///{bench.sqlite()}") for mode in _MODES[:3]}
     bare = floors.sqlite_bare(bench.sqlite())
     insert = floors.sqlite_insert(8)

@@ -34,7 +34,7 @@ Write = Callable[[], None]
 
 def run(bench: Bench) -> Iterator[Result]:
     """Made-up conversations, and real ones where there are any."""
-    rounds, conversations = (3, 150) if bench.quick else (9, 600)
+    rounds, conversations = (3, 100) if bench.quick else (9, 600)
     made_up = workload.transcripts(conversations, _TURNS)
     yield from _compared(bench, _SQLite(bench), made_up, rounds, "made-up conversations", 0.45)
     yield from _compared(bench, _Postgres(bench), made_up, rounds, "made-up conversations", 0.45)

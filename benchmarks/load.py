@@ -17,7 +17,7 @@ from benchmarks.workload import SESSION
 from projections import MemoryCache, Sessions
 
 LONG: Final = 100_000
-QUICK: Final = 20_000
+QUICK: Final = 10_000
 CACHE_BYTES: Final = 4 << 30  # The default keeps views of up to 256 MiB.
 _BLOCK: Final = 50
 
