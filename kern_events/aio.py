@@ -74,6 +74,9 @@ class AsyncSessionLog:
         threads: int = 8,
     ) -> None:
         self._owned = not isinstance(url_or_engine, SessionLog)
+        options = (namespace, schema, pool_size, lock_timeout_s, max_payload_bytes)
+        if not self._owned and options != ("default", None, 8, 5.0, MAX_PAYLOAD_BYTES):
+            raise TypeError("a SessionLog has its options already: give it alone")
         self.log: Final = (
             url_or_engine
             if isinstance(url_or_engine, SessionLog)

@@ -181,16 +181,18 @@ class AppendUnresolved(StoreUnavailable):
     """The answer to an append was lost and could not be looked up.
 
     The events may or may not be recorded. Calling again with `expected=error.base` and the same
-    drafts is exact: what was recorded is recognised, what was not is recorded once.
+    drafts is exact: what was recorded is recognised, what was not is recorded once. `bases` has the
+    base of every session of an append_many, each to be passed as its `expected`.
     """
 
-    def __init__(self, session_id: str, base: int) -> None:
+    def __init__(self, session_id: str, base: int, bases: dict[str, int] | None = None) -> None:
         super().__init__(
             f"it is not known whether the append to session {session_id!r} at version {base} was recorded; "
             f"call again with expected={base} and the same drafts"
         )
         self.session_id = session_id
         self.base = base
+        self.bases = bases or {session_id: base}
 
 
 class FeedUnavailable(StoreError):

@@ -43,6 +43,8 @@ class AsyncSessions(AsyncSessionLog):
         **options: Unpack[LogOptions],
     ) -> None:
         self._shared = isinstance(url_or_engine, Sessions)
+        if self._shared and (cache is not None or namespace != "default" or options):
+            raise TypeError("a Sessions has its cache and options already: give it alone")
         self._sessions = (
             url_or_engine
             if isinstance(url_or_engine, Sessions)

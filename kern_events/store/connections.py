@@ -11,10 +11,13 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import PoolProxiedConnection
+
+_PATIENCE_S: Final = 30.0
 
 
 class Lease(NamedTuple):
@@ -35,6 +38,7 @@ class Connections:
         restore: Callable[[PoolProxiedConnection], None],
         *,
         keep: int,
+        limit: int | None = None,
     ) -> None:
         self._engine = engine
         self._prepare = prepare
@@ -43,20 +47,40 @@ class Connections:
         self._idle: list[Lease] = []
         self._closed = False
         self._generation = 0
+        self._limit = limit
+        self._free = threading.Semaphore(limit) if limit else None
         self._lock = threading.Lock()
         survive_forks(self)
 
     def take(self) -> Lease:
-        """A lease, idle or new; to be given back or dropped."""
+        """A lease, idle or new; to be given back or dropped.
+
+        Raises:
+            sqlalchemy.exc.TimeoutError: All connections are in use, for a long time.
+        """
+        if self._free and not self._free.acquire(timeout=_PATIENCE_S):
+            raise PoolTimeout(f"all {self._limit} connections have been in use for {_PATIENCE_S:g} s")
         try:
             return self._idle.pop()
         except IndexError:
-            checked_out = self._engine.raw_connection()
+            pass
+        try:
+            return self._new()
+        except BaseException:
+            self._freed()
+            raise
+
+    def _new(self) -> Lease:
+        checked_out = self._engine.raw_connection()
         try:
             return Lease(checked_out, self._prepare(checked_out), self._generation)
         except BaseException:
             checked_out.invalidate()
             raise
+
+    def _freed(self) -> None:
+        if self._free:
+            self._free.release()
 
     def give(self, lease: Lease) -> None:
         """Give a lease back for the next."""
@@ -64,14 +88,17 @@ class Connections:
             current = lease.generation == self._generation
             if current and not self._closed and len(self._idle) < self._keep:
                 self._idle.append(lease)
+                self._freed()
                 return
         if current:
             self._release(lease)
+            self._freed()
         else:
             self.drop(lease)
 
     def drop(self, lease: Lease) -> None:
         """Close a connection that is not to be used again."""
+        self._freed()
         lease.checked_out.invalidate()
 
     def renew(self) -> None:
@@ -79,7 +106,7 @@ class Connections:
         with self._lock:
             idle, self._idle, self._generation = self._idle, [], self._generation + 1
         for lease in idle:
-            self.drop(lease)
+            lease.checked_out.invalidate()
 
     def close(self) -> None:
         """Give every idle connection back to the engine; later ones follow when their use ends."""
@@ -93,6 +120,7 @@ class Connections:
         keep_inherited(self._idle)
         self._idle = []
         self._lock = threading.Lock()
+        self._free = threading.Semaphore(self._limit) if self._limit else None
 
     def _release(self, lease: Lease) -> None:
         try:

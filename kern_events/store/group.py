@@ -9,13 +9,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from kern_events.errors import StoreError, StoreUnavailable
 from kern_events.events import Head
 from kern_events.store.base import AnswerLost
 
 D = TypeVar("D")
+
+_MAX_GROUP: Final = 256  # jobs; a longer transaction would keep other processes waiting
 
 
 class Job(Generic[D]):
@@ -171,7 +173,7 @@ class GroupCommit(Generic[D]):
         group: list[Job[D]] = []
         try:
             with self._mutex:
-                group, self._queue = self._queue, []
+                group, self._queue = self._queue[:_MAX_GROUP], self._queue[_MAX_GROUP:]
             group = [job for job in group if job.starts()]
             if group:
                 self._commit(group)

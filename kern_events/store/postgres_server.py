@@ -48,7 +48,13 @@ class PostgresServer:
         self._schema = schema
         self._own = engine is None
         self._engine = engine or _create_engine(url, pool_size, lock_timeout_s)
-        self._connections = Connections(self._engine, _prepare, _restore, keep=pool_size if self._own else 0)
+        self._connections = Connections(
+            self._engine,
+            _prepare,
+            _restore,
+            keep=pool_size if self._own else 0,
+            limit=pool_size if self._own else None,
+        )
         self._ready = self._closed = False
         self._setup = threading.Lock()
         survive_forks(self)
@@ -257,7 +263,7 @@ class PostgresServer:
 
 
 def _create_engine(url: URL, pool_size: int, lock_timeout_s: float) -> Engine:
-    options = f"-c lock_timeout={int(lock_timeout_s * 1000)} -c plan_cache_mode=force_generic_plan"
+    options = f"-c lock_timeout={max(1, int(lock_timeout_s * 1000))} -c plan_cache_mode=force_generic_plan"
     given = url.query.get("options")
     connect_args: dict[str, Any] = {"options": f"{given} {options}" if given else options}
     if "connect_timeout" not in url.query:

@@ -112,13 +112,16 @@ def record_many(store: Store, batches: Sequence[tuple[Batch, Expected]]) -> list
         except StoreError as error:
             if cause is None:
                 raise
-            raise AppendUnresolved(batches[0][0].session_id, version_of(bases[0] or 0)) from error
+            raise _unresolved(batches, bases) from error
         if answer is not None:
             return answer
-        landed, places = _places(store, batches, bases, cause)
-        if landed and cause is not None:
-            # The commit that was lost may have arrived between two look-ups: then all are there now.
+        try:
             landed, places = _places(store, batches, bases, cause)
+            if landed and cause is not None:
+                # The commit that was lost may have arrived between two look-ups: then all are there now.
+                landed, places = _places(store, batches, bases, cause)
+        except AppendUnresolved as error:
+            raise _unresolved(batches, bases) from error.__cause__
         if len(landed) == len(batches):
             return landed
         if landed:
@@ -129,7 +132,16 @@ def record_many(store: Store, batches: Sequence[tuple[Batch, Expected]]) -> list
         if any(place is None and base is not None for place, base in zip(free, bases, strict=True)):
             cause = None  # A head went past its base, so nothing sent so far can land any more.
         bases = free
+    if cause is not None:
+        raise _unresolved(batches, bases) from cause
     raise _give_up(batches[0][0], version_of(bases[0] or 0), cause)
+
+
+def _unresolved(batches: Sequence[tuple[Batch, Expected]], bases: Sequence[Base]) -> AppendUnresolved:
+    versions = {
+        batch.session_id: version_of(base or 0) for (batch, _), base in zip(batches, bases, strict=True)
+    }
+    return AppendUnresolved(batches[0][0].session_id, version_of(bases[0] or 0), versions)
 
 
 def _places(
@@ -154,7 +166,9 @@ def _place(
     found = _look_up(store, batch, used, cause)
     if landed := _already(batch, used, found):
         return landed
-    if expected is not None and found.head.version != version_of(expected):
+    if expected == 0 and base == 0 and found.head.status == "deleted":
+        return found.head  # A deleted session is new again; its head is pinned once.
+    if expected is not None and found.head.version != version_of(used):
         raise VersionConflict(batch.session_id, version_of(expected), found.head.version)
     _same_base(batch, expected, found.head)
     # Pinned as long as the head stands there; once it is past, that attempt can land no more.

@@ -48,6 +48,10 @@ SQLITE_BUSY_TIMEOUT: Final = "PRAGMA busy_timeout = {:d}"
 SQLITE_BEGIN: Final = "BEGIN IMMEDIATE"
 # A consistent state to read.
 SQLITE_BEGIN_READ: Final = "BEGIN"
+# What an append in the caller's transaction writes goes together, or not at all.
+SAVEPOINT: Final = "SAVEPOINT kern_append"
+UNDO: Final = "ROLLBACK TO kern_append"
+RELEASE: Final = "RELEASE kern_append"
 # End a transaction.
 COMMIT: Final = "COMMIT"
 ROLLBACK: Final = "ROLLBACK"

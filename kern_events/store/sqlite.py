@@ -7,10 +7,10 @@ end never conflicts, and many sessions share one fsync.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import URL
 from sqlalchemy.engine import Connection, Engine
@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection, Engine
 from kern_events import chain
 from kern_events.batch import LISTING, Batch, Linked, StoredRow, link
 from kern_events.clock import now_us
-from kern_events.errors import KernError, StoreError
+from kern_events.errors import InvalidEvent, KernError, StoreError
 from kern_events.events import Head, SessionInfo
 from kern_events.store import sql
 from kern_events.store.base import (
@@ -43,6 +43,8 @@ from kern_events.store.base import (
 from kern_events.store.connections import survive_forks
 from kern_events.store.group import GroupCommit, Job
 from kern_events.store.sqlite_file import WAL_RESET, Driver, SQLiteFile, has_wal_reset_bug, roll_back
+
+T = TypeVar("T")
 
 _INSERT_ROWS: Final = 50
 _ERASE_PAGE: Final = 500
@@ -138,7 +140,7 @@ class SQLiteStore:
         try:
             if driver.execute(sql.SQLITE_SYNCHRONOUS).fetchone()[0] < _FULL:
                 raise ValueError("the connection's transaction is not durable: set PRAGMA synchronous = FULL")
-            answer = _attempt(driver, [], batch, base)
+            answer = _saved(driver, lambda: _attempt(driver, [], batch, base))
             if isinstance(answer, Landed):
                 return answer, None
             return answer, _look_up(driver, batch, version_of(answer.base), len(batch.events))
@@ -153,7 +155,7 @@ class SQLiteStore:
                 job.settle(error=error)
             return
         try:
-            results = [job.work(driver, job.bases) for job in group]
+            results = [_done(job, driver) for job in group]
         except BaseException as error:
             roll_back(driver)
             self._replay(group, error)
@@ -165,7 +167,7 @@ class SQLiteStore:
             self._commit_failed(driver, group, results, error)
             return
         for job, result in zip(group, results, strict=True):
-            job.settle(result)
+            _settle(job, result)
 
     def _replay(self, group: list[Job[Driver]], error: BaseException) -> None:
         """After an error nothing of the group is written: each job fails or succeeds alone."""
@@ -190,7 +192,7 @@ class SQLiteStore:
             if job.bases:
                 job.settle(error=translated if known else job.lost(translated))
             else:
-                job.settle(result)  # It was refused and wrote nothing.
+                _settle(job, result)  # It was refused and wrote nothing.
 
     # --------------------------------------------------------------------------------- reading
 
@@ -309,6 +311,37 @@ class _Snapshot:
         return self._driver.execute(sql.SQLITE_ORPHANS).fetchall()
 
 
+def _done(job: Job[Driver], driver: Driver) -> Any:
+    """What a job of a group came to; an error before its first write concerns nobody else."""
+    try:
+        return job.work(driver, job.bases)
+    except InvalidEvent as error:
+        if job.bases:
+            raise
+        return error
+
+
+def _settle(job: Job[Driver], result: Any) -> None:
+    if isinstance(result, InvalidEvent):
+        job.settle(error=result)
+    else:
+        job.settle(result)
+
+
+def _saved(driver: Driver, work: Callable[[], T]) -> T:
+    """Do something in the caller's transaction, all of it or nothing."""
+    driver.execute(sql.SAVEPOINT)
+    try:
+        return work()
+    except BaseException:
+        if driver.in_transaction:
+            driver.execute(sql.UNDO)
+        raise
+    finally:
+        if driver.in_transaction:
+            driver.execute(sql.RELEASE)
+
+
 def _attempt(driver: Driver, bases: list[Head], batch: Batch, base: Base) -> Landed | Refused:
     """Read the head, link and write, inside a transaction that holds the write lock."""
     row = driver.execute(sql.SQLITE_LOCKED_HEAD, (batch.namespace, batch.session_id)).fetchone()
@@ -318,8 +351,8 @@ def _attempt(driver: Driver, bases: list[Head], batch: Batch, base: Base) -> Lan
     key = batch.idempotency_key
     if key is not None and row and driver.execute(sql.SQLITE_KEY, (row[7], key)).fetchone():
         return Refused(head)
-    bases.append(head)
     linked = link(batch, head, now_us())
+    bases.append(head)
     return landed(batch, linked, _insert(driver, batch, linked, head, row[7] if row else None))
 
 
