@@ -80,7 +80,7 @@ def _sqlite(bench: Bench, rounds: int) -> Iterator[Result]:
     yield timings.result("P1", "  making the drafts included, bare rows", "with drafts", "bare")
     yield timings.result("P1b", "the turn as it happens, 4 commits, bare rows in 4", "grouped", "bare in 4")
     yield timings.result("P1b", "  beside bare rows in 1 commit", "grouped", "bare")
-    yield timings.result("P1b", "  one commit per call (7), bare rows in 1", "single", "bare")
+    yield timings.result("P1b", "  one commit per call (8), bare rows in 1", "single", "bare")
 
 
 def _postgres(bench: Bench, rounds: int) -> Iterator[Result]:
