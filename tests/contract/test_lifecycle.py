@@ -190,6 +190,21 @@ def test_a_forked_child_uses_an_async_log(address, loop):
     loop.run(log.close())
 
 
+def test_a_fork_while_others_append_harms_nobody(open_log):
+    log = open_log()
+    log.append("s", [note("first")])
+
+    def work(number):
+        if number:
+            return [log.append("s", [note(f"{number}.{i}")]) for i in range(40)]
+        return [_forked(lambda: _used_in_child(sync_of(log))) for _ in range(3)]
+
+    [children, *_] = in_threads(4, work)
+    assert [child[-1] for child in children] == ["child"] * 3, children
+    assert set(texts(log.read("s"))) >= {f"{n}.{i}" for n in (1, 2, 3) for i in range(40)}
+    assert log.verify().ok
+
+
 def _used_in_child(log):
     version = log.append("s", [note("child")]).version
     answer = texts(log.read("s", until=version))
