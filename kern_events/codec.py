@@ -50,7 +50,7 @@ def encode(value: Any, path: str, limit: int = MAX_PAYLOAD_BYTES) -> bytes:
     try:
         data = orjson.dumps(value, option=_STRICT)
         exact = orjson.loads(data) == value and _shallow(data)
-    except (orjson.JSONEncodeError, RecursionError):
+    except (orjson.JSONEncodeError, RecursionError, ValueError):
         exact = False
     if not exact:
         _check(value, path)
@@ -75,9 +75,11 @@ def encode_plain(values: list[Any], limit: int = MAX_PAYLOAD_BYTES) -> list[byte
     if not nested:
         return encoded
     parts = [encoded[i] for i in nested]
-    exact = all(map(_shallow, parts)) and orjson.loads(b"[%b]" % b",".join(parts)) == [
-        values[i] for i in nested
-    ]
+    try:
+        decoded = orjson.loads(b"[%b]" % b",".join(parts))
+    except ValueError:  # An orjson.Fragment may hold anything.
+        return None
+    exact = all(map(_shallow, parts)) and decoded == [values[i] for i in nested]
     return encoded if exact else None
 
 

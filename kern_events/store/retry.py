@@ -18,6 +18,7 @@ from kern_events.errors import (
     AppendUnresolved,
     IdempotencyConflict,
     SessionClosed,
+    StoreBusy,
     StoreError,
     StoreUnavailable,
     TurnAbandoned,
@@ -134,7 +135,7 @@ def record_many(store: Store, batches: Sequence[tuple[Batch, Expected]]) -> list
         bases = free
     if cause is not None:
         raise _unresolved(batches, bases) from cause
-    raise _give_up(batches[0][0], version_of(bases[0] or 0), cause)
+    raise StoreBusy(f"others appended {_MAX_ATTEMPTS} times in between; nothing is recorded, try again")
 
 
 def _unresolved(batches: Sequence[tuple[Batch, Expected]], bases: Sequence[Base]) -> AppendUnresolved:
