@@ -280,10 +280,11 @@ class AsyncTurnRecorder(TurnState):
             return
         try:
             await self._close(outcome(error))
-        except KernError:
+        except KernError as failure:
             if error is None:
                 raise
-            logger.warning("the end of a turn could not be recorded", exc_info=True)
+            # The error that left the block says more. Not exc_info: its context may hold what was said.
+            logger.warning("the end of a turn could not be recorded: %s", failure)
 
     async def record(self, *drafts: Draft) -> None:
         """See TurnRecorder."""
@@ -293,7 +294,7 @@ class AsyncTurnRecorder(TurnState):
     async def message(
         self,
         role: str,
-        content: str | Sequence[dict[str, Any]] | None = None,
+        content: str | list[dict[str, Any]] | None = None,
         *,
         name: str | None = None,
         tool_calls: Sequence[dict[str, Any]] | None = None,
@@ -309,7 +310,7 @@ class AsyncTurnRecorder(TurnState):
     ) -> str:
         """See TurnRecorder."""
         call_id = call_id or new_call_id()
-        await self.record(tool_called(call_id, name, arguments))
+        await self.record(tool_called(call_id, name, thaw(arguments)))
         return call_id
 
     async def tool_result(self, call_id: str, result: Json, *, duration_s: float | None = None) -> None:

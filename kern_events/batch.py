@@ -89,8 +89,7 @@ class Batch(NamedTuple):
 
     def at(self, head: Head) -> tuple[Prepared, ...]:
         """The events that an attempt behind this head records."""
-        fresh = head.version == 0 or head.status == "deleted"
-        return (self.opening, *self.events) if self.opening and fresh else self.events
+        return (self.opening, *self.events) if self.opening and head.version == 0 else self.events
 
     def empty_head(self) -> Head:
         """The head of this session while it has no events."""
@@ -125,6 +124,8 @@ def prepare(
     check_id(session_id, "session_id")
     if idempotency_key is not None:
         check_id(idempotency_key, "idempotency_key")
+    if isinstance(drafts, Draft) or not all(isinstance(draft, Draft) for draft in drafts):
+        raise TypeError("drafts is a list of Draft")
     if not 1 <= len(drafts) <= MAX_BATCH:
         raise InvalidEvent(f"{len(drafts):,} drafts; an append takes 1 to {MAX_BATCH:,}", "drafts")
     encoded = encode_plain([draft.payload for draft in drafts], max_payload_bytes)
@@ -326,6 +327,8 @@ def event_of(namespace: str, session_id: str, row: StoredRow) -> Event:
             raise ValueError(f"codec {codec} is not known")
         content = ERASED if payload is None else decode(payload)
         details = None if meta is None else decode(meta)
+        if not isinstance(details, dict | None):
+            raise ValueError("the meta is no object")
     except ValueError as error:
         raise DecodeError(session_id, version, type, type_version) from error
     return Event(
@@ -346,9 +349,12 @@ def expected_hash(previous: bytes, scope: bytes, row: StoredRow) -> bytes | None
         return None  # Neither whole nor erased: a payload without its salt, or content put back.
     if commit is None or len(event_id) != 16 or not _hashable(version, type_version, kind, turn, ref, codec):
         return None
-    header = event_id + chain.header(type, type_version, kind)
-    link = (header, turn, ref, chain.trailer(codec, key_commit, actor, meta), key, commit)
-    return chain.extend(previous, scope, version - 1, at_us, [link])[0]
+    try:
+        header = event_id + chain.header(type, type_version, kind)
+        link = (header, turn, ref, chain.trailer(codec, key_commit, actor, meta), key, commit)
+        return chain.extend(previous, scope, version - 1, at_us, [link])[0]
+    except UnicodeEncodeError:  # Bytes that are no text, see the snapshot of SQLite.
+        return None
 
 
 def _hashable(version: int, type_version: int, kind: int, turn: int, ref: int | None, codec: int) -> bool:

@@ -17,8 +17,10 @@ from typing import Any, Final, Literal
 import msgspec
 
 from kern_events.codec import encode
+from kern_events.errors import InvalidEvent
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST_US: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
 
 Status = Literal["open", "closed", "deleted"]
 Json = Any  # None, bool, int, float, str, list and dict, nested: what JSON can say.
@@ -270,12 +272,14 @@ class SessionInfo(msgspec.Struct, frozen=True):
 
 
 def to_datetime(at_us: int) -> datetime:
-    """Microseconds since 1970 as an aware UTC datetime."""
-    return _EPOCH + timedelta(microseconds=at_us)
+    """Microseconds since 1970 as an aware UTC datetime, at most the last that there is."""
+    return _EPOCH + timedelta(microseconds=min(max(at_us, 0), _LAST_US))
 
 
 def to_microseconds(at: datetime) -> int:
     """An aware datetime as microseconds since 1970; a naive one raises ValueError."""
+    if not isinstance(at, datetime):
+        raise TypeError(f"a time is an aware datetime, not {type(at).__name__}")
     if at.tzinfo is None:
         raise ValueError(f"{at!r} has no time zone: pass an aware datetime")
     return (at - _EPOCH) // timedelta(microseconds=1)
@@ -283,7 +287,7 @@ def to_microseconds(at: datetime) -> int:
 
 def message(
     role: str,
-    content: str | Sequence[dict[str, Any]] | None = None,
+    content: str | list[dict[str, Any]] | None = None,
     *,
     name: str | None = None,
     tool_calls: Sequence[dict[str, Any]] | None = None,
@@ -302,10 +306,9 @@ def message(
         actor: See Draft.
         meta: See Draft.
     """
-    payload: dict[str, Any] = {
-        "role": role,
-        "content": content if content is None or isinstance(content, str) else list(content),
-    }
+    if content is not None and not isinstance(content, (str, list)):
+        raise InvalidEvent(f"{type(content).__name__} is not a text, a list of parts or None", "content")
+    payload: dict[str, Any] = {"role": role, "content": content}
     if name is not None:
         payload["name"] = name
     if tool_calls:

@@ -165,11 +165,11 @@ class TurnRecorder(TurnState):
             return
         try:
             self._close(outcome(error))
-        except KernError:
+        except KernError as failure:
             if error is None:
                 raise
-            # The error that left the block says more than that its record could not be written.
-            logger.warning("the end of a turn could not be recorded", exc_info=True)
+            # The error that left the block says more. Not exc_info: its context may hold what was said.
+            logger.warning("the end of a turn could not be recorded: %s", failure)
 
     def record(self, *drafts: Draft) -> None:
         """Record drafts of any type as part of this turn."""
@@ -179,7 +179,7 @@ class TurnRecorder(TurnState):
     def message(
         self,
         role: str,
-        content: str | Sequence[dict[str, Any]] | None = None,
+        content: str | list[dict[str, Any]] | None = None,
         *,
         name: str | None = None,
         tool_calls: Sequence[dict[str, Any]] | None = None,
@@ -195,7 +195,7 @@ class TurnRecorder(TurnState):
     ) -> str:
         """Record that a tool is called, before it runs; returns the call id."""
         call_id = call_id or new_call_id()
-        self.record(tool_called(call_id, name, arguments))
+        self.record(tool_called(call_id, name, thaw(arguments)))
         return call_id
 
     def tool_result(self, call_id: str, result: Json, *, duration_s: float | None = None) -> None:

@@ -82,7 +82,11 @@ def verify_snapshot(
     findings: list[Finding] = []
     sessions = events = 0
     for head in snapshot.head_rows(namespace, session_id):
-        walk = _Walk(namespace, head, _genesis(snapshot, namespace, head))
+        try:
+            walk = _Walk(namespace, head, _genesis(snapshot, namespace, head))
+        except UnicodeEncodeError:
+            findings.append(_damaged(head))
+            continue
         findings += walk.run(snapshot)
         sessions, events = sessions + 1, events + walk.events
         if progress:
@@ -90,7 +94,15 @@ def verify_snapshot(
     for orphan, count in snapshot.orphans(namespace):
         if session_id in (None, orphan):
             findings.append(Finding(orphan, 0, "orphan", "head", "a head row", f"{count} events without one"))
+    findings.sort(key=lambda finding: finding.session_id)
     return Report(sessions, events, tuple(findings))
+
+
+def _damaged(head: HeadRow) -> Finding:
+    """A session whose id, or whose parent's id, is no text any more: nothing can be looked up by it."""
+    return Finding(
+        _text(head.session_id), head.version, "changed", "session_id", "text", "bytes that are none"
+    )
 
 
 def _genesis(snapshot: Snapshot, namespace: str, head: HeadRow) -> bytes:
@@ -223,4 +235,5 @@ def _ranges(row: StoredRow) -> list[tuple[int, int]]:
 def _text(value: Any) -> str:
     if isinstance(value, bytes):
         return value.hex()
-    return "nothing that fits" if value is None else str(value)
+    # What is no text is shown, and cannot stop the report from being printed.
+    return "nothing that fits" if value is None else str(value).encode("utf-8", "backslashreplace").decode()

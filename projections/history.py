@@ -76,6 +76,7 @@ def history(view: View, *, last_turns: int | None = None, last_messages: int | N
         start = _turns_start(view, last_turns)
     elif last_messages is not None:
         start = _messages_start(view, last_messages)
+    start = _back_to_calls(view.context, start)
     return History((*leading, *_paired(view.context[max(start, len(leading)) :])))
 
 
@@ -109,6 +110,34 @@ def _turns_start(view: View, count: int) -> int:
             break
         start -= 1
     return start
+
+
+def _back_to_calls(context: Sequence[Message], start: int) -> int:
+    """Move the start of a window back to the calls of its results, wherever they are."""
+    while wanted := _unmatched(context[start:]):
+        before = start
+        for index in range(start - 1, -1, -1):
+            if called := wanted & {call.id for call in context[index].tool_calls}:
+                start, wanted = index, wanted - called
+            if not wanted:
+                break
+        if start == before:
+            break  # What is left has no call at all.
+    return start
+
+
+def _unmatched(messages: Sequence[Message]) -> set[str]:
+    """The call ids of results that stand before, or without, their call."""
+    open: list[str] = []
+    unmatched: set[str] = set()
+    for message in messages:
+        open += [call.id for call in message.tool_calls]
+        if message.role == "tool" and message.tool_call_id is not None:
+            if message.tool_call_id in open:
+                open.remove(message.tool_call_id)
+            else:
+                unmatched.add(message.tool_call_id)
+    return unmatched
 
 
 def _paired(messages: Sequence[Message]) -> Iterator[Message]:

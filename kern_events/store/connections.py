@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import PoolProxiedConnection
 
-_PATIENCE_S: Final = 30.0
+_PATIENCE_S: Final = 30.0  # before all connections in use is an error
+_POLL_S: Final = 0.1
 
 
-class Lease(NamedTuple):
+class Lease:
     """A connection in use: SQLAlchemy's, and what `prepare` made of the driver's behind it."""
+
+    __slots__ = ("__weakref__", "checked_out", "driver", "generation")
 
     checked_out: PoolProxiedConnection
     driver: Any
@@ -48,8 +52,7 @@ class Connections:
         self._closed = False
         self._generation = 0
         self._limit = limit
-        self._free = threading.Semaphore(limit) if limit else None
-        self._lock = threading.Lock()
+        self._begin()
         survive_forks(self)
 
     def take(self) -> Lease:
@@ -58,29 +61,46 @@ class Connections:
         Raises:
             sqlalchemy.exc.TimeoutError: All connections are in use, for a long time.
         """
-        if self._free and not self._free.acquire(timeout=_PATIENCE_S):
-            raise PoolTimeout(f"all {self._limit} connections have been in use for {_PATIENCE_S:g} s")
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            if lease := self._pop() or self._room():
+                return lease
+            if time.monotonic() > deadline:
+                raise PoolTimeout(f"all {self._limit} connections have been in use for {_PATIENCE_S:g} s")
+            with self._returned:
+                if not self._idle:
+                    self._returned.wait(_POLL_S)
+
+    def _pop(self) -> Lease | None:
         try:
             return self._idle.pop()
         except IndexError:
-            pass
-        try:
-            return self._new()
-        except BaseException:
-            self._freed()
-            raise
+            return None
 
-    def _new(self) -> Lease:
-        checked_out = self._engine.raw_connection()
-        try:
-            return Lease(checked_out, self._prepare(checked_out), self._generation)
-        except BaseException:
-            checked_out.invalidate()
-            raise
+    def _room(self) -> Lease | None:
+        """A new lease, or None if there are as many as there may be.
 
-    def _freed(self) -> None:
-        if self._free:
-            self._free.release()
+        They are counted as what is alive, not by a number: one that Ctrl-C loses is not missed.
+        """
+        lease = Lease()
+        with self._lock:
+            if self._limit is not None and len(self._out) >= self._limit:
+                return None
+            self._out.add(lease)
+        try:
+            lease.generation, lease.checked_out = self._generation, self._engine.raw_connection()
+            self._open(lease)
+        except BaseException:
+            self._out.discard(lease)
+            raise
+        return lease
+
+    def _open(self, lease: Lease) -> None:
+        try:
+            lease.driver = self._prepare(lease.checked_out)
+        except BaseException:
+            lease.checked_out.invalidate()
+            raise
 
     def give(self, lease: Lease) -> None:
         """Give a lease back for the next."""
@@ -88,17 +108,17 @@ class Connections:
             current = lease.generation == self._generation
             if current and not self._closed and len(self._idle) < self._keep:
                 self._idle.append(lease)
-                self._freed()
+                if self._limit is not None:
+                    self._returned.notify()
                 return
         if current:
             self._release(lease)
-            self._freed()
         else:
             self.drop(lease)
 
     def drop(self, lease: Lease) -> None:
         """Close a connection that is not to be used again."""
-        self._freed()
+        self._out.discard(lease)
         lease.checked_out.invalidate()
 
     def renew(self) -> None:
@@ -106,7 +126,7 @@ class Connections:
         with self._lock:
             idle, self._idle, self._generation = self._idle, [], self._generation + 1
         for lease in idle:
-            lease.checked_out.invalidate()
+            self.drop(lease)
 
     def close(self) -> None:
         """Give every idle connection back to the engine; later ones follow when their use ends."""
@@ -119,10 +139,15 @@ class Connections:
         """In a forked child: the connections are the parent's."""
         keep_inherited(self._idle)
         self._idle = []
+        self._begin()
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
-        self._free = threading.Semaphore(self._limit) if self._limit else None
+        self._returned = threading.Condition(self._lock)
+        self._out: weakref.WeakSet[Lease] = weakref.WeakSet()
 
     def _release(self, lease: Lease) -> None:
+        self._out.discard(lease)
         try:
             self._restore(lease.checked_out)
         except BaseException:

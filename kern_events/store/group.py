@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Final, Generic, TypeVar
 
 from kern_events.errors import StoreError, StoreUnavailable
@@ -32,6 +33,7 @@ class Job(Generic[D]):
         self.gate: threading.Lock | None = None
         self.done = False
         self.called = False
+        self._started = False
         self.bases: list[Head] = []
         self._result: Any = None
         self._error: BaseException | None = None
@@ -44,8 +46,9 @@ class Job(Generic[D]):
     def wake(self) -> None:
         """Let whoever waits go on; once more does no harm, as after Ctrl-C in the middle."""
         if self.future is None:
-            if self.gate and self.gate.locked():
-                self.gate.release()
+            if self.gate:
+                with suppress(RuntimeError):  # It was open already.
+                    self.gate.release()
         elif self.done and not self.future.done():
             if self._error is not None:
                 self.future.set_exception(self._error)
@@ -68,7 +71,9 @@ class Job(Generic[D]):
 
     def starts(self) -> bool:
         """Whether it is still wanted; a future that was cancelled in the queue is not."""
-        return self.future is None or self.future.set_running_or_notify_cancel()
+        if not self._started:
+            self._started = self.future is None or self.future.set_running_or_notify_cancel()
+        return self._started
 
 
 class GroupCommit(Generic[D]):
@@ -178,11 +183,19 @@ class GroupCommit(Generic[D]):
             if group:
                 self._commit(group)
         except BaseException as error:
-            for job in group:
-                if not job.done:
-                    job.settle(error=job.lost(StoreUnavailable(f"the writer was interrupted: {error!r}")))
-                job.wake()
+            self._give_back(group, error)
             raise
+
+    def _give_back(self, group: list[Job[D]], error: BaseException) -> None:
+        """The leader was interrupted: what it had begun is lost, the rest is for the next leader."""
+        waiting = [job for job in group if not job.done and not job.bases]
+        with self._mutex:
+            self._queue[:0] = waiting
+        for job in group:
+            if job.bases and not job.done:
+                job.settle(error=job.lost(StoreUnavailable(f"the writer was interrupted: {error!r}")))
+            if job.done:
+                job.wake()
 
     def _start_leader(self, job: Job[D]) -> None:
         # Nobody's thread waits for a queued future, so one of the store's own does the writing.

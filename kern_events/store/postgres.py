@@ -393,8 +393,12 @@ class PostgresStore:
     ) -> Sequence[SessionInfo]:
         """See Store."""
         at_us, session_id = after or (_FOREVER, "")
-        values = (namespace, user_id, user_id, at_us // HOUR_US, at_us, at_us, session_id, limit)
-        return [SessionInfo(*row) for row in self._server.query(self._sql.sessions, values)]
+        values = {
+            "namespace": namespace, "hour": at_us // HOUR_US, "at": at_us, "session_id": session_id,
+            "limit": limit, "user_id": user_id,
+        }  # fmt: skip
+        statement = self._sql.sessions if user_id is None else self._sql.user_sessions
+        return [SessionInfo(*row) for row in self._server.query(statement, values)]
 
     @contextmanager
     def snapshot(self) -> Iterator[_Snapshot]:

@@ -106,7 +106,9 @@ class PostgresServer:
             except psycopg.Error as error:
                 if _broken(lease, error):
                     self._drop_all(lease)
-                    raise _lost(bases, error) from translated(error)
+                    if bases or attempt == _RETRIES - 1:
+                        raise _lost(bases, error) from translated(error)
+                    continue  # An idle connection was dead; nothing had been sent.
                 self._connections.drop(lease)
                 if error.sqlstate not in _NOT_COMMITTED or attempt == _RETRIES - 1:
                     raise translated(error) from error
@@ -119,7 +121,7 @@ class PostgresServer:
             _back_off(attempt)
         raise AssertionError("unreachable")  # pragma: no cover
 
-    def query(self, statement: str, values: tuple[Any, ...]) -> list[Any]:
+    def query(self, statement: str, values: tuple[Any, ...] | dict[str, Any]) -> list[Any]:
         """The rows of one read."""
         if not self._ready:
             self.ensure()

@@ -141,15 +141,17 @@ SQLITE_FEED: Final = (
 )
 # Sessions by last activity: by the hour from the index, then exactly.
 SQLITE_SESSIONS: Final = (
-    f"SELECT {_INFO} FROM kern_sessions WHERE namespace = ?1 AND status <> 'deleted' "
-    "AND (?2 IS NULL OR user_id = ?2) AND updated_hour <= ?3 "
-    "AND (updated_at < ?4 OR updated_at = ?4 AND session_id > ?5) "
-    "ORDER BY updated_hour DESC, updated_at DESC, session_id LIMIT ?6"
+    f"SELECT {_INFO} FROM kern_sessions WHERE namespace = ?1 AND status <> 'deleted' AND updated_hour <= ?2 "
+    "AND (updated_at < ?3 OR updated_at = ?3 AND session_id > ?4) "
+    "ORDER BY updated_hour DESC, updated_at DESC, session_id LIMIT ?5"
 )
+# As before, of one user.
+SQLITE_USER_SESSIONS: Final = SQLITE_SESSIONS.replace("status <>", "user_id = ?6 AND status <>")
 # Whole head rows, for verify.
 SQLITE_HEAD_ROWS: Final = (
-    f"SELECT {_HEAD_ROW} FROM kern_sessions WHERE namespace = ?1 AND (?2 IS NULL OR session_id = ?2) "
-    "AND session_id > ?3 ORDER BY session_id LIMIT ?4"
+    # By id: a session id that somebody damaged is no text to go on from.
+    f"SELECT {_HEAD_ROW}, id FROM kern_sessions WHERE namespace = ?1 AND (?2 IS NULL OR session_id = ?2) "
+    "AND id > ?3 ORDER BY id LIMIT ?4"
 )
 # Events without a head row, which no API makes.
 SQLITE_ORPHANS: Final = (
@@ -303,11 +305,13 @@ class PostgresSQL:
         )
         # Sessions by last activity: by the hour from the index, then exactly.
         self.sessions = filled(
-            f"SELECT {_INFO} FROM {{s}}kern_sessions WHERE namespace = %b AND status <> 'deleted' "
-            "AND (%b::text IS NULL OR user_id = %b::text) AND updated_hour <= %b "
-            "AND (updated_at < %b OR updated_at = %b AND session_id > %b) "
-            "ORDER BY updated_hour DESC, updated_at DESC, session_id LIMIT %b"
+            f"SELECT {_INFO} FROM {{s}}kern_sessions WHERE namespace = %(namespace)b AND status <> 'deleted' "
+            "AND updated_hour <= %(hour)b "
+            "AND (updated_at < %(at)b OR updated_at = %(at)b AND session_id > %(session_id)b) "
+            "ORDER BY updated_hour DESC, updated_at DESC, session_id LIMIT %(limit)b"
         )
+        # As before, of one user.
+        self.user_sessions = self.sessions.replace("status <>", "user_id = %(user_id)b AND status <>")
         # Whole head rows, for verify.
         self.head_rows = filled(
             f"SELECT {_HEAD_ROW} FROM {{s}}kern_sessions "

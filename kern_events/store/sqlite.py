@@ -252,9 +252,11 @@ class SQLiteStore:
     ) -> Sequence[SessionInfo]:
         """See Store."""
         at_us, session_id = after or (2**62, "")
-        rows = self._file.query(
-            sql.SQLITE_SESSIONS, (namespace, user_id, at_us // HOUR_US, at_us, session_id, limit)
-        )
+        values: tuple[Any, ...] = (namespace, at_us // HOUR_US, at_us, session_id, limit)
+        if user_id is None:
+            rows = self._file.query(sql.SQLITE_SESSIONS, values)
+        else:
+            rows = self._file.query(sql.SQLITE_USER_SESSIONS, (*values, user_id))
         return [SessionInfo(*row) for row in rows]
 
     @contextmanager
@@ -285,7 +287,7 @@ class SQLiteStore:
 
 def _lenient(data: bytes) -> str:
     """Text that somebody damaged is a finding, and no reason to stop looking."""
-    return data.decode("utf-8", "backslashreplace")
+    return data.decode("utf-8", "surrogateescape")
 
 
 class _Snapshot:
@@ -295,12 +297,12 @@ class _Snapshot:
         self._driver = driver
 
     def head_rows(self, namespace: str, session_id: str | None) -> Iterator[HeadRow]:
-        after = ""
+        after = 0
         while rows := self._driver.execute(
             sql.SQLITE_HEAD_ROWS, (namespace, session_id, after, _ERASE_PAGE)
         ).fetchall():
-            yield from map(head_row_of, rows)
-            after = rows[-1][0]
+            yield from (head_row_of(row[:-1]) for row in rows)
+            after = rows[-1][-1]
 
     def page(self, namespace: str, session_id: str, after: int, limit: int) -> Sequence[StoredRow]:
         return self._driver.execute(

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import URL, create_engine
 from sqlalchemy.engine import Engine
@@ -35,6 +35,13 @@ _NETWORK: Final = frozenset(
 Driver = sqlite3.Connection
 
 
+class _Writer(NamedTuple):
+    """The connection that writes: SQLAlchemy's, and the driver's behind it."""
+
+    checked_out: PoolProxiedConnection
+    driver: Driver
+
+
 class SQLiteFile:
     """The connections to one file: a writer that is held, and readers."""
 
@@ -48,7 +55,7 @@ class SQLiteFile:
         self._readers = Connections(
             self._engine, self._prepare_reader, _restore_reader, keep=pool_size if self._own else 0
         )
-        self._writer: Lease | None = None
+        self._writer: _Writer | None = None
         self._wal: tuple[int, int] | None = None
         self._wal_mode = True
         self._ready = False
@@ -265,7 +272,7 @@ class SQLiteFile:
         except BaseException:
             checked_out.invalidate()
             raise
-        self._writer = Lease(checked_out, driver, 0)
+        self._writer = _Writer(checked_out, driver)
         _tables(driver)  # Reading makes SQLite open the WAL, whose identity is then known.
         self._wal = self._wal_identity()
         return driver

@@ -134,6 +134,7 @@ def test_turns_go_on_counting(log):
         with log.turn("s") as turn:
             turn.message("user", "Hi")
     log.delete("s")
+    log.append("s", [Draft("session.created", {})])
     with log.turn("s") as turn:
         turn.message("user", "Hi again")
 

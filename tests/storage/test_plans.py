@@ -184,7 +184,7 @@ def test_no_index_has_a_column_that_every_append_changes(raw):
         "ON a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey) WHERE i.indrelid = 'kern_sessions'::regclass"
     )
 
-    assert {name for (name,) in indexed} == {"namespace", "session_id", "updated_hour"}
+    assert {name for (name,) in indexed} == {"namespace", "session_id", "user_id", "updated_hour"}
 
 
 @pytest.mark.parametrize("dialect", ["postgres"], indirect=True)

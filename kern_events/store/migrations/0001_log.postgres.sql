@@ -25,6 +25,7 @@ CREATE TABLE kern_sessions (
 
 -- On the hour, which few appends change, so that the others stay HOT updates.
 CREATE INDEX kern_sessions_recent ON kern_sessions (namespace, updated_hour);
+CREATE INDEX kern_sessions_user ON kern_sessions (namespace, user_id, updated_hour) WHERE user_id IS NOT NULL;
 
 CREATE TABLE kern_events (
     version         bigint NOT NULL CHECK (version >= 1),
