@@ -174,7 +174,7 @@ class StoreBusy(StoreError):
 
 
 class StoreUnavailable(StoreError):
-    """The database cannot be reached. Nothing was written."""
+    """The database cannot be reached. Nothing was written, but see AppendUnresolved."""
 
 
 class AppendUnresolved(StoreUnavailable):

@@ -1,7 +1,7 @@
 """SessionLog: append, read and verify the events of sessions.
 
 This module checks arguments, prepares batches and turns rows into events; how an append survives
-conflicts and lost answers is in store/base.py, how a database does one attempt in store/*.py.
+conflicts and lost answers is in store/retry.py, how a database does one attempt in store/*.py.
 """
 
 from __future__ import annotations

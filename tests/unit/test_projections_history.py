@@ -183,3 +183,14 @@ def assert_valid(messages: tuple[Message, ...]) -> None:
         waiting = [call.id for call in each.tool_calls]
         assert each.content or each.tool_calls
     assert not waiting
+
+
+def test_a_window_widens_to_the_call_of_a_result_that_came_in_a_later_turn() -> None:
+    view = view_of(
+        *turn(message("user", "Pay it."), calling("c")),
+        *turn(tool_returned("c", "paid"), message("assistant", "Done.")),
+    )
+
+    shown = history(view, last_turns=1)
+
+    assert [each.role for each in shown] == ["assistant", "tool", "assistant"]
