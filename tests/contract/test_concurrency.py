@@ -59,6 +59,15 @@ def test_eight_processes_open_one_fresh_file(log, address, facade_kind, round):
     assert log.verify().ok
 
 
+def test_eight_logs_of_one_process_open_one_fresh_file(tmp_path):
+    """Many times, as it goes wrong at one moment of the opening alone."""
+    for number in range(20):
+        url = f"sqlite:///{tmp_path}/{number}.db"
+        landed = in_threads(8, lambda i, url=url: writers.pile_up_at("sync", url, {}, "s", 2, i))
+
+        assert sorted(version for one in landed for version in one) == list(range(1, 17))
+
+
 @pytest.mark.parametrize("facade_kind", ["sync", "async"])
 def test_eight_processes_open_one_fresh_postgres(postgres_url, facade_kind):
     landed = in_processes(8, writers.pile_up_at, facade_kind, postgres_url, {}, "s", 3)
