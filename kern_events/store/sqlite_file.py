@@ -266,6 +266,7 @@ class SQLiteFile:
             for setting in sql.SQLITE_SETTINGS:
                 driver.execute(setting)
             self._wal_mode = driver.execute(sql.SQLITE_JOURNAL).fetchone()[0] == "wal"
+            _tables(driver)  # Reading makes SQLite open the WAL; still with the driver's own wait.
             # In WAL mode only BEGIN waits for others, in a loop of ours.
             wait_ms = 0 if self._wal_mode else int(self._lock_timeout_s * 1000)
             driver.execute(sql.SQLITE_BUSY_TIMEOUT.format(wait_ms))
@@ -273,7 +274,6 @@ class SQLiteFile:
             checked_out.invalidate()
             raise
         self._writer = _Writer(checked_out, driver)
-        _tables(driver)  # Reading makes SQLite open the WAL, whose identity is then known.
         self._wal = self._wal_identity()
         return driver
 
