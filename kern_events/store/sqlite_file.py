@@ -198,7 +198,7 @@ class SQLiteFile:
             if self._own and self._path and (kind := _network_filesystem(self._path)):
                 raise StoreError(f"{self._path} is on a network file system ({kind}), where WAL is not safe")
             try:
-                self._migrate(self._open_writer())
+                self._migrate(self._writer.driver if self._writer else self._open_writer())
             except sqlite3.Error as error:
                 raise self.translated(error) from error
             _warn_once()
@@ -221,7 +221,9 @@ class SQLiteFile:
             applied, min_writer = driver.execute(sql.SQLITE_APPLIED).fetchone()
             if not migrate.pending("sqlite", applied):
                 migrate.check_number("sqlite", applied, min_writer)
+                self._wait_in_begin(driver)
                 return
+        self._wait_in_begin(driver)
         self._begin_setup(driver)
         try:
             _apply(driver)
@@ -248,7 +250,10 @@ class SQLiteFile:
 
     def _writing(self) -> Driver:
         self.ensure()
-        return self._writer.driver if self._writer else self._open_writer()
+        if self._writer is None:
+            self._wait_in_begin(self._open_writer())
+        assert self._writer is not None
+        return self._writer.driver
 
     def _open_writer(self) -> Driver:
         try:
@@ -267,15 +272,20 @@ class SQLiteFile:
                 driver.execute(setting)
             self._wal_mode = driver.execute(sql.SQLITE_JOURNAL).fetchone()[0] == "wal"
             _tables(driver)  # Reading makes SQLite open the WAL; still with the driver's own wait.
-            # In WAL mode only BEGIN waits for others, in a loop of ours.
-            wait_ms = 0 if self._wal_mode else int(self._lock_timeout_s * 1000)
-            driver.execute(sql.SQLITE_BUSY_TIMEOUT.format(wait_ms))
         except BaseException:
             checked_out.invalidate()
             raise
         self._writer = _Writer(checked_out, driver)
         self._wal = self._wal_identity()
         return driver
+
+    def _wait_in_begin(self, driver: Driver) -> None:
+        """From here on, in WAL mode, only BEGIN waits for others, in a loop of ours.
+
+        Not before the schema is read: whoever opens a file that others open has to wait for them.
+        """
+        wait_ms = 0 if self._wal_mode else int(self._lock_timeout_s * 1000)
+        driver.execute(sql.SQLITE_BUSY_TIMEOUT.format(wait_ms))
 
     def _switch_to_wal(self, driver: Driver) -> None:
         # Several processes may open a fresh file at once, and the switch does not wait by itself.
