@@ -37,7 +37,7 @@ from kern_events.events import (
     tool_returned,
 )
 from kern_events.log import ManyAppends, PendingReceipt, SessionLog, checked_expected, take
-from kern_events.store.base import Expected, Landed
+from kern_events.store.base import AnswerLost, Expected, Landed
 from kern_events.store.retry import record
 from kern_events.turn import TurnState, logger, new_call_id, opening_draft, outcome, path_of, thaw
 from kern_events.verify import Progress, Report
@@ -181,9 +181,7 @@ class AsyncSessionLog:
             return await self._in_thread(record, self.log._store, batch, expected)
         try:
             answer = await decided(queued)
-        except KernError:
-            raise
-        except Exception:
+        except AnswerLost:
             answer = None
         if isinstance(answer, Landed):
             return answer
