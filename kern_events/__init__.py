@@ -28,9 +28,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kern_events.aio import AsyncSessionLog, AsyncTurnRecorder
     from kern_events.events import (
+        Branch,
+        Branches,
         Draft,
         Erased,
         Event,
+        Fork,
         Head,
         Receipt,
         SessionInfo,
@@ -52,10 +55,13 @@ __all__ = [
     "AsyncSessionLog",
     "AsyncSessions",
     "AsyncTurnRecorder",
+    "Branch",
+    "Branches",
     "Draft",
     "Erased",
     "Event",
     "Finding",
+    "Fork",
     "Head",
     "ImportReport",
     "PendingReceipt",
@@ -78,7 +84,7 @@ __all__ = [
 _MODULES = {
     "aio": ("AsyncSessionLog", "AsyncTurnRecorder"),
     "events": (
-        *("Draft", "Erased", "Event", "Head", "Receipt", "SessionInfo"),
+        *("Branch", "Branches", "Draft", "Erased", "Event", "Fork", "Head", "Receipt", "SessionInfo"),
         *("message", "state_changed", "tool_called", "tool_failed", "tool_returned"),
     ),
     "log": ("PendingReceipt", "SessionLog"),

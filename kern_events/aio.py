@@ -24,6 +24,7 @@ from kern_events.batch import Batch
 from kern_events.codec import MAX_PAYLOAD_BYTES
 from kern_events.errors import KernError
 from kern_events.events import (
+    Branches,
     Draft,
     Event,
     Head,
@@ -39,7 +40,17 @@ from kern_events.events import (
 from kern_events.log import ManyAppends, PendingReceipt, SessionLog, checked_expected, take
 from kern_events.store.base import AnswerLost, Expected, Landed
 from kern_events.store.retry import record
-from kern_events.turn import TurnState, logger, new_call_id, opening_draft, outcome, path_of, thaw
+from kern_events.turn import (
+    Claims,
+    TurnState,
+    claim_at,
+    logger,
+    new_call_id,
+    opening_draft,
+    outcome,
+    path_of,
+    thaw,
+)
 from kern_events.verify import Progress, Report
 
 P = ParamSpec("P")
@@ -220,6 +231,42 @@ class AsyncSessionLog:
         recorder._outer = self
         return recorder
 
+    def resume(
+        self,
+        session_id: str,
+        turn: int,
+        *,
+        expected: Head,
+        buffered: bool = False,
+        actor: str | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> AbstractAsyncContextManager[AsyncTurnRecorder]:
+        """See SessionLog.resume."""
+        claims = claim_at(expected, turn)
+        return self._resumed(session_id, claims, buffered=buffered, actor=actor, meta=meta)
+
+    def _resumed(
+        self,
+        session_id: str,
+        claims: Claims,
+        *,
+        buffered: bool,
+        actor: str | None,
+        meta: Mapping[str, Any] | None,
+    ) -> AsyncTurnRecorder:
+        recorder = AsyncTurnRecorder(
+            self.log,
+            session_id,
+            started={},
+            opening=opening_draft(),
+            buffered=buffered,
+            actor=actor,
+            meta=meta,
+            claims=claims,
+        )
+        recorder._outer = self
+        return recorder
+
     async def read(
         self, session_id: str, *, after: int = 0, until: int | None = None, limit: int | None = None
     ) -> AsyncIterator[Event]:
@@ -249,6 +296,22 @@ class AsyncSessionLog:
         """See SessionLog.sessions."""
         return await self._in_thread(self.log.sessions, user_id=user_id, after=after, limit=limit)
 
+    async def fork(
+        self,
+        session_id: str,
+        into: str,
+        *,
+        turn: int | None = None,
+        version: int | None = None,
+        actor: str | None = None,
+    ) -> Receipt:
+        """See SessionLog.fork."""
+        return await self._in_thread(self.log.fork, session_id, into, turn=turn, version=version, actor=actor)
+
+    async def branches(self, session_id: str) -> Branches:
+        """See SessionLog.branches."""
+        return await self._in_thread(self.log.branches, session_id)
+
     async def delete(self, session_id: str, *, actor: str | None = None) -> Receipt:
         """See SessionLog.delete."""
         return await self._in_thread(self.log.delete, session_id, actor=actor)
@@ -268,7 +331,10 @@ class AsyncTurnRecorder(TurnState):
     _outer: AsyncSessionLog
 
     async def __aenter__(self) -> Self:
-        await self.record(Draft("turn.started", self._started))
+        if self._claims:
+            await self._outer._in_thread(self._resume, self._claims)
+        else:
+            await self.record(Draft("turn.started", self._started))
         return self
 
     async def __aexit__(
@@ -338,6 +404,11 @@ class AsyncTurnRecorder(TurnState):
     async def fail(self, error: str) -> None:
         """See TurnRecorder."""
         await self._close(Draft("turn.failed", {"error": {"message": error}}))
+
+    async def pause(self, requirements: Json = None) -> None:
+        """See TurnRecorder."""
+        payload = {} if requirements is None else {"requirements": thaw(requirements)}
+        await self._close(Draft("turn.paused", payload))
 
     async def _close(self, closing: Draft) -> None:
         self._landed(await self._outer._record(self._flushed(closing)))

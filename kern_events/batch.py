@@ -34,6 +34,7 @@ LISTING: Final = ("session_type", "agent_id", "team_id", "workflow_id", "user_id
 TOMBSTONES: Final = frozenset({"session.erased", "session.deleted"})
 """The types whose events cover erased ones."""
 
+_DESCRIBING: Final = frozenset({"session.created", "session.described", "session.forked"})
 _RESERVED: Final = frozenset({Kind.RESTORE, Kind.FORK, Kind.ERASURE})
 _MAX_TYPE_VERSION: Final = 2**31 - 1
 
@@ -114,9 +115,10 @@ def prepare(
     branch: int | None = None,
     turn: int = 0,
     max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+    ref: int | None = None,
     reserved: bool = False,
 ) -> Batch:
-    """Guard and encode the drafts of one append.
+    """Guard and encode the drafts of one append; `ref` and `reserved` are those of prepare_draft.
 
     Raises:
         InvalidEvent: A value cannot be recorded exactly, or the batch is empty or too long.
@@ -134,7 +136,9 @@ def prepare(
     try:
         for i, draft in enumerate(drafts):
             salt, payload = salts[16 * i : 16 * i + 16], encoded[i] if encoded else None
-            events.append(prepare_draft(draft, salt, max_payload_bytes, payload=payload, reserved=reserved))
+            events.append(
+                prepare_draft(draft, salt, max_payload_bytes, payload=payload, ref=ref, reserved=reserved)
+            )
     except InvalidEvent as error:
         raise InvalidEvent(error.reason, f"drafts[{len(events)}].{error.path}") from None
     if len({draft.event_id for draft in drafts}) < len(drafts):
@@ -241,7 +245,7 @@ def _check_details(draft: Draft, limit: int) -> None:
 
 def listing_of(type: str, payload: Mapping[str, Any]) -> dict[str, str | None] | None:
     """What an event says of the listing columns: None for nothing, else the columns that it sets."""
-    if type == "session.created" or type == "session.described":
+    if type in _DESCRIBING:
         columns = {key: payload[key] for key in LISTING if key in payload}
     elif type == "session.renamed":
         columns = {"name": payload.get("name")}

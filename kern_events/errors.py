@@ -8,6 +8,7 @@
     ├── VersionConflict
     │   └── TurnAbandoned
     ├── SessionClosed
+    ├── TurnNotPaused
     ├── IdempotencyConflict
     ├── InvalidEvent           also ValueError
     ├── ChainBroken
@@ -101,6 +102,21 @@ class SessionClosed(KernError):
     def __init__(self, session_id: str, status: str) -> None:
         super().__init__(f"session {session_id!r} is {status}; a session.created event reopens it")
         self.session_id = session_id
+        self.status = status
+
+
+class TurnNotPaused(KernError):
+    """There is no such turn to continue: `status` says what it is, None if there is none at all.
+
+    `turn` is None where none was named and none is paused. Somebody else may have continued it.
+    """
+
+    def __init__(self, session_id: str, turn: int | None, status: str | None) -> None:
+        which = "no turn" if turn is None else f"turn {turn}"
+        found = "is paused" if turn is None else f"is {status or 'not there'}, not paused"
+        super().__init__(f"{which} of session {session_id!r} {found}")
+        self.session_id = session_id
+        self.turn = turn
         self.status = status
 
 

@@ -271,6 +271,62 @@ class SessionInfo(msgspec.Struct, frozen=True):
         return f"{self.updated_us}:{self.session_id}"
 
 
+class Branch(msgspec.Struct, frozen=True):
+    """What was recorded in a session between two restores.
+
+    Attributes:
+        first_version: The restore that begins it; of the first branch, the session's first version.
+        last_version: Its last version, abandoned or not.
+        origin_version: The version that it goes on from: a restore's target, a fork's origin, else 0.
+            It lies on an earlier branch, or in the session that this one was forked from.
+        live_version: The last version of it that still counts; None if it was abandoned as a whole.
+        turns: The turns that started on it, in order.
+        at_us: When it began, microseconds since 1970, UTC.
+        actor: Who restored or forked.
+        reason: What the restore says about why.
+    """
+
+    first_version: int
+    last_version: int
+    origin_version: int
+    live_version: int | None
+    turns: tuple[int, ...]
+    at_us: int
+    actor: str | None = None
+    reason: str | None = None
+
+    @property
+    def at(self) -> datetime:
+        """When it began, aware UTC."""
+        return to_datetime(self.at_us)
+
+
+class Fork(msgspec.Struct, frozen=True):
+    """A session that was forked from another: which one, where, and what became of it."""
+
+    session_id: str
+    version: int
+    status: Status
+
+
+class Branches(msgspec.Struct, frozen=True):
+    """The tree of a session: its branches in the order of recording, and the forks made of it.
+
+    Attributes:
+        session_id: The session.
+        parent: The session that it was forked from, or None.
+        fork_version: The last version that it shares with its parent, or None.
+        branches: At least one.
+        forks: The sessions that were forked from this one, deleted ones included.
+    """
+
+    session_id: str
+    parent: str | None
+    fork_version: int | None
+    branches: tuple[Branch, ...]
+    forks: tuple[Fork, ...]
+
+
 def to_datetime(at_us: int) -> datetime:
     """Microseconds since 1970 as an aware UTC datetime, at most the last that there is."""
     return _EPOCH + timedelta(microseconds=min(max(at_us, 0), _LAST_US))

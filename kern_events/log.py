@@ -16,19 +16,20 @@ from typing import Any, Final, NamedTuple, Self, TypeVar, overload
 from sqlalchemy import URL
 from sqlalchemy.engine import Connection, Engine
 
-from kern_events import chain
-from kern_events.batch import Batch, event_of, prepare
+from kern_events import chain, lineage
+from kern_events.batch import LISTING, Batch, event_of, prepare
 from kern_events.codec import LARGEST_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, check_id
 from kern_events.errors import FeedRegressed, InvalidEvent, SessionNotFound, StoreError
-from kern_events.events import Draft, Event, Head, Receipt, SessionInfo
+from kern_events.events import Branches, Draft, Event, Head, Kind, Receipt, SessionInfo
 from kern_events.store import open_store
-from kern_events.store.base import Expected, Landed
-from kern_events.store.retry import check_within, delete, record, record_many
-from kern_events.turn import TurnRecorder, opening_draft
+from kern_events.store.base import Expected, Landed, Origin
+from kern_events.store.retry import check_within, delete, fork, record, record_many
+from kern_events.turn import Claims, TurnRecorder, claim_at, opening_draft
 from kern_events.verify import Progress, Report, verify_snapshot
 
 _PAGE: Final = 1_000
 _MAX_NUMBER: Final = 2**63 - 1
+_WITH_METADATA: Final = ("session.created", "session.described", "session.restored", "session.forked")
 
 T = TypeVar("T")
 ManyAppends = Sequence[tuple[str, Sequence[Draft], Expected]]
@@ -245,6 +246,51 @@ class SessionLog:
             meta=meta,
         )
 
+    def resume(
+        self,
+        session_id: str,
+        turn: int,
+        *,
+        expected: Head,
+        buffered: bool = False,
+        actor: str | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> AbstractContextManager[TurnRecorder]:
+        """Continue a turn that was paused or left open, by this process or by another one.
+
+        Entering the block records `turn.resumed`; from then on it is as with `turn`. Sessions.resume
+        looks for the paused turn itself.
+
+        Args:
+            session_id: The session.
+            turn: The number of the turn.
+            expected: Where the session stood when the turn was seen to wait: of those who try, the
+                first continues it, and the others get VersionConflict.
+            buffered, actor, meta: As for turn; `turn.resumed` itself is recorded at once.
+        """
+        claims = claim_at(expected, turn)
+        return self._resumed(session_id, claims, buffered=buffered, actor=actor, meta=meta)
+
+    def _resumed(
+        self,
+        session_id: str,
+        claims: Claims,
+        *,
+        buffered: bool,
+        actor: str | None,
+        meta: Mapping[str, Any] | None,
+    ) -> TurnRecorder:
+        return TurnRecorder(
+            self,
+            session_id,
+            started={},
+            opening=opening_draft(),
+            buffered=buffered,
+            actor=actor,
+            meta=meta,
+            claims=claims,
+        )
+
     def read(
         self, session_id: str, *, after: int = 0, until: int | None = None, limit: int | None = None
     ) -> Iterator[Event]:
@@ -336,11 +382,92 @@ class SessionLog:
             check_id(user_id, "user_id")
         return list(self._store.sessions(self.namespace, user_id, _cursor(after), limit))
 
+    def fork(
+        self,
+        session_id: str,
+        into: str,
+        *,
+        turn: int | None = None,
+        version: int | None = None,
+        actor: str | None = None,
+    ) -> Receipt:
+        """Begin another session that shares the past of this one, up to now or up to a point.
+
+        Records one event, `session.forked`, however long the session is: the versions up to the
+        point *are* the parent's, and versions and turns go on from there. So an erasure in the
+        parent reaches its forks. Name, user id, metadata and the like are as they are now.
+
+        Args:
+            session_id: The session to fork.
+            into: The id of the new one.
+            turn: Fork as of a turn of the live path: before the next one started.
+            version: Fork as of a version, on an abandoned branch too; 1 is the first.
+            actor: Who does it: a pseudonymous id.
+
+        Returns:
+            The receipt of the first event of the new session.
+
+        Raises:
+            SessionNotFound: The session has no events or was deleted.
+            SessionExists: There is a session of the id `into`, or there was one.
+            ValueError: The session has no such turn or version, or there is nothing before it.
+            TypeError: Both a turn and a version.
+        """
+        check_id(into, "into")
+        head = self.head(session_id)
+        last = lineage.point(self._store, self.namespace, session_id, head, turn, version, None)
+        if last == 0:
+            raise ValueError(f"session {session_id!r} has nothing before that point to fork from")
+        owner = lineage.owner_of(self._store, self.namespace, session_id, last)
+        origin = Origin(session_id, owner, last, self._store.turn_at(self.namespace, owner, last))
+        draft = Draft("session.forked", self._described(session_id), actor=actor)
+        batch = self._prepare(into, [draft], ref=last, reserved=True)
+        return fork(self._store, batch, origin).receipt
+
+    def branches(self, session_id: str) -> Branches:
+        """The tree of a session: what counts, what was abandoned by restores, and its forks.
+
+        Raises:
+            SessionNotFound: The session has no events or was deleted.
+        """
+        head = self.head(session_id)
+        if head.version == 0 or head.status == "deleted":
+            raise SessionNotFound(session_id)
+        first = self._store.rows(self.namespace, session_id, 0, None, 1)
+        later = self._store.marks(self.namespace, session_id)
+        rows = [*first, *(row for row in later if row[0] != first[0][0])]
+        marks = [_mark(event_of(self.namespace, session_id, row)) for row in rows]
+        return lineage.branches(self._store, self.namespace, session_id, head, marks)
+
+    def _described(self, session_id: str) -> dict[str, Any]:
+        """What a session is, beside what was said in it: its listing columns and its metadata."""
+        with self._store.snapshot() as snapshot:
+            columns = [row.listing for row in snapshot.head_rows(self.namespace, session_id)]
+        listing = dict(zip(LISTING, columns[0], strict=True)) if columns else {}
+        described: dict[str, Any] = {key: value for key, value in listing.items() if value is not None}
+        return {**described, "metadata": self._metadata(session_id)}
+
+    def _metadata(self, session_id: str) -> dict[str, Any]:
+        """The application's own data about a session: what the newest event with some says."""
+        owner: str | None = session_id
+        before = _MAX_NUMBER
+        while owner is not None:
+            row = self._store.newest_of(self.namespace, owner, _WITH_METADATA, before)
+            if row is None:
+                parent = self._store.lineage(self.namespace, owner)
+                owner, before = parent.parent, parent.origin + 1
+                continue
+            payload = event_of(self.namespace, owner, row).payload
+            if isinstance(payload, dict) and isinstance(payload.get("metadata"), dict):
+                return dict(payload["metadata"])
+            before = row[0]
+        return {}
+
     def delete(self, session_id: str, *, actor: str | None = None) -> Receipt:
         """End a session and erase its content for good; its chain stays and still verifies.
 
         One `session.deleted` event is the tombstone. Versions and turns go on if the session is
-        created again.
+        created again. What forks share with it is erased for them too.
 
         Raises:
             SessionNotFound: The session has no events or is deleted already.
@@ -393,6 +520,8 @@ class SessionLog:
         opening: Draft | None = None,
         branch: int | None = None,
         turn: int = 0,
+        ref: int | None = None,
+        reserved: bool = False,
     ) -> Batch:
         """Guard and encode drafts; for the package's own recorders and importers."""
         return prepare(
@@ -404,6 +533,8 @@ class SessionLog:
             branch=branch,
             turn=turn,
             max_payload_bytes=self._max_payload_bytes,
+            ref=ref,
+            reserved=reserved,
         )
 
     def _record(self, batch: Batch, expected: Expected = None) -> Landed:
@@ -439,6 +570,12 @@ def _check_numbers(**numbers: int | None) -> None:
     for name, value in numbers.items():
         if value is not None and not 0 <= operator.index(value) <= _MAX_NUMBER:
             raise ValueError(f"{name} is a number from 0")
+
+
+def _mark(event: Event) -> lineage.Mark:
+    reason = event.payload.get("reason") if isinstance(event.payload, dict) else None
+    reason = reason if event.kind == Kind.RESTORE and isinstance(reason, str) else None
+    return lineage.Mark(event.version, event.ref or 0, event.at_us, event.actor, reason)
 
 
 def _in_order(order: Sequence[int], values: Sequence[T]) -> list[T]:

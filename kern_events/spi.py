@@ -6,28 +6,48 @@ the shape in which a projection wants it, and is as stable as the front door.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar
 
-from kern_events import chain
+from kern_events import chain, lineage
 from kern_events.batch import event_of, expected_hash
 from kern_events.codec import check_id
-from kern_events.events import Event, Head, Kind, to_datetime, to_microseconds
+from kern_events.events import TYPES, Draft, Event, Head, Kind, Receipt, to_datetime, to_microseconds
+from kern_events.lineage import Range
+from kern_events.store.base import StoredChunk, head_name
+from kern_events.turn import Claim, Claims, TurnRecorder
 
 if TYPE_CHECKING:
-    from kern_events.aio import AsyncSessionLog
+    from kern_events.aio import AsyncSessionLog, AsyncTurnRecorder
     from kern_events.log import SessionLog
 
 __all__ = [
+    "TYPES",
+    "Claim",
     "Kind",
+    "Range",
+    "SnapshotTable",
+    "StoredHead",
     "Tail",
+    "descendants",
+    "hash_at",
     "in_thread",
+    "live_path",
+    "own_path",
+    "page",
+    "point",
+    "restore",
+    "restores",
+    "resumed",
+    "resumed_async",
     "tail",
     "to_datetime",
     "to_microseconds",
-    "turn_start",
-    "version_at",
 ]
+
+NOTHING: Final[Mapping[str, bytes]] = MappingProxyType({})
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -65,14 +85,165 @@ def tail(
     return Tail(head, events, size_bytes, follows)
 
 
-def turn_start(log: SessionLog, session_id: str, turn: int) -> int | None:
-    """The version at which a turn last started, or None if it did not."""
-    return log._store.turn_start(log.namespace, check_id(session_id, "session_id"), turn)
+def page(
+    log: SessionLog, session_id: str, after: int, until: int, limit: int = 5_000
+) -> tuple[Sequence[Event], int]:
+    """Events recorded in the rows of a session, deleted or not, and the bytes of their payloads."""
+    rows = log._store.rows(log.namespace, session_id, after, until, limit)
+    return [event_of(log.namespace, session_id, row) for row in rows], sum(
+        len(row[14] or b"") for row in rows
+    )
 
 
-def version_at(log: SessionLog, session_id: str, at_us: int) -> int:
-    """The highest version recorded by a time (microseconds since 1970, UTC); 0 if there is none."""
-    return log._store.version_at(log.namespace, check_id(session_id, "session_id"), at_us)
+def live_path(log: SessionLog, session_id: str, version: int) -> Sequence[Range]:
+    """The versions that count at a version, in order: ranges in the rows of this session and its parents."""
+    return lineage.live_path(log._store, log.namespace, check_id(session_id, "session_id"), version)
+
+
+def restores(log: SessionLog, session_id: str) -> Sequence[tuple[int, int]]:
+    """The restores of a session: version and target of each, the oldest first."""
+    return log._store.lineage(log.namespace, check_id(session_id, "session_id")).restores
+
+
+def own_path(log: SessionLog, session_id: str, version: int) -> Sequence[Range]:
+    """All versions in the rows of the session itself up to a version, abandoned ones included."""
+    origin = log._store.lineage(log.namespace, check_id(session_id, "session_id")).origin
+    return [Range(session_id, origin + 1, version)] if version > origin else []
+
+
+def hash_at(log: SessionLog, session_id: str, version: int) -> bytes | None:
+    """The chain hash of a version in the rows of a session, None if it is not there."""
+    rows = log._store.rows(log.namespace, session_id, version - 1, version, 1)
+    return bytes(rows[0][18]) if rows else None
+
+
+def point(
+    log: SessionLog,
+    session_id: str,
+    head: Head,
+    *,
+    turn: int | None = None,
+    version: int | None = None,
+    at: datetime | None = None,
+) -> int:
+    """The version that a turn, a version or an aware time means in a session that stands at this head.
+
+    A turn is one of the live path, and means the version before the next one started; a time means
+    the highest version recorded by then; none of them means the head's version.
+
+    Raises:
+        SessionNotFound: The session has no events or was deleted.
+        ValueError: There is no such turn or version, or `at` has no time zone.
+        TypeError: More than one is given.
+    """
+    at_us = None if at is None else to_microseconds(at)
+    return lineage.point(log._store, log.namespace, session_id, head, turn, version, at_us)
+
+
+def restore(
+    log: SessionLog, session_id: str, target: int, payload: dict[str, Any], head: Head, *, actor: str | None
+) -> Receipt:
+    """Record `session.restored` behind a head: from there on, the session goes on from the target.
+
+    Raises:
+        VersionConflict: The session does not stand at this head any more.
+        As SessionLog.append beside that.
+    """
+    turn = lineage.turn_at(log._store, log.namespace, session_id, target)
+    draft = Draft("session.restored", payload, actor=actor, turn=turn)
+    return log._record(log._prepare(session_id, [draft], ref=target, reserved=True), head).receipt
+
+
+def descendants(log: SessionLog, session_id: str) -> Sequence[str]:
+    """The forks of a session, and theirs: whom an erasure reaches."""
+    return log._store.descendants(log.namespace, check_id(session_id, "session_id"))
+
+
+class SnapshotTable:
+    """Where snapshots by one projector lie in the log's own database: opaque bytes, which may vanish.
+
+    Heads are found by version; chunks by name, which has to say what their content is (hex digits):
+    what is stored again under a name has to be the same.
+    """
+
+    def __init__(self, log: SessionLog, projector: str) -> None:
+        self._log = log
+        self._projector = projector
+
+    def head(self, session_id: str, until: int) -> StoredHead | None:
+        """The newest one stored at or below a version."""
+        found = self._log._store.snapshot_head(self._log.namespace, session_id, self._projector, until)
+        return None if found is None else StoredHead(found.version, bytes(found.data))
+
+    def names(self, session_id: str) -> tuple[list[int], set[str]]:
+        """The versions that there are heads of, the oldest first, and the names of all chunks."""
+        names = self._log._store.snapshot_names(self._log.namespace, session_id, self._projector)
+        heads = [int(name[1:]) for name in names if name[0] == "@"]
+        return heads, {name for name in names if name[0] != "@"}
+
+    def chunks(self, session_id: str, names: Sequence[str]) -> dict[str, bytes]:
+        """Those of the chunks that there are."""
+        return self._log._store.snapshot_chunks(self._log.namespace, session_id, self._projector, names)
+
+    def put(
+        self,
+        session_id: str,
+        epoch: int,
+        version: int,
+        *,
+        chunks: Mapping[str, bytes] = NOTHING,
+        head: bytes | None = None,
+        drop: Sequence[int] = (),
+    ) -> bool:
+        """Store chunks and a head, and drop heads of other versions, in one transaction.
+
+        Returns:
+            False if the session is of another epoch by now, or deleted: nothing is stored then.
+        """
+        rows = [StoredChunk(name, version, data) for name, data in chunks.items()]
+        if head is not None:
+            rows.append(StoredChunk(head_name(version), version, head))
+        dropped = [head_name(each) for each in drop]
+        return self._log._store.put_snapshot(
+            self._log.namespace, session_id, self._projector, epoch, rows, dropped
+        )
+
+
+class StoredHead(NamedTuple):
+    """What is stored of a snapshot under its version."""
+
+    version: int
+    data: bytes
+
+
+def resumed(
+    log: SessionLog,
+    session_id: str,
+    claims: Claims,
+    *,
+    buffered: bool,
+    actor: str | None,
+    meta: Mapping[str, Any] | None,
+) -> TurnRecorder:
+    """As SessionLog.resume, of the turn that `claims` names when the block is entered.
+
+    It is called without a conflict first, and again with one where somebody came between; it raises
+    that, or names a turn and a head anew.
+    """
+    return log._resumed(session_id, claims, buffered=buffered, actor=actor, meta=meta)
+
+
+def resumed_async(
+    log: AsyncSessionLog,
+    session_id: str,
+    claims: Claims,
+    *,
+    buffered: bool,
+    actor: str | None,
+    meta: Mapping[str, Any] | None,
+) -> AsyncTurnRecorder:
+    """As resumed; `claims` is called in a thread."""
+    return log._resumed(session_id, claims, buffered=buffered, actor=actor, meta=meta)
 
 
 def in_thread(

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import msgspec
 
 from kern_events.codec import MAX_BATCH
-from kern_events.errors import AppendUnresolved, InvalidEvent, KernError
+from kern_events.errors import AppendUnresolved, InvalidEvent, KernError, VersionConflict
 from kern_events.events import (
     Draft,
+    Head,
     Json,
     Receipt,
     message,
@@ -68,6 +69,29 @@ def thaw(value: Any) -> Any:
     return value
 
 
+class Claim(NamedTuple):
+    """A turn to be continued: right behind the head at which it was seen to wait, or not at all."""
+
+    turn: int
+    expected: Head
+    run_id: str | None = None
+
+
+Claims = Callable[[VersionConflict | None], Claim]
+"""Says which turn to continue; asked again, with the conflict, where somebody came between. May raise it."""
+
+
+def claim_at(expected: Head, turn: int) -> Claims:
+    """The claim of a turn that the caller names, at a head that the caller has seen."""
+
+    def claims(conflict: VersionConflict | None) -> Claim:
+        if conflict is not None:
+            raise conflict
+        return Claim(turn, expected)
+
+    return claims
+
+
 class TurnState:
     """Where a turn stands: its number, the branch it began on, and what waits to be committed."""
 
@@ -81,6 +105,7 @@ class TurnState:
         buffered: bool,
         actor: str | None,
         meta: Mapping[str, Any] | None,
+        claims: Claims | None = None,
     ) -> None:
         self.session_id = session_id
         self.number: int | None = None
@@ -92,7 +117,25 @@ class TurnState:
         self._actor = actor
         self._meta = dict(meta) if meta else None
         self._branch: int | None = None
+        self._claims = claims
         self._buffer: list[Draft] | None = [] if buffered else None
+
+    def _resume(self, claims: Claims) -> None:
+        """Record `turn.resumed` at once, also in a buffered turn: of those who try, one continues it."""
+        conflict: VersionConflict | None = None
+        draft = Draft("turn.resumed", {})
+        while True:
+            claim = claims(conflict)
+            self.number, self._branch = claim.turn, claim.expected.branch
+            if claim.run_id is not None:
+                self._started = {"run_id": claim.run_id}
+            batch = self._prepared(self._stamped([draft]))
+            try:
+                self.receipt = self._log._record(batch, claim.expected).receipt
+            except VersionConflict as error:
+                conflict = error
+            else:
+                return
 
     def _stamped(self, drafts: Sequence[Draft]) -> list[Draft]:
         return [
@@ -151,11 +194,14 @@ class TurnRecorder(TurnState):
         session_id: The session.
         number: The turn's number; None before it is committed.
         receipt: The receipt of the last commit.
-        closed: Whether the turn has its end.
+        closed: Whether the turn has its end, or was paused: nothing more is recorded by this object.
     """
 
     def __enter__(self) -> Self:
-        self.record(Draft("turn.started", self._started))
+        if self._claims:
+            self._resume(self._claims)
+        else:
+            self.record(Draft("turn.started", self._started))
         return self
 
     def __exit__(
@@ -225,6 +271,18 @@ class TurnRecorder(TurnState):
     def fail(self, error: str) -> None:
         """Close the turn as failed, without an exception."""
         self._close(Draft("turn.failed", {"error": {"message": error}}))
+
+    def pause(self, requirements: Json = None) -> None:
+        """Leave the turn open, waiting for somebody; leaving the block does no more then.
+
+        Whoever has the answer, in this process or in another one and however long after, goes on
+        with `resume` (see Sessions.resume).
+
+        Args:
+            requirements: What has to happen first, as `view.paused` shows it; any JSON value.
+        """
+        payload = {} if requirements is None else {"requirements": thaw(requirements)}
+        self._close(Draft("turn.paused", payload))
 
     def _close(self, closing: Draft) -> None:
         self._landed(self._log._record(self._flushed(closing)))

@@ -8,7 +8,7 @@ show that; this module alone cannot.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -83,7 +83,7 @@ def verify_snapshot(
     sessions = events = 0
     for head in snapshot.head_rows(namespace, session_id):
         try:
-            walk = _Walk(namespace, head, _genesis(snapshot, namespace, head))
+            walk = _Walk(namespace, head, _beginning(snapshot, namespace, head))
         except UnicodeEncodeError:
             findings.append(_damaged(head))
             continue
@@ -105,26 +105,51 @@ def _damaged(head: HeadRow) -> Finding:
     )
 
 
-def _genesis(snapshot: Snapshot, namespace: str, head: HeadRow) -> bytes:
+class _Beginning(NamedTuple):
+    """What a session's first event goes on from."""
+
+    hash: bytes
+    epoch: int = 0
+
+
+def _beginning(snapshot: Snapshot, namespace: str, head: HeadRow) -> _Beginning:
     scope = chain.scope(namespace, head.session_id)
     if head.fork_parent is None or head.fork_version is None:
-        return chain.genesis(scope)
-    rows = snapshot.page(namespace, head.fork_parent, head.fork_version - 1, 1)
+        return _Beginning(chain.genesis(scope))
+    parent = _head_row(snapshot, namespace, head.fork_parent)
+    owner = _owner(snapshot, namespace, parent, head.fork_version)
+    rows = snapshot.page(namespace, owner, head.fork_version - 1, 1)
     parent_hash = rows[0][18] if rows and rows[0][0] == head.fork_version else b""
-    return chain.fork_genesis(scope, head.fork_parent, head.fork_version, parent_hash)
+    genesis = chain.fork_genesis(scope, head.fork_parent, head.fork_version, parent_hash)
+    return _Beginning(genesis, parent.epoch if parent else 0)
+
+
+def _owner(snapshot: Snapshot, namespace: str, session: HeadRow | None, version: int) -> str:
+    """The session in whose rows a version of this one lies: itself, or one that it was forked from."""
+    seen: set[str] = set()
+    while session is not None and session.session_id not in seen:
+        seen.add(session.session_id)  # A damaged head row may name its own child as its parent.
+        if session.fork_parent is None or version > (session.fork_version or 0):
+            return session.session_id
+        session = _head_row(snapshot, namespace, session.fork_parent)
+    return ""
+
+
+def _head_row(snapshot: Snapshot, namespace: str, session_id: str) -> HeadRow | None:
+    return next(iter(snapshot.head_rows(namespace, session_id)), None)
 
 
 class _Walk:
     """One session from its genesis to its head: what the events say, against what the head row says."""
 
-    def __init__(self, namespace: str, head: HeadRow, genesis: bytes) -> None:
+    def __init__(self, namespace: str, head: HeadRow, beginning: _Beginning) -> None:
         self.events = 0
         self._namespace = namespace
         self._head = head
         self._scope = chain.scope(namespace, head.session_id)
         self._version = head.fork_version or 0
-        self._hash = genesis
-        self._turn = self._branch = self._epoch = self._at = self._created = 0
+        self._hash, self._epoch = beginning
+        self._turn = self._branch = self._at = self._created = 0
         self._status = "open"
         self._listing: dict[str, str | None] = dict.fromkeys(LISTING)
         self._erased: list[int] = []
@@ -169,6 +194,8 @@ class _Walk:
             self._turn = max(self._turn, turn)
         elif kind == Kind.RESTORE:
             self._turn, self._branch = turn, version
+        elif kind == Kind.FORK:
+            self._turn = turn
         payload = self._payload(row)
         if type.startswith("session."):
             self._follow_session(type, version, payload, row)

@@ -79,6 +79,35 @@ class HeadRow(NamedTuple):
     updated_hour: int
 
 
+class Lineage(NamedTuple):
+    """Where a session comes from, and the restores in it.
+
+    `origin` is the last version that it shares with its parent, 0 where it has none. `restores` are
+    (version, target), the oldest first.
+    """
+
+    parent: str | None
+    origin: int
+    restores: Sequence[tuple[int, int]]
+
+
+class Origin(NamedTuple):
+    """The point that a fork goes on from: in `parent`, whose version lies in the rows of `owner`."""
+
+    parent: str
+    owner: str
+    version: int
+    turn: int
+
+
+class StoredChunk(NamedTuple):
+    """One row of kern_snapshots: opaque bytes under a name, and the version that they are of."""
+
+    name: str
+    version: int
+    data: bytes
+
+
 class Snapshot(Protocol):
     """One consistent state of the log, as verify reads it."""
 
@@ -117,6 +146,9 @@ class Store(Protocol):
     def delete(self, namespace: str, session_id: str, tombstone: Tombstone) -> Landed | None:
         """Append the tombstone and erase what is before it; None if there is nothing to delete."""
 
+    def fork(self, batch: Batch, origin: Origin) -> Landed | Refused | None:
+        """Begin a session with the batch; None if the parent is gone, refused if the session exists."""
+
     def head(self, namespace: str, session_id: str) -> Head | None:
         """The head, or None if the session is unknown."""
 
@@ -130,8 +162,31 @@ class Store(Protocol):
     ) -> tuple[Head | None, Sequence[StoredRow]]:
         """The head and the events after a version, in one statement."""
 
-    def turn_start(self, namespace: str, session_id: str, turn: int) -> int | None:
-        """The version at which a turn last started."""
+    def lineage(self, namespace: str, session_id: str) -> Lineage:
+        """The session's parent and restores; neither, if it is unknown."""
+
+    def turn_starts(self, namespace: str, session_id: str, turn: int) -> Sequence[int]:
+        """The versions at which turns of that number started, on whatever branch, the newest first."""
+
+    def all_turn_starts(self, namespace: str, session_id: str) -> Sequence[tuple[int, int]]:
+        """Version and number of every turn, on whatever branch, by number."""
+
+    def turn_at(self, namespace: str, session_id: str, version: int) -> int:
+        """The highest turn that had started on the branch of a version of the session's own."""
+
+    def marks(self, namespace: str, session_id: str) -> Sequence[StoredRow]:
+        """The events that begin a branch: restores, and a fork's first."""
+
+    def newest_of(
+        self, namespace: str, session_id: str, types: Sequence[str], before: int
+    ) -> StoredRow | None:
+        """The newest event of one of four types below a version."""
+
+    def forks(self, namespace: str, session_id: str) -> Sequence[tuple[str, int, Any]]:
+        """The sessions forked from this one: id, version and status of each."""
+
+    def descendants(self, namespace: str, session_id: str) -> Sequence[str]:
+        """The forks of a session, and theirs."""
 
     def version_at(self, namespace: str, session_id: str, at_us: int) -> int:
         """The highest version recorded by a time; 0 if there is none."""
@@ -146,6 +201,30 @@ class Store(Protocol):
         self, namespace: str, user_id: str | None, after: tuple[int, str] | None, limit: int
     ) -> Sequence[SessionInfo]:
         """Sessions that are not deleted, the newest first."""
+
+    def snapshot_head(
+        self, namespace: str, session_id: str, projector: str, until: int
+    ) -> StoredChunk | None:
+        """The newest head among stored snapshots (its name begins with @) at or below a version."""
+
+    def snapshot_names(self, namespace: str, session_id: str, projector: str) -> Sequence[str]:
+        """The names of everything that is stored, in their order."""
+
+    def snapshot_chunks(
+        self, namespace: str, session_id: str, projector: str, names: Sequence[str]
+    ) -> dict[str, bytes]:
+        """Those of the named chunks that there are."""
+
+    def put_snapshot(
+        self,
+        namespace: str,
+        session_id: str,
+        projector: str,
+        epoch: int,
+        chunks: Sequence[StoredChunk],
+        drop: Sequence[str] = (),
+    ) -> bool:
+        """Store chunks and drop others, if the session still is of that epoch and not deleted."""
 
     def snapshot(self) -> AbstractContextManager[Snapshot]:
         """One consistent state, for reads that belong together."""
@@ -196,6 +275,21 @@ def rewrites_listing(linked: Linked, before: Head) -> bool:
 def version_of(base: Head | int) -> int:
     """The version of a base."""
     return base.version if isinstance(base, Head) else base
+
+
+def fork_head(batch: Batch, origin: Origin, epoch: int, hash: bytes, at_us: int) -> Head:
+    """What the first event of a fork is linked to.
+
+    It begins with the epoch of its parent: erasures there reach it as well, so the parent's epoch
+    and its own erasures together are what it always has.
+    """
+    genesis = chain.fork_genesis(batch.scope, origin.parent, origin.version, hash)
+    return Head(origin.version, genesis, origin.turn, 0, epoch, "open", at_us)
+
+
+def head_name(version: int) -> str:
+    """The name of the head of a stored snapshot; names sort as versions do, and apart from chunks."""
+    return f"@{version:019d}"
 
 
 def unknown_head(batch: Batch) -> Head:

@@ -10,8 +10,9 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, Final, NoReturn
 
+from msgspec.structs import replace
 from sqlalchemy.engine import Connection
 
 from kern_events import chain
@@ -25,8 +26,12 @@ from kern_events.store.base import (
     Found,
     HeadRow,
     Landed,
+    Lineage,
+    Origin,
     Refused,
+    StoredChunk,
     Tombstone,
+    fork_head,
     landed,
     refuses,
     tombstone_covers,
@@ -36,6 +41,8 @@ from kern_events.store.connections import survive_forks
 
 _Key = tuple[str, str]
 
+_TURN_KEEPERS: Final = (Kind.TURN_START, Kind.RESTORE, Kind.FORK)  # whose `turn` is the highest so far
+
 
 class _Session:
     """One session: its head, its listing columns, its rows (row i is version first + i)."""
@@ -43,6 +50,8 @@ class _Session:
     def __init__(self, head: Head) -> None:
         self.head = head
         self.listing: dict[str, str | None] = dict.fromkeys(LISTING)
+        self.parent: str | None = None
+        self.origin = 0
         self.created_us = 0
         self.rows: list[StoredRow] = []
 
@@ -65,6 +74,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._sessions: dict[_Key, _Session] = {}
+        self._snapshots: dict[tuple[str, str, str], dict[str, StoredChunk]] = {}
         self._feed: list[tuple[_Key, int]] = []  # position i + 1: the session and the index of its row
         self._lock = threading.RLock()
         self._closed = False
@@ -118,6 +128,28 @@ class MemoryStore:
             batch = tombstone(session.head)
             result = self._write(batch, link(batch, session.head, now_us()))
             session.rows[:] = [_erased(row, result.head.version) for row in session.rows]
+            touched = self._descendants(namespace, session_id)
+            for other in touched:
+                fork = self._sessions[namespace, other]
+                fork.head = replace(fork.head, epoch=fork.head.epoch + 1)
+            for key in [key for key in self._snapshots if key[0] == namespace]:
+                if key[1] == session_id or key[1] in touched:
+                    del self._snapshots[key]
+            return result
+
+    def fork(self, batch: Batch, origin: Origin) -> Landed | Refused | None:
+        """See Store."""
+        with self._locked():
+            parent = self._sessions.get((batch.namespace, origin.parent))
+            if parent is None or parent.head.status == "deleted":
+                return None
+            if (batch.namespace, batch.session_id) in self._sessions:
+                return Refused(origin.version)
+            [row] = self._sessions[batch.namespace, origin.owner].after(origin.version - 1, None, 1)
+            head = fork_head(batch, origin, parent.head.epoch, row[18], row[8])
+            result = self._write(batch, link(batch, head, now_us()))
+            child = self._sessions[batch.namespace, batch.session_id]
+            child.parent, child.origin = origin.parent, origin.version
             return result
 
     def head(self, namespace: str, session_id: str) -> Head | None:
@@ -146,13 +178,70 @@ class MemoryStore:
                 return session.head, ()
             return session.head, session.after(after, None, limit)
 
-    def turn_start(self, namespace: str, session_id: str, turn: int) -> int | None:
+    def lineage(self, namespace: str, session_id: str) -> Lineage:
         """See Store."""
         with self._locked():
             session = self._sessions.get((namespace, session_id))
-            rows = session.rows if session else []
-            starts = (row[0] for row in reversed(rows) if row[5] == Kind.TURN_START and row[6] == turn)
-            return next(starts, None)
+            if session is None:
+                return Lineage(None, 0, ())
+            restores = [(row[0], row[7]) for row in session.rows if row[5] == Kind.RESTORE]
+            return Lineage(session.parent, session.origin, restores)
+
+    def turn_starts(self, namespace: str, session_id: str, turn: int) -> Sequence[int]:
+        """See Store."""
+        starts = self.all_turn_starts(namespace, session_id)
+        return [version for version, number in reversed(starts) if number == turn]
+
+    def all_turn_starts(self, namespace: str, session_id: str) -> Sequence[tuple[int, int]]:
+        """See Store."""
+        rows = self._rows_of(namespace, session_id)
+        starts = [(row[0], row[6]) for row in rows if row[5] == Kind.TURN_START]
+        return sorted(starts, key=lambda start: (start[1], start[0]))
+
+    def turn_at(self, namespace: str, session_id: str, version: int) -> int:
+        """See Store."""
+        rows = self._rows_of(namespace, session_id)
+        found = (row[6] for row in reversed(rows) if row[0] <= version and row[5] in _TURN_KEEPERS)
+        return next(found, 0)
+
+    def marks(self, namespace: str, session_id: str) -> Sequence[StoredRow]:
+        """See Store."""
+        rows = self._rows_of(namespace, session_id)
+        return [row for row in rows if row[5] in (Kind.RESTORE, Kind.FORK)]
+
+    def newest_of(
+        self, namespace: str, session_id: str, types: Sequence[str], before: int
+    ) -> StoredRow | None:
+        """See Store."""
+        rows = self._rows_of(namespace, session_id)
+        return next((row for row in reversed(rows) if row[0] < before and row[3] in types), None)
+
+    def forks(self, namespace: str, session_id: str) -> Sequence[tuple[str, int, Any]]:
+        """See Store."""
+        with self._locked():
+            return sorted(
+                (key[1], session.origin, session.head.status)
+                for key, session in self._sessions.items()
+                if key[0] == namespace and session.parent == session_id
+            )
+
+    def descendants(self, namespace: str, session_id: str) -> Sequence[str]:
+        """See Store."""
+        with self._locked():
+            return self._descendants(namespace, session_id)
+
+    def _descendants(self, namespace: str, session_id: str) -> list[str]:
+        found: list[str] = []
+        parents = [session_id]
+        while parents:
+            parents = [child for parent in parents for child, *_ in self.forks(namespace, parent)]
+            found += parents
+        return found
+
+    def _rows_of(self, namespace: str, session_id: str) -> list[StoredRow]:
+        with self._locked():
+            session = self._sessions.get((namespace, session_id))
+            return list(session.rows) if session else []
 
     def version_at(self, namespace: str, session_id: str, at_us: int) -> int:
         """See Store."""
@@ -193,6 +282,49 @@ class MemoryStore:
         if after is not None:
             found = [info for info in found if (-info.updated_us, info.session_id) > (-after[0], after[1])]
         return found[:limit]
+
+    def snapshot_head(
+        self, namespace: str, session_id: str, projector: str, until: int
+    ) -> StoredChunk | None:
+        """See Store."""
+        with self._locked():
+            stored = self._snapshots.get((namespace, session_id, projector), {})
+            heads = (one for one in stored.values() if one.name[0] == "@" and one.version <= until)
+            return max(heads, key=lambda one: one.version, default=None)
+
+    def snapshot_names(self, namespace: str, session_id: str, projector: str) -> Sequence[str]:
+        """See Store."""
+        with self._locked():
+            stored = self._snapshots.get((namespace, session_id, projector), {})
+            return sorted(stored)
+
+    def snapshot_chunks(
+        self, namespace: str, session_id: str, projector: str, names: Sequence[str]
+    ) -> dict[str, bytes]:
+        """See Store."""
+        with self._locked():
+            stored = self._snapshots.get((namespace, session_id, projector), {})
+            return {name: stored[name].data for name in names if name in stored}
+
+    def put_snapshot(
+        self,
+        namespace: str,
+        session_id: str,
+        projector: str,
+        epoch: int,
+        chunks: Sequence[StoredChunk],
+        drop: Sequence[str] = (),
+    ) -> bool:
+        """See Store."""
+        with self._locked():
+            session = self._sessions.get((namespace, session_id))
+            if session is None or session.head.epoch != epoch or session.head.status == "deleted":
+                return False
+            stored = self._snapshots.setdefault((namespace, session_id, projector), {})
+            for name in drop:
+                stored.pop(name, None)
+            stored |= {one.name: one for one in chunks}
+            return True
 
     @contextmanager
     def snapshot(self) -> Iterator[MemoryStore]:
@@ -275,8 +407,8 @@ def _info(session_id: str, session: _Session) -> SessionInfo:
         head.version,
         head.turn,
         **session.listing,
-        fork_parent=None,
-        fork_version=None,
+        fork_parent=session.parent,
+        fork_version=session.origin or None,
         created_us=session.created_us,
         updated_us=head.at_us,
     )
@@ -286,5 +418,6 @@ def _head_row(session_id: str, session: _Session) -> HeadRow:
     head = session.head
     return HeadRow(
         session_id, head.version, head.hash, head.turn, head.branch, head.epoch, head.status,
-        tuple(session.listing.values()), None, None, session.created_us, head.at_us, head.at_us // HOUR_US,
+        tuple(session.listing.values()), session.parent, session.origin or None, session.created_us,
+        head.at_us, head.at_us // HOUR_US,
     )  # fmt: skip

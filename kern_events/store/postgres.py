@@ -31,9 +31,14 @@ from kern_events.store.base import (
     Found,
     HeadRow,
     Landed,
+    Lineage,
+    Origin,
     Refused,
+    StoredChunk,
     Tombstone,
+    fork_head,
     found_of,
+    head_name,
     head_row_of,
     landed,
     listing_values,
@@ -156,8 +161,44 @@ class PostgresStore:
             outcome = self._write(session.cursor, batch, head)
             assert isinstance(outcome, Landed)
             self._erase(session.cursor, batch, outcome.head.version)
+            self._touch(session.cursor, batch)
             self._remember(batch, None)
             return outcome
+
+        return self._server.in_transaction(work)
+
+    def _touch(self, cursor: Cursor, batch: Batch) -> None:
+        """What an erasure does beyond its own session: its forks are of another epoch now."""
+        scope = {"namespace": batch.namespace, "session_id": batch.session_id}
+        forks: list[str] = []
+        while True:
+            found = [row[0] for row in cursor.execute(self._sql.descendants, scope)]
+            if len(found) == len(forks):
+                break
+            forks = found
+            # While we waited for a lock, somebody may have forked what we are about to lock.
+            cursor.execute(self._sql.locked_forks, (batch.namespace, text_array(forks)))
+        if forks:
+            cursor.execute(self._sql.touch, (batch.namespace, text_array(forks)))
+        cursor.execute(self._sql.forget, (batch.namespace, text_array([batch.session_id, *forks])))
+
+    def fork(self, batch: Batch, origin: Origin) -> Landed | Refused | None:
+        """See Store."""
+        self._server.ensure()
+
+        def work(session: Session, bases: list[Head]) -> Landed | Refused | None:
+            cursor, namespace = session.cursor, batch.namespace
+            parent = cursor.execute(self._sql.parent_head, (namespace, origin.parent)).fetchone()
+            if parent is None or parent[5] == "deleted":
+                return None
+            place = (namespace, origin.owner, origin.version - 1, origin.version, 1)
+            [row] = cursor.execute(self._sql.rows, place).fetchall()
+            head = fork_head(batch, origin, parent[4], row[18], row[8])
+            linked = link(batch, head, now_us())
+            bases.append(head)
+            values = (*_created(batch, linked), origin.parent, origin.version)
+            rows = cursor.execute(self._sql.fork, (*values, *_row_values(batch, head, linked))).fetchall()
+            return landed(batch, linked, max(row[0] for row in rows)) if rows else Refused(head)
 
         return self._server.in_transaction(work)
 
@@ -332,10 +373,47 @@ class PostgresStore:
         """See Store."""
         return tail_of(self._server.query(self._sql.tail, (after, limit, namespace, session_id)))
 
-    def turn_start(self, namespace: str, session_id: str, turn: int) -> int | None:
+    def lineage(self, namespace: str, session_id: str) -> Lineage:
         """See Store."""
-        version: int | None = self._server.query(self._sql.turn_start, (namespace, session_id, turn))[0][0]
-        return version
+        scope = (namespace, session_id)
+        rows = self._server.query(self._sql.parent, scope)
+        parent, origin = rows[0] if rows else (None, None)
+        restores = self._server.query(self._sql.restores, scope) if rows else []
+        return Lineage(parent, origin or 0, sorted(restores))
+
+    def turn_starts(self, namespace: str, session_id: str, turn: int) -> Sequence[int]:
+        """See Store."""
+        return [row[0] for row in self._server.query(self._sql.turn_starts, (namespace, session_id, turn))]
+
+    def all_turn_starts(self, namespace: str, session_id: str) -> Sequence[tuple[int, int]]:
+        """See Store."""
+        return self._server.query(self._sql.all_turn_starts, (namespace, session_id))
+
+    def turn_at(self, namespace: str, session_id: str, version: int) -> int:
+        """See Store."""
+        rows = self._server.query(self._sql.turn_at, (namespace, session_id, version))
+        return rows[0][0] if rows else 0
+
+    def marks(self, namespace: str, session_id: str) -> Sequence[StoredRow]:
+        """See Store."""
+        return self._server.query(self._sql.marks, (namespace, session_id))
+
+    def newest_of(
+        self, namespace: str, session_id: str, types: Sequence[str], before: int
+    ) -> StoredRow | None:
+        """See Store."""
+        values = (namespace, session_id, before, text_array(types))
+        rows = self._server.query(self._sql.newest_of, values)
+        return rows[0] if rows else None
+
+    def forks(self, namespace: str, session_id: str) -> Sequence[tuple[str, int, Any]]:
+        """See Store."""
+        return sorted(self._server.query(self._sql.forks, (namespace, session_id)))
+
+    def descendants(self, namespace: str, session_id: str) -> Sequence[str]:
+        """See Store."""
+        scope = {"namespace": namespace, "session_id": session_id}
+        return [row[0] for row in self._server.query(self._sql.descendants, scope)]
 
     def version_at(self, namespace: str, session_id: str, at_us: int) -> int:
         """See Store."""
@@ -399,6 +477,52 @@ class PostgresStore:
         }  # fmt: skip
         statement = self._sql.sessions if user_id is None else self._sql.user_sessions
         return [SessionInfo(*row) for row in self._server.query(statement, values)]
+
+    def snapshot_head(
+        self, namespace: str, session_id: str, projector: str, until: int
+    ) -> StoredChunk | None:
+        """See Store."""
+        values = (namespace, session_id, projector, head_name(until))
+        rows = self._server.query(self._sql.snapshot_head, values)
+        return StoredChunk(*rows[0]) if rows else None
+
+    def snapshot_names(self, namespace: str, session_id: str, projector: str) -> Sequence[str]:
+        """See Store."""
+        rows = self._server.query(self._sql.snapshot_names, (namespace, session_id, projector))
+        return [row[0] for row in rows]
+
+    def snapshot_chunks(
+        self, namespace: str, session_id: str, projector: str, names: Sequence[str]
+    ) -> dict[str, bytes]:
+        """See Store."""
+        values = (namespace, session_id, projector, text_array(names))
+        return dict(self._server.query(self._sql.snapshot_chunks, values))
+
+    def put_snapshot(
+        self,
+        namespace: str,
+        session_id: str,
+        projector: str,
+        epoch: int,
+        chunks: Sequence[StoredChunk],
+        drop: Sequence[str] = (),
+    ) -> bool:
+        """See Store."""
+        self._server.ensure()
+        place = (namespace, session_id, projector)
+        names, versions, bodies = zip(*chunks, strict=True) if chunks else ((), (), ())
+        arrays = (text_array(names), int8_array(versions), bytea_array(bodies))
+
+        def work(session: Session, bases: list[Head]) -> bool | None:
+            cursor = session.cursor
+            if not cursor.execute(self._sql.snapshot_guard, (namespace, session_id, epoch)).fetchone():
+                return None
+            if drop:
+                cursor.execute(self._sql.drop_snapshots, (*place, text_array(drop)))
+            cursor.execute(self._sql.put_snapshot, (*place, epoch, now_us(), *arrays))
+            return True
+
+        return bool(self._server.in_transaction(work))
 
     @contextmanager
     def snapshot(self) -> Iterator[_Snapshot]:

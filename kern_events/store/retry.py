@@ -18,6 +18,8 @@ from kern_events.errors import (
     AppendUnresolved,
     IdempotencyConflict,
     SessionClosed,
+    SessionExists,
+    SessionNotFound,
     StoreBusy,
     StoreError,
     StoreUnavailable,
@@ -31,6 +33,7 @@ from kern_events.store.base import (
     Expected,
     Found,
     Landed,
+    Origin,
     Refused,
     Store,
     Tombstone,
@@ -189,6 +192,31 @@ def delete(store: Store, namespace: str, session_id: str, tombstone: Tombstone) 
                 return landed
             if attempts == _MAX_ATTEMPTS:
                 raise _give_up(batch, lost.base.version, lost) from lost
+
+
+def fork(store: Store, batch: Batch, origin: Origin) -> Landed:
+    """Begin a session as a fork; a lost answer is looked up like an append's.
+
+    Raises:
+        SessionNotFound: The parent was deleted meanwhile.
+        SessionExists: There is a session of that id, deleted or not.
+    """
+    for _ in range(_MAX_ATTEMPTS):
+        cause: BaseException | None = None
+        try:
+            answer = store.fork(batch, origin)
+        except AnswerLost as lost:
+            answer, cause = Refused(lost.base), lost
+        if answer is None:
+            raise SessionNotFound(origin.parent)
+        if isinstance(answer, Landed):
+            return answer
+        found = _look_up(store, batch, origin.version, cause)
+        if landed := _already(batch, origin.version, found):
+            return landed
+        if found.head.version:
+            raise SessionExists(batch.session_id)
+    raise _give_up(batch, origin.version, cause)
 
 
 def check_within(batch: Batch, expected: Expected, answer: Landed | Refused, found: Found | None) -> Landed:

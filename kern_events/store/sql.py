@@ -24,8 +24,20 @@ _HEAD_ROW: Final = (
     "session_id, " + HEAD + ", " + _LISTING + ", fork_parent, fork_version, created_at, updated_hour"
 )
 
+
+def _descendants(namespace: str, session_id: str) -> str:
+    """A recursive query `found`: the forks of a session and theirs."""
+    return (
+        f"found (session_id) AS (SELECT session_id FROM {{s}}kern_sessions WHERE namespace = {namespace} "
+        f"AND fork_parent = {session_id} UNION SELECT s.session_id FROM {{s}}kern_sessions AS s "
+        f"JOIN found ON s.namespace = {namespace} AND s.fork_parent = found.session_id)"
+    )
+
+
 # ---------------------------------------------------------------------------------------- SQLite
 
+_SQLITE_FOUND: Final = _descendants("?1", "?2").replace("{s}", "")
+_OF_SESSION: Final = "e.session = (SELECT id FROM kern_sessions WHERE namespace = ? AND session_id = ?)"
 # The settings of every connection; secure_delete leaves nothing of an erased text in the file.
 SQLITE_SETTINGS: Final = (
     "PRAGMA synchronous = FULL",
@@ -118,11 +130,78 @@ SQLITE_ERASE: Final = (
     "UPDATE kern_events SET payload = NULL, native = NULL, salt = NULL, payload_commit = ? "
     "WHERE session = ? AND version = ?"
 )
-# The version at which a turn last started, from the skeleton index.
-SQLITE_TURN_START: Final = (
-    "SELECT max(e.version) FROM kern_events AS e WHERE e.session = "
-    "(SELECT id FROM kern_sessions WHERE namespace = ? AND session_id = ?) "
-    "AND e.kind <> 0 AND e.kind = 1 AND e.turn = ?"
+# A new fork.
+SQLITE_FORK_HEAD: Final = (
+    f"INSERT INTO kern_sessions (namespace, session_id, {HEAD}, updated_hour, created_at, {_LISTING}, "
+    f"fork_parent, fork_version) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {', '.join('?' * len(LISTING))}, "
+    "?, ?) RETURNING id"
+)
+# Where a session comes from.
+SQLITE_PARENT: Final = (
+    "SELECT fork_parent, fork_version FROM kern_sessions WHERE namespace = ? AND session_id = ?"
+)
+# Its restores, from the skeleton index.
+SQLITE_RESTORES: Final = (
+    f"SELECT e.version, e.ref FROM kern_events AS e WHERE {_OF_SESSION} AND e.kind <> 0 AND e.kind = 3"
+)
+# Where turns of a number started, from the skeleton index.
+SQLITE_TURN_STARTS: Final = (
+    f"SELECT e.version FROM kern_events AS e WHERE {_OF_SESSION} AND e.kind <> 0 AND e.kind = 1 "
+    "AND e.turn = ? ORDER BY e.version DESC"
+)
+# Where every turn started, from the skeleton index.
+SQLITE_ALL_TURN_STARTS: Final = (
+    f"SELECT e.version, e.turn FROM kern_events AS e WHERE {_OF_SESSION} AND e.kind <> 0 AND e.kind = 1 "
+    "ORDER BY e.turn, e.version"
+)
+# The highest turn at a version: a few rows back by version, which the + keeps the planner from changing.
+SQLITE_TURN_AT: Final = (
+    f"SELECT e.turn FROM kern_events AS e WHERE {_OF_SESSION} AND e.version <= ? AND +e.kind IN (1, 3, 4) "
+    "ORDER BY e.version DESC LIMIT 1"
+)
+# The events that begin a branch.
+SQLITE_MARKS: Final = (
+    f"SELECT {_STORED_E} FROM kern_events AS e WHERE {_OF_SESSION} AND e.kind <> 0 AND e.kind IN (3, 4) "
+    "ORDER BY e.version"
+)
+# The newest event of some types.
+SQLITE_NEWEST_OF: Final = (
+    f"SELECT {_STORED_E} FROM kern_events AS e WHERE {_OF_SESSION} AND e.version < ? "
+    "AND e.type IN (?, ?, ?, ?) ORDER BY e.version DESC LIMIT 1"
+)
+# The sessions forked from one.
+SQLITE_FORKS: Final = (
+    "SELECT session_id, fork_version, status FROM kern_sessions WHERE namespace = ? AND fork_parent = ?"
+)
+# Its forks and theirs.
+SQLITE_DESCENDANTS: Final = f"WITH RECURSIVE {_SQLITE_FOUND} SELECT session_id FROM found"
+# An erasure touches them too: no view may be folded across it.
+SQLITE_TOUCH: Final = (
+    f"WITH RECURSIVE {_SQLITE_FOUND} UPDATE kern_sessions SET epoch = epoch + 1 "
+    "WHERE namespace = ?1 AND session_id IN (SELECT session_id FROM found)"
+)
+# ... and none that was stored before may stay.
+SQLITE_FORGET: Final = (
+    f"WITH RECURSIVE {_SQLITE_FOUND} DELETE FROM kern_snapshots WHERE namespace = ?1 "
+    "AND (session_id = ?2 OR session_id IN (SELECT session_id FROM found))"
+)
+# The newest head among stored snapshots; @ sorts after digits and before letters, as chunks are named.
+SQLITE_SNAPSHOT_HEAD: Final = (
+    "SELECT chunk, version, data FROM kern_snapshots WHERE namespace = ? AND session_id = ? "
+    "AND projector = ? AND chunk >= '@' AND chunk <= ? ORDER BY chunk DESC LIMIT 1"
+)
+# The names of everything that is stored.
+SQLITE_SNAPSHOT_NAMES: Final = (
+    "SELECT chunk FROM kern_snapshots WHERE namespace = ? AND session_id = ? AND projector = ? ORDER BY chunk"
+)
+# Store a chunk; one of the same name has the same content.
+SQLITE_PUT_SNAPSHOT: Final = (
+    "INSERT OR REPLACE INTO kern_snapshots (namespace, session_id, projector, epoch, stored_at, "
+    " chunk, version, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+)
+# Drop one.
+SQLITE_DROP_SNAPSHOT: Final = (
+    "DELETE FROM kern_snapshots WHERE namespace = ? AND session_id = ? AND projector = ? AND chunk = ?"
 )
 # One event's time, a step of the binary search by time.
 SQLITE_AT: Final = (
@@ -167,6 +246,15 @@ def sqlite_insert(count: int) -> str:
     return f"INSERT INTO kern_events (session, {_ROW}) VALUES " + ", ".join([values] * count)
 
 
+@functools.cache
+def sqlite_snapshot_chunks(count: int) -> str:
+    """So many stored chunks by name."""
+    return (
+        "SELECT chunk, data FROM kern_snapshots WHERE namespace = ? AND session_id = ? AND projector = ? "
+        f"AND chunk IN ({', '.join('?' * count)})"
+    )
+
+
 # -------------------------------------------------------------------------------------- Postgres
 
 _NEW_ROWS: Final = (
@@ -202,6 +290,9 @@ _CREATE: Final = (
     f"INSERT INTO {{s}}kern_sessions (namespace, session_id, {HEAD}, updated_hour, created_at, {_LISTING}) "
     f"VALUES (%b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, {', '.join(['%b'] * len(LISTING))}) "
     "ON CONFLICT DO NOTHING"
+)
+_FORK: Final = _CREATE.replace(f"{_LISTING})", f"{_LISTING}, fork_parent, fork_version)").replace(
+    ") ON CONFLICT", ", %b, %b) ON CONFLICT"
 )
 
 
@@ -273,10 +364,99 @@ class PostgresSQL:
             "FROM unnest(%b::int8[], %b::bytea[]) AS c (version, commit) "
             "WHERE e.namespace = %b AND e.session_id = %b AND e.version = c.version"
         )
-        # The version at which a turn last started, from the skeleton index.
-        self.turn_start = filled(
-            "SELECT max(version) FROM {s}kern_events "
-            "WHERE namespace = %b AND session_id = %b AND kind <> 0 AND kind = 1 AND turn = %b"
+        # A new fork.
+        self.fork = guarded(_FORK)
+        # The parent's head; no erasure may come between it and the fork.
+        self.parent_head = self.head + " FOR KEY SHARE"
+        # Where a session comes from.
+        self.parent = filled(
+            "SELECT fork_parent, fork_version FROM {s}kern_sessions WHERE namespace = %b AND session_id = %b"
+        )
+        # Its restores, from the skeleton index.
+        self.restores = filled(
+            "SELECT version, ref FROM {s}kern_events "
+            "WHERE namespace = %b AND session_id = %b AND kind <> 0 AND kind = 3"
+        )
+        # Where turns of a number started, from the skeleton index.
+        self.turn_starts = filled(
+            "SELECT version FROM {s}kern_events WHERE namespace = %b AND session_id = %b "
+            "AND kind <> 0 AND kind = 1 AND turn = %b ORDER BY version DESC"
+        )
+        # Where every turn started, from the skeleton index.
+        self.all_turn_starts = filled(
+            "SELECT version, turn FROM {s}kern_events WHERE namespace = %b AND session_id = %b "
+            "AND kind <> 0 AND kind = 1 ORDER BY turn, version"
+        )
+        # The highest turn at a version: a few rows back by version, which the + 0 keeps the planner to.
+        self.turn_at = filled(
+            "SELECT turn FROM {s}kern_events WHERE namespace = %b AND session_id = %b "
+            "AND version <= %b AND kind + 0 IN (1, 3, 4) ORDER BY version DESC LIMIT 1"
+        )
+        # The events that begin a branch.
+        self.marks = filled(
+            f"SELECT {_STORED} FROM {{s}}kern_events WHERE namespace = %b AND session_id = %b "
+            "AND kind <> 0 AND kind IN (3, 4) ORDER BY version"
+        )
+        # The newest event of some types.
+        self.newest_of = filled(
+            f"SELECT {_STORED} FROM {{s}}kern_events WHERE namespace = %b AND session_id = %b "
+            "AND version < %b AND type = ANY(%b::text[]) ORDER BY version DESC LIMIT 1"
+        )
+        # The sessions forked from one.
+        self.forks = filled(
+            "SELECT session_id, fork_version, status FROM {s}kern_sessions "
+            "WHERE namespace = %b AND fork_parent = %b"
+        )
+        # Its forks and theirs.
+        self.descendants = filled(
+            f"WITH RECURSIVE {_descendants('%(namespace)b', '%(session_id)b')} SELECT session_id FROM found"
+        )
+        # An erasure touches them too, so nobody may store a snapshot of them meanwhile.
+        self.locked_forks = filled(
+            "SELECT session_id FROM {s}kern_sessions WHERE namespace = %b AND session_id = ANY(%b::text[]) "
+            "ORDER BY session_id FOR UPDATE"
+        )
+        # No view of theirs may be folded across it.
+        self.touch = filled(
+            "UPDATE {s}kern_sessions SET epoch = epoch + 1 "
+            "WHERE namespace = %b AND session_id = ANY(%b::text[])"
+        )
+        # ... and none that was stored before may stay.
+        self.forget = filled(
+            "DELETE FROM {s}kern_snapshots WHERE namespace = %b AND session_id = ANY(%b::text[])"
+        )
+        # The newest head among stored snapshots; @ sorts after digits and before letters.
+        self.snapshot_head = filled(
+            "SELECT chunk, version, data FROM {s}kern_snapshots WHERE namespace = %b AND session_id = %b "
+            "AND projector = %b AND chunk >= '@' AND chunk <= %b ORDER BY chunk DESC LIMIT 1"
+        )
+        # The names of everything that is stored.
+        self.snapshot_names = filled(
+            "SELECT chunk FROM {s}kern_snapshots WHERE namespace = %b AND session_id = %b "
+            "AND projector = %b ORDER BY chunk"
+        )
+        # Stored chunks by name.
+        self.snapshot_chunks = filled(
+            "SELECT chunk, data FROM {s}kern_snapshots WHERE namespace = %b AND session_id = %b "
+            "AND projector = %b AND chunk = ANY(%b::text[])"
+        )
+        # Whether a session still is of an epoch; no erasure may come before what is stored then.
+        self.snapshot_guard = filled(
+            "SELECT 1 FROM {s}kern_sessions WHERE namespace = %b AND session_id = %b AND epoch = %b "
+            "AND status <> 'deleted' FOR KEY SHARE"
+        )
+        # Store chunks; one of the same name has the same content.
+        self.put_snapshot = filled(
+            "INSERT INTO {s}kern_snapshots (namespace, session_id, projector, epoch, stored_at, "
+            "chunk, version, data) SELECT %b::text, %b::text, %b::text, %b::int8, %b::int8, c.* "
+            "FROM unnest(%b::text[], %b::int8[], %b::bytea[]) AS c "
+            "ON CONFLICT (namespace, session_id, projector, chunk) DO UPDATE SET version = excluded.version, "
+            "epoch = excluded.epoch, data = excluded.data, stored_at = excluded.stored_at"
+        )
+        # Drop some.
+        self.drop_snapshots = filled(
+            "DELETE FROM {s}kern_snapshots WHERE namespace = %b AND session_id = %b AND projector = %b "
+            "AND chunk = ANY(%b::text[])"
         )
         # One event's time, a step of the binary search by time.
         self.at = filled(
@@ -306,7 +486,7 @@ class PostgresSQL:
         # Sessions by last activity: by the hour from the index, then exactly.
         self.sessions = filled(
             f"SELECT {_INFO} FROM {{s}}kern_sessions WHERE namespace = %(namespace)b AND status <> 'deleted' "
-            "AND updated_hour <= %(hour)b "
+            "AND updated_hour >= 0 AND updated_hour <= %(hour)b "
             "AND (updated_at < %(at)b OR updated_at = %(at)b AND session_id > %(session_id)b) "
             "ORDER BY updated_hour DESC, updated_at DESC, session_id LIMIT %(limit)b"
         )

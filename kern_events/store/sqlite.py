@@ -27,9 +27,14 @@ from kern_events.store.base import (
     Found,
     HeadRow,
     Landed,
+    Lineage,
+    Origin,
     Refused,
+    StoredChunk,
     Tombstone,
+    fork_head,
     found_of,
+    head_name,
     head_row_of,
     landed,
     listing_values,
@@ -48,6 +53,7 @@ T = TypeVar("T")
 
 _INSERT_ROWS: Final = 50
 _ERASE_PAGE: Final = 500
+_CHUNKS_PAGE: Final = 256
 _FULL: Final = 2
 
 
@@ -121,9 +127,33 @@ class SQLiteStore:
             linked = link(batch, head, now_us())
             position = _insert(driver, batch, linked, head, row[7])
             _erase(driver, row[7], linked.head.version)
+            driver.execute(sql.SQLITE_FORGET, (namespace, session_id))
+            driver.execute(sql.SQLITE_TOUCH, (namespace, session_id))
             return landed(batch, linked, position)
 
         outcome: Landed | None = self._group.run(work)
+        return outcome
+
+    def fork(self, batch: Batch, origin: Origin) -> Landed | Refused | None:
+        """See Store."""
+
+        def work(driver: Driver, bases: list[Head]) -> Landed | Refused | None:
+            scope = batch.namespace
+            parent = driver.execute(sql.SQLITE_LOCKED_HEAD, (scope, origin.parent)).fetchone()
+            if parent is None or parent[5] == "deleted":
+                return None
+            if driver.execute(sql.SQLITE_LOCKED_HEAD, (scope, batch.session_id)).fetchone():
+                return Refused(origin.version)
+            place = (scope, origin.owner, origin.version - 1, origin.version, 1)
+            [row] = driver.execute(sql.SQLITE_ROWS, place).fetchall()
+            head = fork_head(batch, origin, parent[4], row[18], row[8])
+            linked = link(batch, head, now_us())
+            bases.append(head)
+            values = (*_head_values(batch, linked), origin.parent, origin.version)
+            session: int = driver.execute(sql.SQLITE_FORK_HEAD, values).fetchone()[0]
+            return landed(batch, linked, _insert_rows(driver, linked, session))
+
+        outcome: Landed | Refused | None = self._group.run(work)
         return outcome
 
     def within(
@@ -223,10 +253,46 @@ class SQLiteStore:
             return head, ()
         return tail_of(self._file.query(sql.SQLITE_TAIL, (after, namespace, session_id, limit)))
 
-    def turn_start(self, namespace: str, session_id: str, turn: int) -> int | None:
+    def lineage(self, namespace: str, session_id: str) -> Lineage:
         """See Store."""
-        version: int | None = self._file.query(sql.SQLITE_TURN_START, (namespace, session_id, turn))[0][0]
-        return version
+        scope = (namespace, session_id)
+        with self._file.reading() as driver:
+            row = driver.execute(sql.SQLITE_PARENT, scope).fetchone()
+            restores = driver.execute(sql.SQLITE_RESTORES, scope).fetchall() if row else []
+        parent, origin = row or (None, None)
+        return Lineage(parent, origin or 0, sorted(restores))
+
+    def turn_starts(self, namespace: str, session_id: str, turn: int) -> Sequence[int]:
+        """See Store."""
+        return [row[0] for row in self._file.query(sql.SQLITE_TURN_STARTS, (namespace, session_id, turn))]
+
+    def all_turn_starts(self, namespace: str, session_id: str) -> Sequence[tuple[int, int]]:
+        """See Store."""
+        return self._file.query(sql.SQLITE_ALL_TURN_STARTS, (namespace, session_id))
+
+    def turn_at(self, namespace: str, session_id: str, version: int) -> int:
+        """See Store."""
+        rows = self._file.query(sql.SQLITE_TURN_AT, (namespace, session_id, version))
+        return rows[0][0] if rows else 0
+
+    def marks(self, namespace: str, session_id: str) -> Sequence[StoredRow]:
+        """See Store."""
+        return self._file.query(sql.SQLITE_MARKS, (namespace, session_id))
+
+    def newest_of(
+        self, namespace: str, session_id: str, types: Sequence[str], before: int
+    ) -> StoredRow | None:
+        """See Store."""
+        rows = self._file.query(sql.SQLITE_NEWEST_OF, (namespace, session_id, before, *types))
+        return rows[0] if rows else None
+
+    def forks(self, namespace: str, session_id: str) -> Sequence[tuple[str, int, Any]]:
+        """See Store."""
+        return sorted(self._file.query(sql.SQLITE_FORKS, (namespace, session_id)))
+
+    def descendants(self, namespace: str, session_id: str) -> Sequence[str]:
+        """See Store."""
+        return [row[0] for row in self._file.query(sql.SQLITE_DESCENDANTS, (namespace, session_id))]
 
     def version_at(self, namespace: str, session_id: str, at_us: int) -> int:
         """See Store."""
@@ -258,6 +324,54 @@ class SQLiteStore:
         else:
             rows = self._file.query(sql.SQLITE_USER_SESSIONS, (*values, user_id))
         return [SessionInfo(*row) for row in rows]
+
+    def snapshot_head(
+        self, namespace: str, session_id: str, projector: str, until: int
+    ) -> StoredChunk | None:
+        """See Store."""
+        values = (namespace, session_id, projector, head_name(until))
+        rows = self._file.query(sql.SQLITE_SNAPSHOT_HEAD, values)
+        return StoredChunk(*rows[0]) if rows else None
+
+    def snapshot_names(self, namespace: str, session_id: str, projector: str) -> Sequence[str]:
+        """See Store."""
+        rows = self._file.query(sql.SQLITE_SNAPSHOT_NAMES, (namespace, session_id, projector))
+        return [row[0] for row in rows]
+
+    def snapshot_chunks(
+        self, namespace: str, session_id: str, projector: str, names: Sequence[str]
+    ) -> dict[str, bytes]:
+        """See Store."""
+        found: dict[str, bytes] = {}
+        for start in range(0, len(names), _CHUNKS_PAGE):
+            some = names[start : start + _CHUNKS_PAGE]
+            values = (namespace, session_id, projector, *some)
+            found |= dict(self._file.query(sql.sqlite_snapshot_chunks(len(some)), values))
+        return found
+
+    def put_snapshot(
+        self,
+        namespace: str,
+        session_id: str,
+        projector: str,
+        epoch: int,
+        chunks: Sequence[StoredChunk],
+        drop: Sequence[str] = (),
+    ) -> bool:
+        """See Store."""
+        place = (namespace, session_id, projector)
+
+        def work(driver: Driver, bases: list[Head]) -> bool:
+            head = driver.execute(sql.SQLITE_HEAD, (namespace, session_id)).fetchone()
+            if head is None or head[4] != epoch or head[5] == "deleted":
+                return False
+            driver.executemany(sql.SQLITE_DROP_SNAPSHOT, [(*place, name) for name in drop])
+            rows = [(*place, epoch, now_us(), *chunk) for chunk in chunks]
+            driver.executemany(sql.SQLITE_PUT_SNAPSHOT, rows)
+            return True
+
+        stored: bool = self._group.run(work)
+        return stored
 
     @contextmanager
     def snapshot(self) -> Iterator[_Snapshot]:
@@ -368,6 +482,10 @@ def _insert(driver: Driver, batch: Batch, linked: Linked, before: Head, session:
         driver.execute(sql.SQLITE_REWRITE_HEAD, (*_moved(after), *columns))
     else:
         driver.execute(sql.SQLITE_MOVE_HEAD, (*_moved(after), session))
+    return _insert_rows(driver, linked, session)
+
+
+def _insert_rows(driver: Driver, linked: Linked, session: int) -> int:
     position = 0
     for start in range(0, len(linked.rows), _INSERT_ROWS):
         rows = linked.rows[start : start + _INSERT_ROWS]
@@ -380,13 +498,17 @@ def _insert(driver: Driver, batch: Batch, linked: Linked, before: Head, session:
 
 
 def _create_head(driver: Driver, batch: Batch, linked: Linked) -> int:
+    session: int = driver.execute(sql.SQLITE_NEW_HEAD, _head_values(batch, linked)).fetchone()[0]
+    return session
+
+
+def _head_values(batch: Batch, linked: Linked) -> tuple[Any, ...]:
+    """The columns of a new head row."""
     after, listing = linked.head, linked.listing or {}
-    values = (
+    return (
         batch.namespace, batch.session_id, *_moved(after), after.at_us // HOUR_US, after.at_us,
         *(listing.get(column) for column in LISTING),
     )  # fmt: skip
-    session: int = driver.execute(sql.SQLITE_NEW_HEAD, values).fetchone()[0]
-    return session
 
 
 def _moved(head: Head) -> tuple[Any, ...]:

@@ -18,6 +18,7 @@ TREE = {
     "VersionConflict": "KernError",
     "TurnAbandoned": "VersionConflict",
     "SessionClosed": "KernError",
+    "TurnNotPaused": "KernError",
     "IdempotencyConflict": "KernError",
     "InvalidEvent": "KernError ValueError",
     "ChainBroken": "KernError",
@@ -99,6 +100,11 @@ def test_a_conflict_of_hashes_says_so():
 def test_a_schema_that_is_too_new_has_another_remedy_than_one_that_is_too_old():
     assert "kern-events migrate" in str(errors.SchemaOutdated(1, 2))
     assert "upgrade kern-events" in str(errors.SchemaOutdated(3, 2))
+
+
+def test_a_turn_that_is_not_there_has_no_status():
+    assert str(errors.TurnNotPaused("s", 3, None)) == "turn 3 of session 's' is not there, not paused"
+    assert str(errors.TurnNotPaused("s", None, None)) == "no turn of session 's' is paused"
 
 
 def test_hostile_ids_are_shown_escaped():

@@ -16,6 +16,8 @@ from kern_events.store import migrate
 PINNED = {
     "0001_log.postgres.sql": "388a15e33950b9ffafe62c0ef378155d9162662cef4ba5cca81614cb7ea40d1b",
     "0001_log.sqlite.sql": "c3bcf5e7e8ca531663f4d16a3f3b9bec4fbf06fe1edc7c5c7b4db189bc6809b8",
+    "0002_forks.postgres.sql": "9e965d3a7c381d2e5feb19814768e4de601f2cda20a1e56feb1de5a711575808",
+    "0002_forks.sqlite.sql": "0b8ab3b89b2c811b0dcc4ce071f29c2de7f916769bb432b52c816ee4e5db8209",
 }
 DIALECTS = ("sqlite", "postgres")
 
@@ -45,7 +47,14 @@ def test_a_script_is_split_into_whole_statements():
 
         assert "".join(statements).strip() == step.text.strip()
         assert all(sqlite3.complete_statement(one) for one in statements)
-        assert any("CREATE TRIGGER" in one and one.strip().endswith("END;") for one in statements)
+
+
+def test_the_body_of_a_trigger_is_part_of_its_statement():
+    statements = list(migrate.statements(migrate.migrations("sqlite")[0].text))
+
+    triggers = [one for one in statements if "CREATE TRIGGER" in one]
+    assert len(triggers) == 6
+    assert all(one.strip().endswith("END;") for one in triggers)
 
 
 @pytest.mark.parametrize("tables", [["kern_events"], ["kern_sessions", "kern_events"], ["kern_consumers"]])

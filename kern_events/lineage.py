@@ -1,0 +1,162 @@
+"""Which versions of a session count, and where they lie: restores and forks, walked backwards.
+
+A restore at version r goes on from its target b, so what lies between counts no more; a fork's
+first versions are its parent's. So the live path of a version is a few ranges of versions, each
+in the rows of one session. Nothing here reads a payload.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from kern_events.errors import SessionNotFound
+from kern_events.events import Branch, Branches, Fork, Head
+from kern_events.store.base import Lineage, Store
+
+
+class Range(NamedTuple):
+    """Versions `first` to `last`, both included, in the rows of a session."""
+
+    session_id: str
+    first: int
+    last: int
+
+
+class Mark(NamedTuple):
+    """What begins a branch: its first event, and where it goes on from."""
+
+    version: int
+    origin: int
+    at_us: int
+    actor: str | None
+    reason: str | None
+
+
+def live_path(store: Store, namespace: str, session_id: str, version: int) -> list[Range]:
+    """The versions that a version's state is made of, in order; nothing for version 0."""
+    ranges: list[Range] = []
+    owner: str | None = session_id
+    while owner is not None and version > 0:
+        lineage = store.lineage(namespace, owner)
+        version = _walk(owner, lineage, version, ranges)
+        owner = lineage.parent
+    ranges.reverse()
+    return ranges
+
+
+def _walk(session_id: str, lineage: Lineage, version: int, ranges: list[Range]) -> int:
+    """Add a session's own ranges, the newest first; returns where the path goes on in its parent."""
+    restores, last = lineage.restores, version
+    while last > lineage.origin:
+        # The newest restore at or below `last`.
+        index = bisect_left(restores, (last + 1,)) - 1
+        if index < 0:
+            ranges.append(Range(session_id, lineage.origin + 1, last))
+            return lineage.origin
+        first, target = restores[index]
+        ranges.append(Range(session_id, first, last))
+        last = target
+    return last
+
+
+def owner_of(store: Store, namespace: str, session_id: str, version: int) -> str:
+    """The session in whose rows a version of this session lies."""
+    while True:
+        lineage = store.lineage(namespace, session_id)
+        if lineage.parent is None or version > lineage.origin:
+            return session_id
+        session_id = lineage.parent
+
+
+def turn_at(store: Store, namespace: str, session_id: str, version: int) -> int:
+    """The highest turn started on the live path of a version."""
+    owner = owner_of(store, namespace, session_id, version)
+    return store.turn_at(namespace, owner, version) if version else 0
+
+
+def version_of_turn(store: Store, namespace: str, session_id: str, head: Head, turn: int) -> int:
+    """The version before the next turn started on the live path, or the head if it did not.
+
+    Raises:
+        ValueError: There is no such turn on the live path.
+    """
+    if not 0 <= turn <= head.turn:
+        raise ValueError(f"session {session_id!r} has no turn {turn}: there are 0 to {head.turn}")
+    if turn == head.turn:
+        return head.version
+    for part in reversed(live_path(store, namespace, session_id, head.version)):
+        for start in store.turn_starts(namespace, part.session_id, turn + 1):
+            if part.first <= start <= part.last:
+                return start - 1
+    return head.version
+
+
+def version_at(store: Store, namespace: str, session_id: str, at_us: int) -> int:
+    """The highest version recorded by a time, whatever became of its branch; 0 if there is none."""
+    owner, last = session_id, None
+    while True:
+        version = store.version_at(namespace, owner, at_us)
+        lineage = store.lineage(namespace, owner)
+        if version or lineage.parent is None:
+            return version if last is None else min(version, last)
+        owner, last = lineage.parent, lineage.origin if last is None else min(last, lineage.origin)
+
+
+def point(
+    store: Store,
+    namespace: str,
+    session_id: str,
+    head: Head,
+    turn: int | None,
+    version: int | None,
+    at_us: int | None,
+) -> int:
+    """The version that a turn, a version or a time means; the head's own for none of them.
+
+    Raises:
+        SessionNotFound: The session has no events or was deleted.
+        ValueError: The session has no such turn or version.
+        TypeError: More than one of them.
+    """
+    if (turn, version, at_us).count(None) < 2:
+        raise TypeError("a point in time is one of a turn, a version and a time")
+    if head.version == 0 or head.status == "deleted":
+        raise SessionNotFound(session_id)
+    if at_us is not None:
+        return min(version_at(store, namespace, session_id, at_us), head.version)
+    if turn is not None:
+        return version_of_turn(store, namespace, session_id, head, turn)
+    if version is None:
+        return head.version
+    if not 0 <= version <= head.version:
+        raise ValueError(f"session {session_id!r} has no version {version}: there are 0 to {head.version}")
+    return version
+
+
+def branches(store: Store, namespace: str, session_id: str, head: Head, marks: Sequence[Mark]) -> Branches:
+    """The tree of a session, from the events that begin its branches."""
+    lineage = store.lineage(namespace, session_id)
+    live = {
+        part.first: part.last
+        for part in live_path(store, namespace, session_id, head.version)
+        if part.session_id == session_id
+    }
+    starts = sorted(store.all_turn_starts(namespace, session_id))
+    begins = [mark.version for mark in marks]
+    ends = [*(version - 1 for version in begins[1:]), head.version]
+    found = tuple(
+        Branch(
+            mark.version, last, mark.origin, live.get(mark.version),
+            _turns(starts, mark.version, last), mark.at_us, mark.actor, mark.reason,
+        )
+        for mark, last in zip(marks, ends, strict=True)
+    )  # fmt: skip
+    forks = tuple(Fork(*row) for row in store.forks(namespace, session_id))
+    return Branches(session_id, lineage.parent, lineage.origin or None, found, forks)
+
+
+def _turns(starts: Sequence[tuple[int, int]], first: int, last: int) -> tuple[int, ...]:
+    begin, end = bisect_left(starts, (first,)), bisect_left(starts, (last + 1,))
+    return tuple(turn for _, turn in starts[begin:end])
