@@ -12,6 +12,7 @@ ever wrote, and nothing is lost.
         before = sessions.load("s1", turn=3)              # or as of a turn, a version= or a time, at=
         prompt = sessions.history("s1", last_turns=10).to_openai()
         sessions.append("s1", drafts, expected=view.head) # only if nobody came between
+        sessions.restore("s1", to_turn=3)                 # go on from there; nothing is deleted
 
 A projector (projector.py) folds events into a view: `initial()`, then `evolve(view, event)` for one
 after the other. SessionProjector makes the `View` that `load` returns; your own, passed as
@@ -40,20 +41,23 @@ it, history.py the messages for a prompt, sessions.py and aio.py the verbs.
 """
 
 from projections.aio import AsyncSessions
-from projections.caches import MemoryCache
+from projections.caches import MemoryCache, RedisCache
 from projections.errors import ProjectionFailed
 from projections.history import History, history
 from projections.projector import Projector
 from projections.session import Message, SessionProjector, ToolCall, Turn, View
 from projections.sessions import Sessions
+from projections.travel import Diff
 
 __all__ = [
     "AsyncSessions",
+    "Diff",
     "History",
     "MemoryCache",
     "Message",
     "ProjectionFailed",
     "Projector",
+    "RedisCache",
     "SessionProjector",
     "Sessions",
     "ToolCall",

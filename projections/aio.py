@@ -6,21 +6,27 @@ returns.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, Unpack, overload
 
-from kern_events import AsyncSessionLog, spi
-from projections.caches import SnapshotCache
+from kern_events import AsyncSessionLog, AsyncTurnRecorder, Event, Head, Receipt, spi
 from projections.history import History
 from projections.projector import Projector
 from projections.session import View
-from projections.sessions import LogOptions, Sessions
+from projections.sessions import Cache, LogOptions, Sessions
+from projections.travel import Diff
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
     from sqlalchemy.engine import Engine
 
 V = TypeVar("V")
+
+_PAGE: Final = 256
 
 
 class AsyncSessions(AsyncSessionLog):
@@ -29,7 +35,7 @@ class AsyncSessions(AsyncSessionLog):
     Args:
         url_or_engine: As for Sessions, or a Sessions to share with synchronous code; that one is
             not closed with this object, and keeps its own cache and options.
-        cache: As for Sessions.
+        cache, durable: As for Sessions.
         namespace, threads: As for AsyncSessionLog, like the options.
     """
 
@@ -37,18 +43,19 @@ class AsyncSessions(AsyncSessionLog):
         self,
         url_or_engine: str | URL | Engine | Sessions,
         *,
-        cache: SnapshotCache | None = None,
+        cache: Cache | None = None,
+        durable: bool = True,
         namespace: str = "default",
         threads: int = 8,
         **options: Unpack[LogOptions],
     ) -> None:
         self._shared = isinstance(url_or_engine, Sessions)
-        if self._shared and (cache is not None or namespace != "default" or options):
+        if self._shared and (cache is not None or not durable or namespace != "default" or options):
             raise TypeError("a Sessions has its cache and options already: give it alone")
         self._sessions = (
             url_or_engine
             if isinstance(url_or_engine, Sessions)
-            else Sessions(url_or_engine, cache=cache, namespace=namespace, **options)
+            else Sessions(url_or_engine, cache=cache, durable=durable, namespace=namespace, **options)
         )
         super().__init__(self._sessions, threads=threads)
 
@@ -57,13 +64,16 @@ class AsyncSessions(AsyncSessionLog):
         cls,
         url_or_engine: str | URL | Engine | Sessions,
         *,
-        cache: SnapshotCache | None = None,
+        cache: Cache | None = None,
+        durable: bool = True,
         namespace: str = "default",
         threads: int = 8,
         **options: Unpack[LogOptions],
     ) -> Self:
         """See Sessions.open: `async with AsyncSessions.open("sqlite:///sessions.db") as sessions:`."""
-        return cls(url_or_engine, cache=cache, namespace=namespace, threads=threads, **options)
+        return cls(
+            url_or_engine, cache=cache, durable=durable, namespace=namespace, threads=threads, **options
+        )
 
     async def close(self) -> None:
         """See Sessions.close."""
@@ -130,4 +140,106 @@ class AsyncSessions(AsyncSessionLog):
         """See Sessions.history."""
         return await spi.in_thread(
             self, self._sessions.history, session_id, last_turns=last_turns, last_messages=last_messages
+        )
+
+    async def restore(
+        self,
+        session_id: str,
+        *,
+        to_turn: int | None = None,
+        to_version: int | None = None,
+        to_time: datetime | None = None,
+        reason: str | None = None,
+        actor: str | None = None,
+        expected: int | Head | None = None,
+    ) -> Receipt:
+        """See Sessions.restore."""
+        return await spi.in_thread(
+            self,
+            self._sessions.restore,
+            session_id,
+            to_turn=to_turn,
+            to_version=to_version,
+            to_time=to_time,
+            reason=reason,
+            actor=actor,
+            expected=expected,
+        )
+
+    async def preview_restore(
+        self,
+        session_id: str,
+        *,
+        to_turn: int | None = None,
+        to_version: int | None = None,
+        to_time: datetime | None = None,
+    ) -> Diff:
+        """See Sessions.preview_restore."""
+        return await spi.in_thread(
+            self,
+            self._sessions.preview_restore,
+            session_id,
+            to_turn=to_turn,
+            to_version=to_version,
+            to_time=to_time,
+        )
+
+    async def diff(self, session_id: str, a: int, b: int) -> Diff:
+        """See Sessions.diff."""
+        return await spi.in_thread(self, self._sessions.diff, session_id, a, b)
+
+    @overload
+    def replay(
+        self,
+        session_id: str,
+        *,
+        scope: Literal["live", "log"] = "live",
+        projector: None = None,
+        pace: float | None = None,
+    ) -> AsyncIterator[tuple[Event, View]]: ...
+
+    @overload
+    def replay(
+        self,
+        session_id: str,
+        *,
+        scope: Literal["live", "log"] = "live",
+        projector: Projector[V],
+        pace: float | None = None,
+    ) -> AsyncIterator[tuple[Event, V]]: ...
+
+    async def replay(
+        self,
+        session_id: str,
+        *,
+        scope: Literal["live", "log"] = "live",
+        projector: Projector[Any] | None = None,
+        pace: float | None = None,
+    ) -> AsyncIterator[tuple[Event, Any]]:
+        """See Sessions.replay; what it raises is raised when the first event is asked for."""
+        steps = await spi.in_thread(self, self._sessions._replayed, session_id, scope, projector, pace)
+        while page := await spi.in_thread(self, list, islice(steps, _PAGE)):
+            for event, view, after_s in page:
+                if pace is not None and after_s > 0:
+                    await asyncio.sleep(after_s / pace)
+                yield event, view
+
+    def resume(
+        self,
+        session_id: str,
+        turn: int | None = None,
+        *,
+        expected: Head | None = None,
+        buffered: bool = False,
+        actor: str | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> AbstractAsyncContextManager[AsyncTurnRecorder]:
+        """See Sessions.resume: `async with sessions.resume("s1") as turn: ...`."""
+        return spi.resumed_async(
+            self,
+            session_id,
+            self._sessions._claims(session_id, turn, expected),
+            buffered=buffered,
+            actor=actor,
+            meta=meta,
         )

@@ -21,6 +21,18 @@ CHUNK_BYTES: Final = 64_000
 _set = object.__setattr__
 
 
+class Chunk(tuple[T_co, ...]):
+    """A closed chunk. `name` says what it holds, once somebody has stored it (see stored.py)."""
+
+    name: bytes | None = None
+
+
+class Closed(tuple[Sequence[T_co], ...]):
+    """The closed chunks of a sequence. `listing` is how they were last listed (see stored.py)."""
+
+    listing: object = None
+
+
 class Chunks(Sequence[T_co]):
     """A frozen sequence under a spine of chunks. Changes go through `edit` and share what stays.
 
@@ -29,13 +41,13 @@ class Chunks(Sequence[T_co]):
 
     __slots__ = ("_closed", "_ends", "_open", "_weight")
 
-    _closed: tuple[tuple[T_co, ...], ...]
+    _closed: Closed[T_co]
     _ends: tuple[int, ...]  # how many items there are up to and with each closed chunk
     _open: tuple[T_co, ...]
     _weight: int  # of the open chunk, in bytes
 
     def __new__(cls, items: Iterable[T_co] = ()) -> Chunks[T_co]:
-        editor: Editor[T_co] = Editor(_made((), (), (), 0))
+        editor: Editor[T_co] = Editor(_made(Closed(), (), (), 0))
         for item in items:
             editor.append(item)
         return editor.freeze()
@@ -94,6 +106,27 @@ class Chunks(Sequence[T_co]):
         shown = ", ".join(map(repr, islice(self, 3)))
         return f"Chunks([{shown}{', ...' if len(self) > 3 else ''}], len={len(self)})"
 
+    @classmethod
+    def of_parts(cls, closed: Sequence[Sequence[T_co]], open: Sequence[T_co], weight: int) -> Chunks[T_co]:
+        """Chunks put together from what `closed`, `open` and `weight` say of others."""
+        closed = Closed(closed)
+        return _made(closed, tuple(_ends_of(closed)), tuple(open), weight)
+
+    @property
+    def closed(self) -> Closed[T_co]:
+        """The closed chunks: the same objects as long as nothing in them changes."""
+        return self._closed
+
+    @property
+    def open(self) -> Sequence[T_co]:
+        """The items of the open chunk at the end."""
+        return self._open
+
+    @property
+    def weight(self) -> int:
+        """About how many bytes the items of the open chunk take."""
+        return self._weight
+
     def edit(self) -> Editor[T_co]:
         """An editor that begins with these items; this sequence stays as it is."""
         return Editor(self)
@@ -106,7 +139,7 @@ class Editor(Generic[T]):
 
     def __init__(self, base: Chunks[T]) -> None:
         self._base = base
-        self._closed: Sequence[tuple[T, ...]] = base._closed
+        self._closed: Sequence[Sequence[T]] = base._closed
         self._ends: Sequence[int] = base._ends
         self._open = list(base._open)
         self._weight = base._weight
@@ -147,7 +180,7 @@ class Editor(Generic[T]):
             self._weight += grown_bytes
         else:
             items = self._closed[chunk]
-            self._put(chunk, (*items[:offset], item, *items[offset + 1 :]))
+            self._put(chunk, Chunk((*items[:offset], item, *items[offset + 1 :])))
 
     def replace_last(self, item: T, grown_bytes: int = 0) -> None:
         """Put another item in the last place, which there must be."""
@@ -165,47 +198,31 @@ class Editor(Generic[T]):
             del self._open[offset]
             return
         items = self._closed[chunk]
-        self._put(chunk, (*items[:offset], *items[offset + 1 :]))
+        self._put(chunk, Chunk((*items[:offset], *items[offset + 1 :])))
         self._closed = [items for items in self._closed if items]
         self._ends = list(_ends_of(self._closed))
-
-    def truncate(self, length: int) -> None:
-        """Keep only the first `length` items."""
-        if length >= len(self):
-            return
-        self._changed = True
-        closed = self._ends[-1] if self._ends else 0
-        if length >= closed:
-            del self._open[length - closed :]
-            return
-        whole = bisect_right(self._ends, length)
-        rest = self._closed[whole][: length - (self._ends[whole - 1] if whole else 0)]
-        self._closed = [*self._closed[:whole], *([rest] if rest else [])]
-        self._ends = list(_ends_of(self._closed))
-        self._open, self._weight = [], 0
 
     def freeze(self) -> Chunks[T]:
         """The sequence as it is now."""
         if not self._changed:
             return self._base
-        return _made(tuple(self._closed), tuple(self._ends), tuple(self._open), self._weight)
+        closed = self._closed if isinstance(self._closed, Closed) else Closed(self._closed)
+        return _made(closed, tuple(self._ends), tuple(self._open), self._weight)
 
     def _close(self) -> None:
         # The spine is copied once per edit, and only by one that closes a chunk.
         if type(self._closed) is not list or type(self._ends) is not list:
             self._closed, self._ends = list(self._closed), list(self._ends)
         self._ends.append(len(self))
-        self._closed.append(tuple(self._open))
+        self._closed.append(Chunk(self._open))
         self._open, self._weight = [], 0
 
-    def _put(self, chunk: int, items: tuple[T, ...]) -> None:
+    def _put(self, chunk: int, items: Chunk[T]) -> None:
         self._closed = [*self._closed]
         self._closed[chunk] = items
 
 
-def _made(
-    closed: tuple[tuple[T, ...], ...], ends: tuple[int, ...], open: tuple[T, ...], weight: int
-) -> Chunks[T]:
+def _made(closed: Closed[T], ends: tuple[int, ...], open: tuple[T, ...], weight: int) -> Chunks[T]:
     chunks: Chunks[T] = object.__new__(Chunks)
     _set(chunks, "_closed", closed)
     _set(chunks, "_ends", ends)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 Frozen = Any  # None, bool, int, float, str, tuple and MappingProxyType, nested.
 
-NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+NOTHING: Final[MappingProxyType[str, Any]] = MappingProxyType({})
 """The empty object."""
 
 MAX_PATH: Final = 64  # As deep as a recorded value may nest.

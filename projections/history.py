@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from projections.session import Message, View
 from projections.session.messages import INSTRUCTIONS
+from projections.stored import LazyChunk
 
 
 class History(Sequence[Message]):
@@ -81,6 +82,9 @@ def history(view: View, *, last_turns: int | None = None, last_messages: int | N
 
 
 def _leading(view: View) -> tuple[Message, ...]:
+    first = view.context.closed[0] if view.context.closed else None
+    if isinstance(first, LazyChunk) and first.leading == 0:
+        return ()  # It need not be fetched to know that.
     count = 0
     for message in view.context:
         if message.role not in INSTRUCTIONS:

@@ -1,7 +1,8 @@
 """From a snapshot that may be old, or none, to a view that agrees with the log.
 
 One query reads the head and what follows the snapshot, which also proves whether the snapshot is
-worth anything. So whatever a cache answers, the view is right.
+worth anything. So whatever a cache answers, the view is right. Memory is asked first, then Redis, then
+the snapshots in the log's own database, then every event that counts is folded.
 """
 
 from __future__ import annotations
@@ -10,38 +11,49 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from itertools import groupby
+from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
-from kern_events import Head, SessionLog, spi
-from kern_events.errors import SessionNotFound, StoreCorrupt
-from kern_events.spi import Tail
-from projections.caches import Snapshot, SnapshotCache, SnapshotKey
+from kern_events import Event, Head, SessionLog, spi
+from kern_events.errors import SessionNotFound
+from kern_events.spi import Range, Tail
+from projections.caches.base import Snapshot, SnapshotCache, SnapshotKey
+from projections.caches.memory import MemoryCache
+from projections.caches.tiers import DurableTier, SharedTier, due
+from projections.errors import ProjectionFailed
 from projections.fold import fold
+from projections.paths import PAGE, Page, behind, events_on, gap
 from projections.projector import Projector
 from projections.session import View
+from projections.stored import Codec, codec_of
 
-PAGE: Final = 5_000
 MAX_AGE_S: Final = 1.0
 """How long a snapshot may be used unverified, by those who ask for it."""
 
 _EVENT_BYTES: Final = 200  # what an event's part of a view takes in memory, beside its payload
+_FAR: Final = 256  # events behind the head, from where on a stored snapshot may save more than it costs
+_NEWEST: Final = 2**63 - 1
 
 
 class Loader:
-    """Loads views of one log through one cache."""
+    """Loads views of one log through the tiers of one cache."""
 
-    def __init__(self, log: SessionLog, cache: SnapshotCache) -> None:
+    def __init__(
+        self, log: SessionLog, memory: SnapshotCache, shared: SharedTier | None, durable: DurableTier | None
+    ) -> None:
         self._log = log
-        self._cache = cache
+        self._memory = memory
+        self._shared = shared
+        self._durable = durable
         self._flights = _Flights()
 
     def recent(self, session_id: str, projector: Projector[Any]) -> Snapshot | None:
-        """The snapshot kept, if it agreed with the log less than a second ago."""
-        snapshot = self._cache.get(self._key(session_id, projector))
+        """The snapshot kept in memory, if it agreed with the log less than a second ago."""
+        snapshot = self._memory.get(self._key(session_id, projector))
         if snapshot is None or time.monotonic() - snapshot.verified_s >= MAX_AGE_S:
             return None
         return snapshot
@@ -54,67 +66,253 @@ class Loader:
             ProjectionFailed: The projector raised.
         """
         key = self._key(session_id, projector)
-        snapshot = self._cache.get(key)
+        snapshot = self._memory.get(key)
         asked_s = time.monotonic()
-        tail = self._tail(session_id, snapshot)
-        if snapshot is None or not _is_fresh(snapshot, tail.head):
+        if snapshot is not None:
+            tail = self._tail(session_id, snapshot)
+            if _is_fresh(snapshot, tail.head):
+                snapshot.verified_s = asked_s
+                return snapshot
             snapshot = self._refreshed(key, projector, snapshot, tail)
+        else:
+            snapshot = self._refreshed(key, projector, None, None)
         snapshot.verified_s = asked_s
         return snapshot
 
-    def past(self, session_id: str, projector: Projector[Any], version: int) -> Any:
-        """The view as of a version that the log has. What is cached stays as it is."""
+    def past(self, session_id: str, projector: Projector[Any], version: int) -> Snapshot:
+        """The session as of a version that the log has. What is cached stays as it is."""
         key = self._key(session_id, projector)
-        snapshot = self._cache.get(key)
-        if snapshot is not None and snapshot.version > version:
-            snapshot = None
-        tail = self._tail(session_id, snapshot, version)
-        return self._folded(key, projector, snapshot, tail, version).view
+        base = self._memory.get(key)
+        if base is not None and base.version > version:
+            base = None
+        return self._folded(key, projector, base, None, version).snapshot
+
+    def window(self, session_id: str, projector: Projector[Any]) -> Snapshot | None:
+        """The session as it is now, with closed chunks that are read when they are looked into.
+
+        None where that saves nothing: the view is in memory, or no stored snapshot can be used. It is
+        for a moment's use, and looking into it may raise Unreadable.
+        """
+        key, codec = self._key(session_id, projector), codec_of(projector)
+        if codec is None or self._memory.get(key) is not None:
+            return None
+        base = next(self._stored(key, codec, None, lazily=True), None)
+        if base is None:
+            return None
+        tail = self._tail(session_id, base)
+        if not _is_baseline(base, tail) or tail.head.branch > base.version or _is_long(tail, base.version):
+            return None
+        try:
+            snapshot = _extended(key, projector, base, Page(tail.events, tail.size_bytes), base.epoch)
+        except ProjectionFailed:
+            return None
+        return _stamped(snapshot, session_id, tail.head)
+
+    def keep(self, session_id: str, projector: Projector[Any], snapshot: Snapshot) -> None:
+        """Keep a snapshot in every tier, however few events after the one before."""
+        key, codec = self._key(session_id, projector), codec_of(projector)
+        self._memory.put(key, snapshot)
+        if codec is not None and self._shared:
+            self._shared.put(key, codec, snapshot, None)
+        if codec is not None and self._durable and not snapshot.view.incomplete:
+            self._durable.put(key, codec, snapshot)
+
+    def purge(self, session_id: str, epoch: int) -> None:
+        """Forget what is kept of a session whose content was erased."""
+        if isinstance(self._memory, MemoryCache):
+            self._memory.purge(self._log.namespace, session_id)
+        if self._shared:
+            self._shared.redis.purge(self._log.namespace, session_id, epoch)
+
+    def settle(self) -> None:
+        """Wait until every snapshot that is to be stored in the database is there."""
+        if self._durable:
+            self._durable.settle()
+
+    def close(self) -> None:
+        """Store what waits to be stored, and give the connections to Redis back."""
+        if self._durable:
+            self._durable.close()
+        if self._shared:
+            self._shared.redis.close()
 
     def _key(self, session_id: str, projector: Projector[Any]) -> SnapshotKey:
         return SnapshotKey(self._log.namespace, session_id, projector.name, projector.version)
 
-    def _tail(self, session_id: str, base: Snapshot | None, until: int | None = None) -> Tail:
-        after = 0 if base is None else base.version
-        limit = PAGE if until is None else min(PAGE, max(1, until - after))
-        known = base.hash if base is not None and base.version else None
-        return spi.tail(self._log, session_id, after, limit, after_hash=known)
+    def _tail(self, session_id: str, base: Snapshot | None) -> Tail:
+        if base is None or base.version == 0:
+            return spi.tail(self._log, session_id, 0, PAGE)
+        return spi.tail(self._log, session_id, base.version, PAGE, after_hash=base.hash)
+
+    # --------------------------------------------------------------------------------- folding
 
     def _refreshed(
-        self, key: SnapshotKey, projector: Projector[Any], base: Snapshot | None, tail: Tail
+        self, key: SnapshotKey, projector: Projector[Any], base: Snapshot | None, tail: Tail | None
     ) -> Snapshot:
         """Fold what is new; of those who want the same at the same time, one does it."""
         with self._flights.join(key) as flight:
-            newer = flight.landed or self._cache.get(key)
+            newer = flight.landed or self._memory.get(key)
             if newer is not base:
-                base, tail = newer, self._tail(key.session_id, newer)
-            snapshot = self._folded(key, projector, base, tail)
-            flight.landed = snapshot
-            self._cache.put(key, snapshot)
-        return snapshot
+                base, tail = newer, None
+            folded = self._folded(key, projector, base, tail)
+            flight.landed = folded.snapshot
+            self._kept(key, projector, folded)
+        return folded.snapshot
+
+    def _kept(self, key: SnapshotKey, projector: Projector[Any], folded: _Folded) -> None:
+        """Put what is new into the tiers that want it."""
+        snapshot, base = folded
+        self._memory.put(key, snapshot)
+        codec = codec_of(projector)
+        if codec is None or (base is not None and base.version == snapshot.version):
+            return
+        # First, so that what goes to Redis says so.
+        if self._durable and due(snapshot, codec):
+            self._durable.put(key, codec, snapshot)
+        if self._shared:
+            self._shared.put(key, codec, snapshot, base)
 
     def _folded(
         self,
         key: SnapshotKey,
         projector: Projector[Any],
         base: Snapshot | None,
-        tail: Tail,
+        tail: Tail | None,
         until: int | None = None,
-    ) -> Snapshot:
-        """The snapshot at a version, by default the head's, page by page; anew if the epoch changes."""
+    ) -> _Folded:
+        """The snapshot at a version, by default the head's; anew if something is erased meanwhile."""
+        codec = codec_of(projector)
+        stored = self._stored(key, codec, until)
         while True:
+            if base is None:
+                base, tail = next(stored, None), None
+            if tail is None:
+                tail = self._tail(key.session_id, base)
             head = tail.head
             if head.version == 0 or head.status == "deleted":
                 raise SessionNotFound(key.session_id)
-            if base is not None and not (tail.follows and _is_baseline(base, head)):
-                self._cache.drop(key)
+            if base is not None and not _is_baseline(base, tail):
+                self._drop(key, codec, base)
                 base = None
-            else:
-                target = head.version if until is None else until
-                base = _extended(key.session_id, projector, base, tail, target)
-                if base.version >= target:
-                    return _stamped(base, key.session_id, head)
-            tail = self._tail(key.session_id, base, until)
+                continue
+            target = head.version if until is None else until
+            better = next(stored, None) if base is not None and target - base.version > _FAR else None
+            if better is not None and base is not None and better.version > base.version:
+                base, tail = better, None
+                continue
+            base, path, at_hand = self._way(key, projector, codec, base, tail, target)
+            snapshot = base or Snapshot(projector.initial(), 0, head.epoch, b"", 0)
+            for page in self._pages(path, at_hand):
+                snapshot = _extended(key, projector, snapshot, page, head.epoch)
+            if _is_covered(path, at_hand) or self._log.head(key.session_id).epoch == head.epoch:
+                return _Folded(_stamped(snapshot, key.session_id, head), base)
+            base = tail = None
+
+    def _way(
+        self,
+        key: SnapshotKey,
+        projector: Projector[Any],
+        codec: Codec | None,
+        base: Snapshot | None,
+        tail: Tail,
+        target: int,
+    ) -> _Way:
+        """From which snapshot and over which events a version is reached."""
+        version = 0 if base is None else base.version
+        if _is_linear(projector, tail, version):
+            rest = [Range(key.session_id, version + 1, target)] if target > version else []
+            return _Way(base, rest, tail)
+        whole = spi.own_path if projector.scope == "log" else spi.live_path
+        path = whole(self._log, key.session_id, target)
+        rest_of_path = behind(path, key.session_id, version) if base is not None else None
+        if rest_of_path is not None:
+            return _Way(base, rest_of_path, tail)
+        return _Way(*self._base_on(key, codec, path), None)
+
+    def _base_on(
+        self, key: SnapshotKey, codec: Codec | None, path: Sequence[Range]
+    ) -> tuple[Snapshot | None, Sequence[Range]]:
+        """The newest snapshot that lies on a path, of this session or of one that it was forked from."""
+        for owner, parts in reversed(
+            [(owner, list(g)) for owner, g in groupby(path, lambda p: p.session_id)]
+        ):
+            for snapshot in self._snapshots_on(key._replace(session_id=owner), codec, parts):
+                head = self._log.head(owner)
+                agrees = head.epoch == snapshot.epoch and head.status != "deleted"
+                rest = behind(path, owner, snapshot.version)
+                if (
+                    rest is not None
+                    and agrees
+                    and (spi.hash_at(self._log, owner, snapshot.version) == snapshot.hash)
+                ):
+                    if owner != key.session_id:
+                        # What is stored of the other session is not stored of this one.
+                        snapshot = replace(snapshot, durable=0, listings=None)
+                    return snapshot, rest
+        return None, path
+
+    def _snapshots_on(
+        self, key: SnapshotKey, codec: Codec | None, parts: Sequence[Range]
+    ) -> Iterator[Snapshot]:
+        """Snapshots of one session that may lie in these ranges, the best first."""
+        in_memory = self._memory.get(key)
+        if in_memory is not None and behind(parts, key.session_id, in_memory.version) is not None:
+            yield in_memory
+        if codec is None or self._durable is None:
+            return
+        versions = [
+            version
+            for version in self._durable.versions(key, codec)
+            if any(part.first <= version <= part.last for part in parts)
+        ]
+        if versions and (found := self._durable.newest(key, codec, versions[-1])):
+            yield found
+
+    def _stored(
+        self, key: SnapshotKey, codec: Codec | None, until: int | None, *, lazily: bool = False
+    ) -> Iterator[Snapshot]:
+        """What the tiers behind the memory have: Redis the newest, the database one at or below a version."""
+        if codec is None:
+            return
+        if until is None and self._shared and (found := self._shared.get(key, codec, lazily=lazily)):
+            yield found
+        last = _NEWEST if until is None else until
+        if self._durable and (found := self._durable.newest(key, codec, last, lazily=lazily)):
+            yield found
+
+    def _pages(self, path: Sequence[Range], tail: Tail | None) -> Iterator[Page]:
+        """The events of a path, the first of which may have been read with the head."""
+        at_hand = _at_hand(path, tail)
+        if at_hand is not None and tail is not None:
+            last = at_hand[-1].version
+            if last != path[0].first + len(at_hand) - 1:
+                raise gap(path[0].session_id, path[0].first)
+            yield Page(at_hand, tail.size_bytes)
+            path = behind(path, path[0].session_id, last) or ()
+        yield from events_on(self._log, path)
+
+    def _drop(self, key: SnapshotKey, codec: Codec | None, snapshot: Snapshot) -> None:
+        """Forget a snapshot that does not agree with the log, wherever it came from."""
+        self._memory.drop(key)
+        if codec is not None and self._shared:
+            self._shared.drop(key, codec, snapshot)
+        if codec is not None and self._durable and snapshot.durable == snapshot.version:
+            self._durable.drop(key, codec, snapshot)
+
+
+class _Folded(NamedTuple):
+    """A snapshot, and the one that it was folded from."""
+
+    snapshot: Snapshot
+    base: Snapshot | None
+
+
+class _Way(NamedTuple):
+    """How a version is reached: from a snapshot, over a path, the first of which may be at hand."""
+
+    base: Snapshot | None
+    path: Sequence[Range]
+    at_hand: Tail | None
 
 
 class _Flight:
@@ -157,43 +355,56 @@ def _is_fresh(snapshot: Snapshot, head: Head) -> bool:
     return snapshot.version == head.version and snapshot.epoch == head.epoch and snapshot.hash == head.hash
 
 
-def _is_baseline(snapshot: Snapshot, head: Head) -> bool:
+def _is_baseline(snapshot: Snapshot, tail: Tail) -> bool:
     """Whether a snapshot may be folded on from: not one of another epoch, or of a tail that was lost."""
+    head = tail.head
     if snapshot.version == head.version:
         return _is_fresh(snapshot, head)
-    return snapshot.version < head.version and snapshot.epoch == head.epoch
+    return tail.follows and snapshot.version < head.version and snapshot.epoch == head.epoch
+
+
+def _is_linear(projector: Projector[Any], tail: Tail, version: int) -> bool:
+    """Whether all that follows a version in the session's own rows counts."""
+    if version == 0 and tail.events and tail.events[0].version > 1:
+        return False  # A fork: its first versions are its parent's.
+    return tail.head.branch <= version or projector.scope == "log"
+
+
+def _is_long(tail: Tail, version: int) -> bool:
+    return tail.head.version - version > len(tail.events)
+
+
+def _at_hand(path: Sequence[Range], tail: Tail | None) -> Sequence[Event] | None:
+    """The first events of a path, if they are what the tail begins with."""
+    if tail is None or not path or not tail.events or tail.events[0].version != path[0].first:
+        return None
+    if tail.events[0].session_id != path[0].session_id:
+        return None
+    return tail.events[: path[0].last - path[0].first + 1]
+
+
+def _is_covered(path: Sequence[Range], tail: Tail | None) -> bool:
+    """Whether nothing but the tail was read: then head and events are of one moment."""
+    events = _at_hand(path, tail)
+    return not path or (len(path) == 1 and events is not None and events[-1].version == path[0].last)
 
 
 def _extended(
-    session_id: str, projector: Projector[Any], base: Snapshot | None, tail: Tail, target: int
+    key: SnapshotKey, projector: Projector[Any], base: Snapshot, page: Page, epoch: int
 ) -> Snapshot:
-    """A snapshot with a page of events more, up to the target version."""
-    if base is None:
-        base = Snapshot(projector.initial(), 0, tail.head.epoch, b"", 0)
-    events = tail.events[: target - base.version]
-    if not events:
-        if base.version < target:
-            raise _gap(session_id, base.version + 1, tail.head)
+    """A snapshot with a page of events more."""
+    if not page.events:
         return base
-    last = events[-1]
-    if last.version != base.version + len(events):
-        raise _gap(session_id, base.version + 1, tail.head)
-    size_bytes = base.size_bytes + tail.size_bytes + _EVENT_BYTES * len(events)
-    view = fold(projector, base.view, events)
-    return Snapshot(view, last.version, tail.head.epoch, last.hash, size_bytes)
-
-
-def _gap(session_id: str, version: int, head: Head) -> StoreCorrupt:
-    return StoreCorrupt(
-        f"session {session_id!r} stands at version {head.version}, but its events from version {version} on "
-        "are not all there; run `kern-events verify`"
-    )
+    last = page.events[-1]
+    size_bytes = base.size_bytes + page.size_bytes + _EVENT_BYTES * len(page.events)
+    view = fold(projector, base.view, page.events)
+    return Snapshot(view, last.version, epoch, last.hash, size_bytes, base.durable, base.listings)
 
 
 def _stamped(snapshot: Snapshot, session_id: str, head: Head) -> Snapshot:
     """A session view says which session it is of, and at which head it was read."""
     view = snapshot.view
-    if not isinstance(view, View) or view.head == head:
+    if not isinstance(view, View) or (view.head == head and view.session_id == session_id):
         return snapshot
     return replace(snapshot, view=replace(view, session_id=session_id, head=head))
 

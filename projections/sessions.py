@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Self, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict, TypeVar, Unpack, overload
 
 from msgspec.structs import replace
 
-from kern_events import Head, SessionLog, spi
-from kern_events.errors import SessionNotFound, VersionConflict
-from projections.caches import MemoryCache, SnapshotCache
+from kern_events import Event, Head, Receipt, SessionLog, TurnRecorder, spi
+from kern_events.errors import KernError, TurnNotPaused, VersionConflict
+from projections.caches import MemoryCache, RedisCache, SnapshotCache
+from projections.caches.tiers import DurableTier, SharedTier
+from projections.frozen import thaw
 from projections.history import History, history
 from projections.loading import Loader
 from projections.projector import Projector
 from projections.session import SessionProjector, View
+from projections.stored import Unreadable
+from projections.travel import Diff, Replay, Step, diff_views
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
     from sqlalchemy.engine import Engine
 
 V = TypeVar("V")
+Cache = SnapshotCache | RedisCache | str
 
+logger: Final = logging.getLogger("projections")
 _SESSION: Final = SessionProjector()
 
 
@@ -34,12 +44,15 @@ class LogOptions(TypedDict, total=False):
 
 
 class Sessions(SessionLog):
-    """A SessionLog with views: everything that it does, and `load` and `history`.
+    """A SessionLog with views: everything that it does, and `load`, `history` and going back in time.
 
     Args:
         url_or_engine: As for SessionLog.
-        cache: Where snapshots of this database are kept between loads; by default up to 256 MiB of
-            this process.
+        cache: Where snapshots of this database are kept between loads. By default up to 256 MiB of
+            this process; a Redis URL (`redis://…`, `redis+cluster://…`) or a RedisCache puts Redis
+            behind that, for all processes. One Redis prefix serves one database.
+        durable: Whether some snapshots are stored in the database itself, so that a process which
+            starts cold, or looks far back, need not fold a long session from its beginning.
         namespace: As for SessionLog, like the options.
     """
 
@@ -47,19 +60,25 @@ class Sessions(SessionLog):
         self,
         url_or_engine: str | URL | Engine,
         *,
-        cache: SnapshotCache | None = None,
+        cache: Cache | None = None,
+        durable: bool = True,
         namespace: str = "default",
         **options: Unpack[LogOptions],
     ) -> None:
         super().__init__(url_or_engine, namespace=namespace, **options)
-        self._loader = Loader(self, MemoryCache() if cache is None else cache)
+        if isinstance(cache, str):
+            cache = RedisCache(cache)
+        shared = SharedTier(cache) if isinstance(cache, RedisCache) else None
+        memory = cache.memory if isinstance(cache, RedisCache) else cache or MemoryCache()
+        self._loader = Loader(self, memory, shared, DurableTier(self) if durable else None)
 
     @classmethod
     def open(
         cls,
         url_or_engine: str | URL | Engine,
         *,
-        cache: SnapshotCache | None = None,
+        cache: Cache | None = None,
+        durable: bool = True,
         namespace: str = "default",
         **options: Unpack[LogOptions],
     ) -> Self:
@@ -67,7 +86,12 @@ class Sessions(SessionLog):
 
         Connects on first use; creates the tables where there are none.
         """
-        return cls(url_or_engine, cache=cache, namespace=namespace, **options)
+        return cls(url_or_engine, cache=cache, durable=durable, namespace=namespace, **options)
+
+    def close(self) -> None:
+        """See SessionLog.close."""
+        self._loader.close()
+        super().close()
 
     @overload
     def load(
@@ -132,15 +156,16 @@ class Sessions(SessionLog):
         if turn is None and version is None and at is None:
             return self._load_head(session_id, chosen, min_version, stale_ok)
         head = self.head(session_id)
-        if head.version == 0 or head.status == "deleted":
-            raise SessionNotFound(session_id)
+        point = spi.point(self, session_id, head, turn=turn, version=version, at=at)
         _check_reached(session_id, min_version, head.version)
-        return self._loader.past(session_id, chosen, self._version_of(session_id, head, turn, version, at))
+        return self._loader.past(session_id, chosen, point).view
 
     def history(
         self, session_id: str, *, last_turns: int | None = None, last_messages: int | None = None
     ) -> History:
         """The messages for the next prompt; `.to_openai()` gives them as plain dicts.
+
+        A window is read from the newest chunks alone where the view is not in memory.
 
         Args:
             session_id: The session.
@@ -150,7 +175,223 @@ class Sessions(SessionLog):
         Raises:
             SessionNotFound: The session has no events or was deleted.
         """
+        if last_turns is not None or last_messages is not None:
+            snapshot = self._loader.window(session_id, _SESSION)
+            with suppress(Unreadable):
+                if snapshot is not None:
+                    return history(snapshot.view, last_turns=last_turns, last_messages=last_messages)
         return history(self.load(session_id), last_turns=last_turns, last_messages=last_messages)
+
+    def restore(
+        self,
+        session_id: str,
+        *,
+        to_turn: int | None = None,
+        to_version: int | None = None,
+        to_time: datetime | None = None,
+        reason: str | None = None,
+        actor: str | None = None,
+        expected: int | Head | None = None,
+    ) -> Receipt:
+        """Go back to an earlier point: the session goes on from there, and nothing is deleted.
+
+        Records one event, `session.restored`. Messages, state, turns and usage are those of the point
+        again; name, user id, metadata and status stay. A turn that runs meanwhile is abandoned, and
+        an append that expects an older version conflicts. What was abandoned stays readable by its
+        versions, and can be restored to in the same way.
+
+        Args:
+            session_id: The session.
+            to_turn: Back to a turn of the live path: before the next one started; 0 is before the first.
+            to_version: Back to a version, on an abandoned branch too; 0 is before the first event.
+            to_time: Back to an aware time: to the highest version recorded by then.
+            reason: Why; recorded as content, so it can be erased.
+            actor: Who does it: a pseudonymous id.
+            expected: The version or Head that the caller decided on. By default the session may have
+                gone on meanwhile.
+
+        Returns:
+            The receipt of the event.
+
+        Raises:
+            SessionNotFound: The session has no events or was deleted.
+            SessionClosed: The session is closed.
+            ValueError: The session has no such turn or version, or the time has no zone.
+            TypeError: Not exactly one of to_turn, to_version and to_time.
+            VersionConflict: The session is past `expected`.
+        """
+        _check_one_point(to_turn, to_version, to_time)
+        while True:
+            view = self.load(session_id)
+            head = _agreeing(view.head, session_id, expected)
+            target = spi.point(self, session_id, head, turn=to_turn, version=to_version, at=to_time)
+            kept = {"user_id": view.user_id, "name": view.name, "metadata": thaw(view.metadata)}
+            payload = kept if reason is None else {**kept, "reason": reason}
+            try:
+                receipt = spi.restore(self, session_id, target, payload, head, actor=actor)
+            except VersionConflict:
+                if expected is not None:
+                    raise
+            else:
+                self._keep_now(session_id)
+                return receipt
+
+    def preview_restore(
+        self,
+        session_id: str,
+        *,
+        to_turn: int | None = None,
+        to_version: int | None = None,
+        to_time: datetime | None = None,
+    ) -> Diff:
+        """What a restore would change, without doing it: what it drops would no longer count.
+
+        Args:
+            session_id: The session.
+            to_turn, to_version, to_time: As for restore.
+
+        Raises:
+            As restore.
+        """
+        _check_one_point(to_turn, to_version, to_time)
+        now = self.load(session_id)
+        then = spi.point(self, session_id, now.head, turn=to_turn, version=to_version, at=to_time)
+        return diff_views(now, self._loader.past(session_id, _SESSION, then).view)
+
+    def diff(self, session_id: str, a: int, b: int) -> Diff:
+        """What is different at version `b` from what was at version `a`, whichever is the later one.
+
+        Raises:
+            SessionNotFound: The session has no events or was deleted.
+            ValueError: The session has no such version.
+        """
+        head = self.head(session_id)
+        points = [spi.point(self, session_id, head, version=version) for version in (a, b)]
+        before, after = (self._loader.past(session_id, _SESSION, point).view for point in points)
+        return diff_views(before, after)
+
+    @overload
+    def replay(
+        self,
+        session_id: str,
+        *,
+        scope: Literal["live", "log"] = "live",
+        projector: None = None,
+        pace: float | None = None,
+    ) -> Iterator[tuple[Event, View]]: ...
+
+    @overload
+    def replay(
+        self,
+        session_id: str,
+        *,
+        scope: Literal["live", "log"] = "live",
+        projector: Projector[V],
+        pace: float | None = None,
+    ) -> Iterator[tuple[Event, V]]: ...
+
+    def replay(
+        self,
+        session_id: str,
+        *,
+        scope: Literal["live", "log"] = "live",
+        projector: Projector[Any] | None = None,
+        pace: float | None = None,
+    ) -> Iterator[tuple[Event, Any]]:
+        """A session once more, event by event, each with the view after it.
+
+        Goes up to where the session stands at the call. A fork begins with what it shares.
+
+        Args:
+            session_id: The session.
+            scope: `live` replays what counts, `log` everything: abandoned turns, then the restore
+                after which the view is the one that it went back to.
+            projector: Gives views of another kind, its own.
+            pace: Wait between events as it was then: 1 at the original pace, 10 ten times as fast.
+
+        Raises:
+            SessionNotFound: The session has no events or was deleted; raised at once.
+            ValueError: The pace is not above 0.
+            ProjectionFailed: The projector raised.
+        """
+        return _paced(self._replayed(session_id, scope, projector, pace), pace)
+
+    def resume(
+        self,
+        session_id: str,
+        turn: int | None = None,
+        *,
+        expected: Head | None = None,
+        buffered: bool = False,
+        actor: str | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> AbstractContextManager[TurnRecorder]:
+        """Continue a paused turn, in whatever process: `with sessions.resume("s1") as turn: ...`.
+
+        Entering the block records `turn.resumed`; from then on it is as with `turn`. Of those who try
+        at the same time, one continues the turn.
+
+        Args:
+            session_id: The session.
+            turn: The number of the turn; may be left out where one is paused.
+            expected: The `view.head` at which the turn was seen to be open. With it, a turn that is not
+                paused can be continued as well: one that was open at the target of a restore, or that
+                a crash left open.
+            buffered, actor, meta: As for turn; `turn.resumed` itself is recorded at once.
+
+        Raises:
+            TurnNotPaused: Entering the block: there is no such turn, or somebody else continues it.
+            ValueError: Several turns are paused, and none is named.
+            VersionConflict: The session is past `expected`.
+        """
+        return spi.resumed(
+            self,
+            session_id,
+            self._claims(session_id, turn, expected),
+            buffered=buffered,
+            actor=actor,
+            meta=meta,
+        )
+
+    def delete(self, session_id: str, *, actor: str | None = None) -> Receipt:
+        """See SessionLog.delete; forgets the snapshots of the session and of its forks, in Redis too."""
+        receipt = super().delete(session_id, actor=actor)
+        for touched in (session_id, *spi.descendants(self, session_id)):
+            self._loader.purge(touched, self.head(touched).epoch)
+        return receipt
+
+    def _replayed(
+        self,
+        session_id: str,
+        scope: Literal["live", "log"],
+        projector: Projector[Any] | None,
+        pace: float | None,
+    ) -> Iterator[Step]:
+        if pace is not None and not pace > 0:
+            raise ValueError(f"a pace is above 0, not {pace}")
+        chosen: Projector[Any] = _SESSION if projector is None else projector
+        return Replay(self, self._loader, session_id, chosen, scope).steps()
+
+    def _metadata(self, session_id: str) -> dict[str, Any]:
+        """As the log finds it, without reading back through the session."""
+        return dict(thaw(self.load(session_id).metadata))
+
+    def _claims(
+        self, session_id: str, turn: int | None, expected: Head | None
+    ) -> Callable[[VersionConflict | None], spi.Claim]:
+        def claims(conflict: VersionConflict | None) -> spi.Claim:
+            if conflict is not None and expected is not None:
+                raise conflict
+            return _claim(self.load(session_id), turn, expected)
+
+        return claims
+
+    def _keep_now(self, session_id: str) -> None:
+        """After a restore, so that no load has to look for the way back."""
+        try:
+            self._loader.keep(session_id, _SESSION, self._loader.current(session_id, _SESSION))
+        except KernError as error:  # It is recorded; whoever loads next finds the way.
+            logger.debug("the view after a restore was not kept: %s", error)
 
     def _load_head(
         self, session_id: str, projector: Projector[Any], min_version: int | None, stale_ok: bool
@@ -163,25 +404,44 @@ class Sessions(SessionLog):
         _check_reached(session_id, min_version, snapshot.version)
         return snapshot.view
 
-    def _version_of(
-        self, session_id: str, head: Head, turn: int | None, version: int | None, at: datetime | None
-    ) -> int:
-        """The version that a point in time means; what is recorded after this head does not count."""
-        if (turn, version, at).count(None) < 2:
-            raise TypeError("at most one of turn, version and at")
-        if at is not None:
-            return min(spi.version_at(self, session_id, spi.to_microseconds(at)), head.version)
-        if turn is not None:
-            next_turn = _within(session_id, "turn", turn, head.turn) + 1
-            start = spi.turn_start(self, session_id, next_turn)
-            return head.version if start is None else min(start - 1, head.version)
-        return head.version if version is None else _within(session_id, "version", version, head.version)
+
+def _check_one_point(*points: object) -> None:
+    if points.count(None) != len(points) - 1:
+        raise TypeError("exactly one of to_turn, to_version and to_time")
 
 
-def _within(session_id: str, what: str, value: int, last: int) -> int:
-    if not 0 <= value <= last:
-        raise ValueError(f"session {session_id!r} has no {what} {value}: there are 0 to {last}")
-    return value
+def _agreeing(head: Head, session_id: str, expected: int | Head | None) -> Head:
+    """The head, if it is the one that the caller decided on."""
+    if isinstance(expected, Head):
+        agrees = (expected.version, expected.hash) == (head.version, head.hash)
+        version = expected.version
+    else:
+        agrees, version = expected in (None, head.version), expected or 0
+    if not agrees:
+        raise VersionConflict(session_id, version, head.version)
+    return head
+
+
+def _claim(view: View, turn: int | None, expected: Head | None) -> spi.Claim:
+    """The turn to continue, as the view shows it."""
+    paused = [pause.turn for pause in view.paused]
+    if turn is None and len(paused) > 1:
+        raise ValueError(f"turns {', '.join(map(str, paused))} are paused: say which one to continue")
+    if turn is None and not paused:
+        raise TurnNotPaused(view.session_id, None, None)
+    number = paused[0] if turn is None else turn
+    found = next((each for each in reversed(view.turns) if each.number == number), None)
+    is_open = found is not None and found.ended_version is None
+    if found is None or not (is_open if expected is not None else number in paused):
+        raise TurnNotPaused(view.session_id, number, found.status if found else None)
+    return spi.Claim(number, expected or view.head, found.run_id)
+
+
+def _paced(steps: Iterator[Step], pace: float | None) -> Iterator[tuple[Event, Any]]:
+    for event, view, after_s in steps:
+        if pace is not None and after_s > 0:
+            time.sleep(after_s / pace)
+        yield event, view
 
 
 def _check_reached(session_id: str, min_version: int | None, version: int) -> None:

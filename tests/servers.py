@@ -20,13 +20,14 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ REDIS_BIN = "KERN_EVENTS_TEST_REDIS_BIN"
 
 START_WITHIN_S = 30.0
 STOP_WITHIN_S = 20.0
+REDIS_SLOTS = 16384
 
 Command = Sequence[str | Path]
 
@@ -171,28 +173,157 @@ def redis(binary: Binary | None = None, *options: str) -> Iterator[str]:
     Yields:
         Its URL: `redis://127.0.0.1:PORT/0`.
     """
-    program = (binary or find_redis()).path
-    with _folder() as folder:
-        port = _free_port()
+    with redis_process(binary, *options) as process:
+        yield process.url
 
-        def ready() -> bool:
-            with suppress(OSError):
-                return redis_says(f"redis://127.0.0.1:{port}/0", "PING").startswith("+PONG")
-            return False
 
+class RedisProcess:
+    """A Redis that can be paused, killed and started again.
+
+    Attributes:
+        port: Where it listens, the same one after a restart.
+        options: What was added to its command line.
+        url: `redis://127.0.0.1:PORT/0`.
+    """
+
+    def __init__(self, binary: Binary, options: Sequence[str]) -> None:
+        self.port = _free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._binary = binary
+        self.options = options
+        self._life = ExitStack()
+
+    def start(self) -> None:
+        """Start it, empty."""
+        folder = self._life.enter_context(_folder())
+        self._pid_file = folder / "pid"
+        address = ["--bind", "127.0.0.1", "--port", str(self.port), "--pidfile", self._pid_file]
         saves_nothing = ["--save", "", "--appendonly", "no"]
-        address = ["--bind", "127.0.0.1", "--port", str(port)]
-        command: Command = [program, *address, "--dir", folder, *saves_nothing, *options]
-        with _running(command, folder, ready, stop="TERM"):
-            yield f"redis://127.0.0.1:{port}/0"
+        command = [self._binary.path, *address, "--dir", folder, *saves_nothing, *self.options]
+        # One that is paused would not hear anything else.
+        self._life.enter_context(_running(command, folder, self._ready, stop="KILL"))
+
+    def _ready(self) -> bool:
+        with suppress(OSError):
+            return redis_says(self.url, "PING").startswith("+PONG")
+        return False
+
+    def pause(self) -> None:
+        """Let it answer nothing, while the kernel accepts connections for it."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after a pause."""
+        self._signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End it at once, with everything that it has."""
+        self._life.close()
+
+    def restart(self) -> None:
+        """Kill it, and start an empty one at the same address."""
+        self.kill()
+        self.start()
+
+    def _signal(self, number: int) -> None:
+        os.kill(int(self._pid_file.read_text()), number)
+
+
+@contextmanager
+def redis_process(binary: Binary | None = None, *options: str) -> Iterator[RedisProcess]:
+    """As `redis`, for tests that do something to the server."""
+    process = RedisProcess(binary or find_redis(), options)
+    try:
+        process.start()
+        yield process
+    finally:
+        process.kill()
+
+
+class RedisCluster:
+    """Masters, each with a replica.
+
+    Attributes:
+        masters: Those that have the slots, in order and equally many each.
+        replicas: Those that follow them, in the same order.
+        url: `redis+cluster://127.0.0.1:PORT`, of the first master.
+    """
+
+    def __init__(self, nodes: Sequence[RedisProcess]) -> None:
+        half = len(nodes) // 2
+        self.masters, self.replicas = nodes[:half], nodes[half:]
+        self.url = f"redis+cluster://127.0.0.1:{nodes[0].port}"
+
+    def master_of(self, slot: int) -> RedisProcess:
+        """The one that had a slot at first."""
+        return self.masters[slot * len(self.masters) // REDIS_SLOTS]
+
+
+@contextmanager
+def redis_cluster(nodes: int = 6, binary: Binary | None = None) -> Iterator[RedisCluster]:
+    """A cluster of so many nodes, half of them replicas; some two seconds to form."""
+    found = binary or find_redis()
+    with ExitStack() as stack:
+        options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"]
+        # A replica that has not had its first copy yet is never promoted.
+        options += ["--repl-diskless-sync-delay", "0", "--cluster-replica-validity-factor", "0"]
+        started = [
+            stack.enter_context(redis_process(found, *options, "--cluster-port", str(_free_port())))
+            for _ in range(nodes)
+        ]
+        cluster = RedisCluster(started)
+        _form(cluster, started)
+        yield cluster
+
+
+def _form(cluster: RedisCluster, nodes: Sequence[RedisProcess]) -> None:
+    """Make the nodes known to each other, and wait until every one agrees."""
+    for number, master in enumerate(cluster.masters):
+        first, end = (REDIS_SLOTS * at // len(cluster.masters) for at in (number, number + 1))
+        _ask_redis(master, f"CLUSTER SET-CONFIG-EPOCH {number + 1}", "OK")
+        _ask_redis(master, f"CLUSTER ADDSLOTSRANGE {first} {end - 1}", "OK")
+    for node in nodes[1:]:
+        bus = node.options[node.options.index("--cluster-port") + 1]
+        _ask_redis(nodes[0], f"CLUSTER MEET 127.0.0.1 {node.port} {bus}", "OK")
+    for node in nodes:
+        _ask_redis(node, "CLUSTER INFO", f"cluster_known_nodes:{len(nodes)}")
+    for master, replica in zip(cluster.masters, cluster.replicas, strict=True):
+        _ask_redis(replica, f"CLUSTER REPLICATE {redis_text(master.url, 'CLUSTER MYID')}", "OK")
+    for replica in cluster.replicas:
+        _ask_redis(replica, "INFO replication", "master_link_status:up")
+    for node in nodes:
+        _ask_redis(node, "CLUSTER INFO", "cluster_state:ok")
+        _ask_redis(node, "CLUSTER NODES", "slave ", times=len(cluster.replicas))
+
+
+def _ask_redis(node: RedisProcess, command: str, expected: str, times: int = 1) -> None:
+    """Ask until the answer has the expected text, so many times."""
+    deadline = time.monotonic() + START_WITHIN_S
+    while redis_text(node.url, command).count(expected) < times:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{command}: still no {expected} but {redis_text(node.url, command)}")
+        time.sleep(0.01)
 
 
 def redis_says(url: str, command: str) -> str:
     """The first line a local Redis without a password answers; needs no client library."""
+    return _redis_reply(url, command)[0]
+
+
+def redis_text(url: str, command: str) -> str:
+    """The text that a local Redis answers, of one line or many."""
+    line, text = _redis_reply(url, command)
+    return text if line.startswith("$") else line
+
+
+def _redis_reply(url: str, command: str) -> tuple[str, str]:
     host, _, port = url.removeprefix("redis://").partition("/")[0].rpartition(":")
     with socket.create_connection((host, int(port)), 1) as connection:
         connection.sendall(command.encode() + b"\r\n")
-        return connection.makefile(encoding="utf-8").readline().strip()
+        with connection.makefile("rb") as reply:
+            line = reply.readline().decode().strip()
+            size = int(line[1:]) if line.startswith("$") else 0
+            return line, reply.read(size).decode()
 
 
 # -- Where the binaries are --------------------------------------------------------------------------

@@ -29,6 +29,8 @@ class Snapshot(msgspec.Struct):
         epoch: The erasures that the session had seen when it was folded; it is worth nothing in another.
         hash: The chain hash at `version`.
         size_bytes: About how much memory it takes.
+        durable: The version that was last stored in the log's own database, 0 if none was.
+        listings: Which chunks lay there then, where this process knows.
         verified_s: When this process last saw it agree with the log, on its monotonic clock. The one
             field that changes, and of no meaning elsewhere.
     """
@@ -38,6 +40,8 @@ class Snapshot(msgspec.Struct):
     epoch: int
     hash: bytes
     size_bytes: int
+    durable: int = 0
+    listings: tuple[bytes, ...] | None = None
     verified_s: float = -math.inf
 
 

@@ -49,6 +49,12 @@ class MemoryCache:
         with self._lock:
             self._snapshots.pop(key, None)
 
+    def purge(self, namespace: str, session_id: str) -> None:
+        """Forget what every projector made of a session."""
+        with self._lock:
+            for key in [key for key in self._snapshots if key[:2] == (namespace, session_id)]:
+                del self._snapshots[key]
+
 
 def _size_bytes(snapshot: Snapshot) -> int:
     return snapshot.size_bytes

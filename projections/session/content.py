@@ -6,7 +6,7 @@ those modelled here stays whole in a Raw, so nothing that was recorded is lost o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
@@ -42,7 +42,7 @@ class Media(msgspec.Struct, frozen=True, gc=False, tag="media", tag_field="type"
     """
 
     kind: str
-    data: Mapping[str, Frozen]
+    data: MappingProxyType[str, Frozen]
 
 
 class Raw(msgspec.Struct, frozen=True, gc=False, tag="raw", tag_field="type"):

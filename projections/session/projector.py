@@ -22,6 +22,8 @@ _HANDLERS: Final[Mapping[str, _Handler | None]] = {
     "session.closed": turns.closed,
     "session.deleted": turns.deleted,
     "session.erased": None,
+    "session.restored": turns.restored,
+    "session.forked": turns.forked,
     "turn.started": turns.started,
     "turn.paused": turns.paused,
     "turn.resumed": turns.resumed,
@@ -44,6 +46,9 @@ _HANDLERS: Final[Mapping[str, _Handler | None]] = {
     "agent.handed_off": None,
 }
 """What each type of the vocabulary does; None leaves the view unchanged."""
+
+HANDLED: Final = frozenset(_HANDLERS)
+"""The types that are known here; all are of version 1."""
 
 
 class SessionProjector:

@@ -81,6 +81,21 @@ def deleted(builder: Builder, event: Event, payload: Payload) -> None:
     builder.status = "deleted"
 
 
+def restored(builder: Builder, event: Event, payload: Payload) -> str | None:
+    """`session.restored`: the view is that of the target by now; what was not rewound comes back."""
+    builder.status = "open"  # Nothing else is recorded in a session that is closed or deleted.
+    problem = described(builder, event, payload)
+    return problem if "metadata" in payload else "erased"
+
+
+def forked(builder: Builder, event: Event, payload: Payload) -> str | None:
+    """`session.forked`: the view is that of the parent by now; whose session it is comes anew."""
+    builder.status = "open"
+    if payload:
+        builder.user_id = builder.name = None
+    return described(builder, event, payload)
+
+
 def state_changed(builder: Builder, event: Event, payload: Payload) -> str | None:
     """`state.changed`: the ops of its scope, one after the other."""
     scope, ops = payload.get("scope", "session"), payload.get("ops")

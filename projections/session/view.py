@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import msgspec
@@ -17,7 +18,7 @@ from projections.frozen import NOTHING, Frozen
 from projections.session.content import Content, openai_content
 
 TurnStatus = Literal["open", "interrupted", "paused", "completed", "failed", "cancelled"]
-Usage = Mapping[str, int | float]
+Usage = MappingProxyType[str, int | float]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -208,22 +209,23 @@ class View(msgspec.Struct, frozen=True, gc=False):
 
     def to_dict(self) -> dict[str, Any]:
         """A copy in plain dicts and lists, free to change; JSON can say all of it."""
-        copy: dict[str, Any] = _plain({key: getattr(self, key) for key in self.__struct_fields__})
+        copy: dict[str, Any] = plain({key: getattr(self, key) for key in self.__struct_fields__})
         copy["head"]["hash"] = self.head.hash.hex()
         return copy
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A copy of a part of a view in plain dicts and lists."""
     if isinstance(value, msgspec.Struct):
         return _plain_struct(value)
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, Chunks)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value
 
 
 def _plain_struct(value: msgspec.Struct) -> dict[str, Any]:
     tag = value.__struct_config__.tag
-    fields = {key: _plain(getattr(value, key)) for key in value.__struct_fields__}
+    fields = {key: plain(getattr(value, key)) for key in value.__struct_fields__}
     return fields if tag is None else {"type": tag, **fields}

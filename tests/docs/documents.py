@@ -1,7 +1,8 @@
 """The examples in the documents: which blocks there are, and how one is run.
 
 A comment in front of a block says what is special about it: `<!-- file: NAME -->` puts it into the
-folder that the examples run in, `<!-- needs: postgres -->` gives it a database. Otherwise a document's
+folder that the examples run in, `<!-- needs: postgres -->` gives it a database, `<!-- needs: redis -->` a
+Redis. Otherwise a document's
 blocks run one after the other in one folder, as a reader would type them. What a Python block prints
 has to be what the comments behind its prints say; what a command prints has to be what is shown.
 """
@@ -16,6 +17,7 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import click
@@ -27,9 +29,10 @@ from kern_events.cli.app import cli
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", "ARCHITECTURE.md", "docs/events.md", "docs/robustness.md")
 POSTGRES_URL = "postgresql+psycopg://user@host/database"
+REDIS_URL = "redis://localhost"
 
 _BLOCK = re.compile(r"(?:^<!-- (\w+): (\S+) -->\n)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_SAID = re.compile(r"print\(.*\)  # (.*)")
+_SAID = re.compile(r"print\(.*\)  # (.*)|^    # (.*)")  # or, where a loop prints, comments below it
 # What differs from run to run: times, speeds, ids and hashes; and a note about this machine's SQLite.
 _MASKS = (
     (re.compile(r"^note: SQLite .*\n", re.MULTILINE), ""),
@@ -68,20 +71,29 @@ def blocks(document: str) -> Iterator[Block]:
         yield Block(document, text.count("\n", 0, found.start(4)), language, body, key, value)
 
 
-def run(block: Block, folder: Path, environment: dict[str, str], postgres_url: str | None = None) -> None:
+def run(
+    block: Block,
+    folder: Path,
+    environment: dict[str, str],
+    *,
+    postgres_url: str = POSTGRES_URL,
+    redis_url: str = REDIS_URL,
+) -> None:
     """Run one block in the folder, which has to be the current one."""
     if block.key == "file":
         assert block.value
         (folder / block.value).write_text(block.text, encoding="utf-8")
     elif block.language == "python":
-        run_python(block, postgres_url)
+        run_python(block, {POSTGRES_URL: postgres_url, REDIS_URL: redis_url})
     elif block.language == "console":
         run_console(block, environment)
 
 
-def run_python(block: Block, postgres_url: str | None = None) -> dict[str, Any]:
-    """Run a Python block and compare what it prints; its names."""
-    text = block.text if postgres_url is None else block.text.replace(POSTGRES_URL, postgres_url)
+def run_python(block: Block, urls: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+    """Run a Python block, with servers of ours in the place of those it names; its names."""
+    text = block.text
+    for shown, ours in urls.items():
+        text = text.replace(shown, ours)
     # Empty lines in front, so that a traceback shows the line in the document.
     code = compile("\n" * block.line + text, str(ROOT / block.document), "exec")
     names: dict[str, Any] = {"__name__": "__main__"}
@@ -93,7 +105,7 @@ def run_python(block: Block, postgres_url: str | None = None) -> dict[str, Any]:
         for value in list(names.values()):
             if isinstance(value, Engine):
                 value.dispose()
-    shown = [line[1] for line in map(_SAID.search, text.splitlines()) if line]
+    shown = [line[1] or line[2] for line in map(_SAID.search, text.splitlines()) if line]
     assert printed.getvalue().splitlines() == shown, f"{block.document}, line {block.line}"
     return names
 

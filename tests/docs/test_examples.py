@@ -20,12 +20,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_the_examples_of_a_document_run_one_after_the_other(document: str, folder: Path) -> None:
+def test_the_examples_of_a_document_run_one_after_the_other(
+    document: str, folder: Path, redis_url: str
+) -> None:
     environment: dict[str, str] = {}
 
     for block in documents.blocks(document):
         if not block.postgres:
-            documents.run(block, folder, environment)
+            documents.run(block, folder, environment, redis_url=redis_url)
 
 
 POSTGRES = [block for document in DOCUMENTS for block in documents.blocks(document) if block.postgres]
@@ -33,7 +35,7 @@ POSTGRES = [block for document in DOCUMENTS for block in documents.blocks(docume
 
 @pytest.mark.parametrize("block", POSTGRES, ids=lambda block: f"{block.document}:{block.line}")
 def test_an_example_runs_on_postgres(block: documents.Block, folder: Path, postgres_url: str) -> None:
-    documents.run(block, folder, {}, postgres_url)
+    documents.run(block, folder, {}, postgres_url=postgres_url)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

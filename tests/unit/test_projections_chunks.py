@@ -45,7 +45,6 @@ def test_they_read_like_a_list(length: int, cut: slice) -> None:
             st.tuples(st.just("replace"), st.integers(-5, 3 * CHUNK_ITEMS)),
             st.tuples(st.just("replace_last"), st.just(0)),
             st.tuples(st.just("remove"), st.integers(-5, 3 * CHUNK_ITEMS)),
-            st.tuples(st.just("truncate"), lengths),
             st.tuples(st.just("freeze"), st.just(0)),
         ),
         max_size=30,
@@ -70,9 +69,6 @@ def test_every_edit_does_what_a_list_does(length: int, edits: list[tuple[str, in
         elif edit == "remove" and place:
             editor.remove(number)
             del items[number]
-        elif edit == "truncate":
-            editor.truncate(number)
-            del items[number:]
         elif edit == "freeze":
             editor = editor.freeze().edit()
 

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from kern_events import Draft, Event, message, spi
 from kern_events.errors import SessionNotFound, StoreCorrupt, VersionConflict
-from projections import MemoryCache, ProjectionFailed, SessionProjector, Sessions, View, loading
+from projections import MemoryCache, ProjectionFailed, SessionProjector, Sessions, View, loading, paths
 from projections.caches import Snapshot, SnapshotKey
 
 
@@ -189,15 +189,6 @@ def test_a_turn_as_a_point_in_time_is_before_the_next_one_starts(sessions: Sessi
     ]
 
 
-def test_a_turn_that_starts_during_the_load_does_not_count(
-    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    converse(sessions)
-    monkeypatch.setattr("kern_events.spi.turn_start", lambda *_: 99)
-
-    assert sessions.load("s", turn=3).version == 13
-
-
 def test_a_view_of_the_past_knows_where_the_session_stands_now(sessions: Sessions) -> None:
     converse(sessions)
 
@@ -232,7 +223,7 @@ def test_a_time_means_what_was_recorded_by_then(sessions: Sessions) -> None:
         ({"turn": -1}, ValueError, "no turn -1: there are 0 to 3"),
         ({"version": 99}, ValueError, "no version 99: there are 0 to 13"),
         ({"at": datetime(2024, 1, 1)}, ValueError, "no time zone"),
-        ({"turn": 1, "version": 1}, TypeError, "at most one"),
+        ({"turn": 1, "version": 1}, TypeError, "one of a turn, a version and a time"),
     ],
 )
 def test_a_point_that_is_not_there_is_refused(
@@ -332,30 +323,47 @@ def test_a_stale_load_asks_where_what_it_has_is_too_old(sessions: Sessions) -> N
     assert (view.version, view.stale) == (receipt.version, False)
 
 
-def test_a_long_tail_is_read_in_pages(
-    sessions: Sessions, queries: Queries, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Pages of five events; the `after` of each that is read behind the first."""
+    asked, page = [], spi.page
+
+    def asking(log: Any, session_id: str, after: int, until: int, limit: int = 5_000) -> Any:
+        asked.append(after)
+        return page(log, session_id, after, until, limit)
+
     monkeypatch.setattr(loading, "PAGE", 5)
+    monkeypatch.setattr(paths, "PAGE", 5)
+    monkeypatch.setattr("kern_events.spi.page", asking)
+    return asked
+
+
+def test_a_long_tail_is_read_in_pages(sessions: Sessions, queries: Queries, small_pages: list[int]) -> None:
     converse(sessions)
 
     view = sessions.load("s")
 
-    assert queries == [0, 5, 10]
+    assert (queries, small_pages) == ([0], [5, 10])
     assert said(view)[-1] == "answer 3"
     assert sessions.load("s", version=12).version == 12
 
 
 def test_an_erasure_between_two_pages_begins_anew(
-    sessions: Sessions, queries: Queries, monkeypatch: pytest.MonkeyPatch
+    sessions: Sessions, small_pages: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "PAGE", 5)
     converse(sessions)
-    queries.change = lambda tail: in_epoch(tail, 1 if len(queries) > 1 else 0)
+    page, erased = spi.page, []
 
+    def erasing(*args: Any) -> Any:
+        if not erased:
+            erased.append(sessions.delete("s"))
+            sessions.append("s", [Draft("session.created", {}), message("user", "anew")])
+        return page(*args)
+
+    monkeypatch.setattr("kern_events.spi.page", erasing)
     view = sessions.load("s")
 
-    assert queries == [0, 5, 0, 5, 10]
-    assert (view.head.epoch, len(view.messages)) == (1, 6)
+    assert (view.head.epoch, said(view), view.incomplete) == (1, ["anew"], False)
 
 
 def in_epoch(tail: spi.Tail, epoch: int) -> spi.Tail:
@@ -404,12 +412,17 @@ def test_a_snapshot_past_the_head_is_forgotten(sessions: Sessions, queries: Quer
     [lambda events: [], lambda events: events[1:], lambda events: [*events[:3], *events[4:]]],
 )
 def test_events_that_are_missing_are_an_error_and_no_shorter_view(
-    sessions: Sessions, queries: Queries, lose: Callable[[Sequence[Event]], Sequence[Event]]
+    sessions: Sessions,
+    queries: Queries,
+    lose: Callable[[Sequence[Event]], Sequence[Event]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     converse(sessions)
+    page = spi.page
     queries.change = lambda tail: tail._replace(events=lose(tail.events))
+    monkeypatch.setattr("kern_events.spi.page", lambda *args: (lose(page(*args)[0]), 0))
 
-    with pytest.raises(StoreCorrupt, match="stands at version 13"):
+    with pytest.raises(StoreCorrupt, match="of session 's' from version 1 on are not all there"):
         sessions.load("s")
 
 

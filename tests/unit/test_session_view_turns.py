@@ -272,7 +272,7 @@ def test_a_deleted_session_begins_again_while_versions_and_turns_go_on() -> None
     assert [turn.number for turn in view.turns] == [2]
 
 
-@pytest.mark.parametrize("type", ["app.custom", "session.restored", "session.forked"])
+@pytest.mark.parametrize("type", ["app.custom", "session.mended"])
 def test_an_unknown_type_passes_through_and_is_said(type: str) -> None:
     event = replace(recorded(message("user", "Hi"))[0], type=type)
 

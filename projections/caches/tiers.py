@@ -1,0 +1,317 @@
+"""The snapshots that outlive a process: in Redis, for all processes, and in the log's own database.
+
+Both keep bytes (stored.py says which) and are never trusted: what they give is only a baseline, and
+whatever fails is a miss. So nothing here raises but Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+from kern_events import SessionLog, spi
+from kern_events.errors import KernError
+from projections.caches.base import Snapshot, SnapshotKey
+from projections.caches.framing import Mark, Place, seal, unseal, unsealed
+from projections.session import View
+from projections.stored import Bytes, Chunked, Codec, Unreadable
+
+if TYPE_CHECKING:
+    from projections.caches.redis import RedisCache
+
+T = TypeVar("T")
+
+logger: Final = logging.getLogger("projections")
+
+LADDER: Final = 2_048
+"""Of the heads stored in the log's database, one is kept for so many versions, and the newest."""
+
+_DUE_EVENTS: Final = 1_000  # a snapshot is due after so many events, wherever the chunks end
+_DUE_AT_LEAST: Final = 64  # ... and never after fewer
+_BATCH_BYTES: Final = 4 << 20  # in one transaction, so that no writer waits long
+_HEAD: Final = b"head"
+_MAX_WAITING: Final = 64
+
+
+class SharedTier:
+    """Snapshots in Redis: whatever the newest is that some process has folded."""
+
+    def __init__(self, redis: RedisCache) -> None:
+        self.redis: Final = redis
+
+    def get(self, key: SnapshotKey, codec: Codec, *, lazily: bool = False) -> Snapshot | None:
+        """The newest snapshot, if it can be read."""
+        place = _place(key, codec)
+        stored = self.redis.fetch(place)
+        if stored is None:
+            return None
+
+        def fetch(names: Sequence[bytes]) -> Sequence[Bytes]:
+            found = self.redis.chunks(place, names)
+            if found is None:
+                self.redis.forget(place, stored.mark)
+                raise Unreadable("a chunk is missing")
+            return found
+
+        snapshot = _loaded(lambda: codec.load(stored.head, stored.open, fetch, lazily=lazily))
+        if snapshot is None or _mark(snapshot) != stored.mark:
+            self.redis.forget(place, stored.mark)
+            return None
+        return snapshot
+
+    def put(self, key: SnapshotKey, codec: Codec, snapshot: Snapshot, base: Snapshot | None) -> None:
+        """Keep a snapshot that was folded from `base`: at best only what is new goes over the wire."""
+        if not self.redis.available:
+            return
+        place, mark = _place(key, codec), _mark(snapshot)
+        if base is not None and base.version and base.epoch == snapshot.epoch:
+            delta = codec.delta(base, snapshot)
+            if delta is not None and self.redis.extend(place, _mark(base), mark, delta.head, delta.open):
+                return
+            if delta is None:
+                dumped = codec.dump(snapshot, base)
+                new = codec.chunks(snapshot, codec.listings(base))
+                if self.redis.advance(place, _mark(base), mark, dumped.head, dumped.open, new):
+                    return
+            if not self.redis.wants(place, mark):
+                return  # Another process was faster, and the list of all chunks need not be made.
+        dumped = codec.dump(snapshot, base)
+        self.redis.replace(place, mark, dumped.head, dumped.open, codec.chunks(snapshot), prune=True)
+
+    def drop(self, key: SnapshotKey, codec: Codec, snapshot: Snapshot) -> None:
+        """Forget a snapshot that does not agree with the log, if it is still there."""
+        self.redis.forget(_place(key, codec), _mark(snapshot))
+
+
+class DurableTier:
+    """Snapshots in the log's own database, some at every stretch of a session.
+
+    They are written by a thread of its own: no load waits for a lock of the database.
+    """
+
+    def __init__(self, log: SessionLog) -> None:
+        self._log = log
+        self._writer = _Writer()
+        self._unsure: set[SnapshotKey] = set()  # where something could not be written
+
+    def newest(self, key: SnapshotKey, codec: Codec, until: int, *, lazily: bool = False) -> Snapshot | None:
+        """The newest snapshot at or below a version, if it can be read."""
+        table = self._table(key, codec)
+        return _quietly(lambda: self._read(table, key, codec, until, lazily), None)
+
+    def versions(self, key: SnapshotKey, codec: Codec) -> Sequence[int]:
+        """The versions that there are snapshots of, the oldest first."""
+        return _quietly(lambda: self._table(key, codec).names(key.session_id)[0], [])
+
+    def put(self, key: SnapshotKey, codec: Codec, snapshot: Snapshot) -> None:
+        """Store a snapshot soon, and say so in it; not at all while many wait to be stored."""
+        listings = None if key in self._unsure else snapshot.listings
+        job = _Job(key, codec, snapshot, snapshot.durable, listings)
+        if self._writer.submit(lambda: self._write(job)):
+            snapshot.durable, snapshot.listings = snapshot.version, codec.listings(snapshot)
+
+    def settle(self) -> None:
+        """Wait until what was put is stored."""
+        self._writer.settle()
+
+    def close(self) -> None:
+        """Store what waits, and end the thread."""
+        self._writer.close()
+
+    def drop(self, key: SnapshotKey, codec: Codec, snapshot: Snapshot) -> None:
+        """Forget a snapshot that does not agree with the log."""
+        _quietly(lambda: self._forget(self._table(key, codec), key.session_id, snapshot.version), None)
+
+    def _forget(self, table: spi.SnapshotTable, session_id: str, version: int) -> None:
+        table.put(session_id, self._log.head(session_id).epoch, version, drop=[version])
+
+    def _table(self, key: SnapshotKey, codec: Codec) -> spi.SnapshotTable:
+        return spi.SnapshotTable(
+            self._log, f"{key.projector}:{key.projector_version}:{codec.fingerprint.hex()}"
+        )
+
+    def _read(
+        self, table: spi.SnapshotTable, key: SnapshotKey, codec: Codec, until: int, lazily: bool
+    ) -> Snapshot | None:
+        stored = table.head(key.session_id, until)
+        if stored is None:
+            return None
+
+        def fetch(names: Sequence[bytes]) -> Sequence[Bytes]:
+            found = table.chunks(key.session_id, [name.hex() for name in names])
+            bodies = [unsealed(_identity(key, name), found.get(name.hex())) for name in names]
+            if None in bodies:
+                raise Unreadable("a chunk is missing")
+            return [body for body in bodies if body is not None]
+
+        def load() -> Snapshot:
+            body = unseal(_identity(key, _HEAD), stored.data)
+            if body is None:
+                raise Unreadable("a head that is damaged")
+            size = int.from_bytes(body[:4], "big")
+            return codec.load(body[4 : 4 + size], [body[4 + size :]], fetch, lazily=lazily)
+
+        snapshot = _loaded(load)
+        if snapshot is None or snapshot.version != stored.version:
+            self._forget(table, key.session_id, stored.version)
+            return None
+        snapshot.durable = snapshot.version
+        if not lazily:
+            snapshot.listings = codec.listings(snapshot)
+        return snapshot
+
+    def _write(self, job: _Job) -> None:
+        if _quietly(lambda: self._stored(job), False):
+            self._unsure.discard(job.key)
+        else:
+            self._unsure.add(job.key)
+
+    def _stored(self, job: _Job) -> bool:
+        key, codec, snapshot, before, listings = job
+        table, session_id = self._table(key, codec), key.session_id
+        chunks = codec.chunks(snapshot, listings or ())
+        if listings is None:
+            known = table.names(session_id)[1]
+            chunks = {name: body for name, body in chunks.items() if name.hex() not in known}
+        for batch in _batches(key, chunks):
+            if not table.put(session_id, snapshot.epoch, snapshot.version, chunks=batch):
+                return False
+        dumped = codec.dump(snapshot)
+        body = b"".join((len(dumped.head).to_bytes(4, "big"), dumped.head, dumped.open))
+        # The head before stays where it is the last of its stretch.
+        same = before // LADDER == snapshot.version // LADDER and before not in (0, snapshot.version)
+        head = seal(_identity(key, _HEAD), body)
+        return table.put(
+            session_id, snapshot.epoch, snapshot.version, head=head, drop=[before] if same else ()
+        )
+
+
+class _Job(NamedTuple):
+    """A snapshot to be stored, and what was stored before it."""
+
+    key: SnapshotKey
+    codec: Codec
+    snapshot: Snapshot
+    before: int
+    listings: tuple[bytes, ...] | None
+
+
+class _Writer:
+    """One thread, made when there is something to do; in a forked child another one."""
+
+    def __init__(self) -> None:
+        self._begin()
+        _writers.add(self)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: set[Future[None]] = set()
+        self._executor: ThreadPoolExecutor | None = None
+
+    def submit(self, work: Callable[[], None]) -> bool:
+        """Do it later, in order; False if too much waits already, or there is no thread to be had."""
+        with self._lock:
+            if len(self._waiting) >= _MAX_WAITING:
+                return False
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(1, thread_name_prefix="kern_snapshots")
+            try:
+                future = self._executor.submit(work)
+            except RuntimeError:  # The interpreter is ending.
+                return False
+            self._waiting.add(future)
+        future.add_done_callback(self._done)
+        return True
+
+    def _done(self, future: Future[None]) -> None:
+        with self._lock:
+            self._waiting.discard(future)
+
+    def settle(self) -> None:
+        with self._lock:
+            waiting = list(self._waiting)
+        wait(waiting)
+
+    def close(self) -> None:
+        with self._lock:
+            executor, self._executor = self._executor, None
+        if executor:
+            executor.shutdown(wait=True)
+
+
+def _batches(key: SnapshotKey, chunks: Chunked) -> Iterator[dict[str, bytes]]:
+    """Chunks as they are stored, so many that a transaction stays short."""
+    batch: dict[str, bytes] = {}
+    size = 0
+    for name, encoded in chunks.items():
+        batch[name.hex()] = seal(_identity(key, name), encoded())
+        size += len(batch[name.hex()])
+        if size > _BATCH_BYTES:
+            yield batch
+            batch, size = {}, 0
+    if batch:
+        yield batch
+
+
+def due(snapshot: Snapshot, codec: Codec) -> bool:
+    """Whether a snapshot should be stored in the log's database.
+
+    At the end of a turn, once a chunk was closed since the last one: then the chunk has to be stored
+    once anyway, and what is left open is little. And after a thousand events whatever they are.
+    """
+    since = snapshot.version - snapshot.durable
+    view = snapshot.view
+    if since >= _DUE_EVENTS:
+        return not (isinstance(view, View) and view.incomplete)
+    if since < _DUE_AT_LEAST or not isinstance(view, View) or view.incomplete:
+        return False
+    if len(view.turns) and view.turns[-1].status in ("open", "paused"):
+        return False
+    entries = codec.listings(snapshot)[0]
+    known = snapshot.listings
+    return len(entries) > 0 if known is None else entries != known[0]
+
+
+def _place(key: SnapshotKey, codec: Codec) -> Place:
+    return Place(*key, codec.fingerprint)
+
+
+def _mark(snapshot: Snapshot) -> Mark:
+    return Mark(snapshot.epoch, snapshot.version, snapshot.hash)
+
+
+def _identity(key: SnapshotKey, what: bytes) -> bytes:
+    return b"\0".join((key.namespace.encode(), key.session_id.encode(), what))
+
+
+def _loaded(load: Callable[[], Snapshot]) -> Snapshot | None:
+    try:
+        return load()
+    except Unreadable:
+        return None
+
+
+def _quietly(work: Callable[[], T], otherwise: T) -> T:
+    """A snapshot in the database is worth no error: a role may not write there, or the log is busy."""
+    try:
+        return work()
+    except KernError as error:
+        logger.debug("a stored snapshot was passed over: %s", error)
+        return otherwise
+
+
+_writers: weakref.WeakSet[_Writer] = weakref.WeakSet()
+
+
+def _begin_anew() -> None:
+    # The thread, and whoever held the lock, do not exist in the child.
+    for writer in _writers:
+        writer._begin()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
