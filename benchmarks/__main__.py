@@ -18,7 +18,7 @@ from rich.table import Table
 from benchmarks import workload
 from benchmarks.measure import Bench, Result
 
-NAMES: Final = ("append", "length", "load", "size", "writers", "group_commit", "importing")
+NAMES: Final = ("append", "length", "load", "snapshots", "size", "writers", "group_commit", "importing")
 
 
 def main() -> int:

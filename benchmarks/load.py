@@ -33,7 +33,7 @@ def _sqlite(bench: Bench, turns: int) -> Iterator[Result]:
     url = bench.long("SQLite", turns)
     asked = _asked(url)
     with (
-        Sessions.open(url, cache=MemoryCache(CACHE_BYTES)) as sessions,
+        Sessions.open(url, cache=MemoryCache(CACHE_BYTES), durable=False) as sessions,
         closing(floors.sqlite_ours(floors.sqlite_path(url))) as connection,
     ):
         sessions.load(SESSION)
@@ -46,7 +46,8 @@ def _postgres(bench: Bench, turns: int) -> Iterator[Result]:
     url = bench.long("Postgres", turns)
     asked = _asked(url)
     cursor = floors.postgres_ours(url)
-    with Sessions.open(url, cache=MemoryCache(CACHE_BYTES)) as sessions, closing(cursor.connection):
+    opened = Sessions.open(url, cache=MemoryCache(CACHE_BYTES), durable=False)
+    with opened as sessions, closing(cursor.connection):
         sessions.load(SESSION)
         bare = {
             "query": lambda: [cursor.execute(*call).fetchall() for call in asked],
@@ -60,7 +61,8 @@ def _postgres(bench: Bench, turns: int) -> Iterator[Result]:
 
 def _asked(url: str) -> list[floors.Call]:
     """What a warm load asks the database."""
-    with floors.recording() as tape, Sessions.open(url, cache=MemoryCache(CACHE_BYTES)) as sessions:
+    opened = Sessions.open(url, cache=MemoryCache(CACHE_BYTES), durable=False)
+    with floors.recording() as tape, opened as sessions:
         sessions.load(SESSION)
         tape.clear()
         sessions.load(SESSION)

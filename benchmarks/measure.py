@@ -28,7 +28,7 @@ from benchmarks import workload
 from kern_events import SessionLog
 from tests import servers
 
-_PACKAGES: Final = ("sqlalchemy", "psycopg", "orjson", "msgspec", "kern-events")
+_PACKAGES: Final = ("sqlalchemy", "psycopg", "orjson", "msgspec", "redis", "kern-events")
 
 T = TypeVar("T")
 Block = Callable[[int], list[float]]
@@ -74,6 +74,14 @@ class Bench:
     @cached_property
     def _postgres(self) -> str:
         return self._stack.enter_context(servers.postgres(servers.find_postgres(), durable=True))
+
+    @cached_property
+    def _redis(self) -> str:
+        return self._stack.enter_context(servers.redis())
+
+    def redis(self) -> str:
+        """The URL of a Redis, the same for the whole run."""
+        return self._redis
 
     def sqlite(self) -> Path:
         """The path of a new SQLite file."""
