@@ -382,7 +382,9 @@ class Sessions(SessionLog):
         def claims(conflict: VersionConflict | None) -> spi.Claim:
             if conflict is not None and expected is not None:
                 raise conflict
-            return _claim(self.load(session_id), turn, expected)
+            view = self.load(session_id)
+            _agreeing(view.head, session_id, expected)
+            return _claim(view, turn, expected)
 
         return claims
 

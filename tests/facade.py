@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from kern_events import AsyncSessionLog, AsyncTurnRecorder, SessionLog
+from projections import AsyncSessions, Sessions
 
 FACADES = ("sync", "async")
 _PATIENCE_S = 120.0
@@ -79,6 +80,14 @@ def open_log(facade: str, loop: LoopThread | None, url: Any, **options: Any) -> 
         return SessionLog(url, **options)
     assert loop is not None
     return Blocking(loop, AsyncSessionLog(url, **options))
+
+
+def open_sessions(facade: str, loop: LoopThread | None, url: Any, **options: Any) -> Any:
+    """Sessions behind one of FACADES; as Sessions, to be closed."""
+    if facade == "sync":
+        return Sessions(url, **options)
+    assert loop is not None
+    return Blocking(loop, AsyncSessions(url, **options))
 
 
 @contextmanager
