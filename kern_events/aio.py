@@ -334,6 +334,8 @@ class AsyncTurnRecorder(TurnState):
         if self._claims:
             await self._outer._in_thread(self._resume, self._claims)
         else:
+            if self._buffer is not None:
+                await self._outer._in_thread(self._note_branch)
             await self.record(Draft("turn.started", self._started))
         return self
 

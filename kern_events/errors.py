@@ -81,13 +81,15 @@ class VersionConflict(KernError):
 class TurnAbandoned(VersionConflict):
     """The session was restored to a point before this turn while the turn was running.
 
-    `branch` is the version of the restore that abandoned it.
+    `branch` is the version of the restore that abandoned it, `turn` is 0 if the turn was buffered
+    and had no number yet.
     """
 
     def __init__(self, session_id: str, turn: int, branch: int, expected: int, actual: int) -> None:
         KernError.__init__(
             self,
-            f"turn {turn} of session {session_id!r} was abandoned by the restore at version {branch}",
+            f"{f'turn {turn}' if turn else 'a turn'} of session {session_id!r} was abandoned by the restore "
+            f"at version {branch}",
         )
         self.session_id = session_id
         self.turn = turn

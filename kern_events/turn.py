@@ -137,6 +137,10 @@ class TurnState:
             else:
                 return
 
+    def _note_branch(self) -> None:
+        """A buffered turn records nothing yet, but a restore from now on abandons it too."""
+        self._branch = self._log.head(self.session_id).branch
+
     def _stamped(self, drafts: Sequence[Draft]) -> list[Draft]:
         return [
             msgspec.structs.replace(
@@ -201,6 +205,8 @@ class TurnRecorder(TurnState):
         if self._claims:
             self._resume(self._claims)
         else:
+            if self._buffer is not None:
+                self._note_branch()
             self.record(Draft("turn.started", self._started))
         return self
 
