@@ -15,12 +15,14 @@ from typing import Any, Final
 import redis
 
 from benchmarks import floors, workload
-from benchmarks.measure import Bench, Block, Result, Timings, duration, each, interleave
+from benchmarks.measure import Bench, Block, Result, Timings, duration, each, interleave, quantiles
 from benchmarks.workload import SESSION
+from kern_events import Draft
 from projections import MemoryCache, RedisCache, SessionProjector, Sessions
 from projections.caches import Snapshot, SnapshotKey
 from projections.caches.tiers import SharedTier
 from projections.stored import codec_of
+from tests import servers
 
 _TURNS: Final = 1_000
 _SECRET: Final = b"a secret of the benchmark, 32 B."
@@ -31,6 +33,7 @@ _KEY: Final = SnapshotKey("default", SESSION, "session", SessionProjector.versio
 def run(bench: Bench) -> Iterator[Result]:
     """Redis, then the databases."""
     yield from _redis(bench)
+    yield from _dead(bench)
     for kind, whole, window in (("SQLite", 3e-3, 120e-6), ("Postgres", 6e-3, 250e-6)):
         yield from _cold(bench, kind, whole, window)
 
@@ -124,6 +127,44 @@ def _whole(bench: Bench, sessions: dict[str, Sessions], raw: redis.Redis) -> Ite
     what = f"Redis: a whole session of {_TURNS:,} turns"
     yield _within("P5", what, timings, "plain", "raw", 3.5e-3)
     yield _within("P5", "  signed", timings, "signed", "raw", 5.0e-3)
+
+
+def _dead(bench: Bench) -> Iterator[Result]:
+    """A turn is appended and loaded while Redis is paused, which is the worst that it can do."""
+    rounds = 30 if bench.quick else 100
+    with servers.redis_process() as process, ExitStack() as stack:
+        cache = RedisCache(process.url)
+        opened = {
+            "without": stack.enter_context(Sessions.open(f"sqlite:///{bench.sqlite()}", durable=False)),
+            "paused": stack.enter_context(
+                Sessions.open(f"sqlite:///{bench.sqlite()}", cache=cache, durable=False)
+            ),
+        }
+        for one in opened.values():
+            workload.record(one, SESSION, 100)
+            one.load(SESSION)
+        process.pause()
+        contenders = {
+            name: each(_turn(one), (turn.drafts() for turn in workload.turns(1_000_000, 100)))
+            for name, one in opened.items()
+        }
+        timings = interleave(contenders, rounds=rounds, block=_BLOCK, warmup=0)
+        process.resume()
+    p99 = {name: quantiles(taken)["p99"] for name, taken in timings.all.items()}
+    extra = p99["paused"] - p99["without"]
+    yield Result(
+        "P5", "a paused Redis: what it adds to the p99 of a turn with its load", duration(max(extra, 0.0)),
+        duration(p99["without"]), None, "≤ 5 ms", extra <= 5e-3,
+        {"paused_p99_s": p99["paused"], "without_p99_s": p99["without"]},
+    )  # fmt: skip
+
+
+def _turn(sessions: Sessions) -> Callable[[list[Draft]], None]:
+    def turn(drafts: list[Draft]) -> None:
+        sessions.append(SESSION, drafts)
+        sessions.load(SESSION)
+
+    return turn
 
 
 # ------------------------------------------------------------------------------------- cold starts

@@ -23,9 +23,11 @@ from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 from rich.console import Console
 from sqlalchemy import make_url
 
+from kern_events.cli.branches import put_branches
 from kern_events.cli.reports import put_imported, put_sessions, put_verified
 from kern_events.cli.show import put_conversation
 from kern_events.cli.text import console, counted, one_line, put
+from kern_events.cli.travel import put_forked, put_restored
 from kern_events.transcript import lines_of
 from kern_events.transfer import import_transcripts
 
@@ -84,6 +86,12 @@ SCRIPT: Final = (
         "With five days it is {0} km a day, {1} hours in the saddle.",
         {"days": 5},
     ),
+)
+INSTEAD: Final = Step(
+    "Three days it is. How long is a day at 15 km an hour?",
+    (("calculate", {"term": "90 / 15"}),),
+    "{0} hours in the saddle, with time for a swim.",
+    {"hours": 6},
 )
 
 
@@ -152,11 +160,12 @@ def _agent(out: Console, sessions: Sessions, db: str) -> str:
     _title(out, "The session is loaded: what its events add up to")
     put_conversation(out, sessions.load(session_id))
     _look_back(out, sessions, session_id)
+    _go_back(out, sessions, session_id)
     _title(out, "The hash chain is recomputed: was anything changed?")
     put_verified(out, sessions.verify(session_id))
     path = make_url(db).database if db.startswith("sqlite") else None
     if path and os.path.exists(path) and os.path.getsize(path) < _LARGE_BYTES:
-        _forge(out, path)
+        _forge(out, path, session_id)
     return session_id
 
 
@@ -209,7 +218,23 @@ def _look_back(out: Console, sessions: Sessions, session_id: str) -> None:
     put(out, f"now   {len(now.messages)} messages, {now.state['days']} days: {now.messages[-1].content}")
 
 
-def _forge(out: Console, path: str) -> None:
+def _go_back(out: Console, sessions: Sessions, session_id: str) -> None:
+    """Take the session back, let the agent go on from there, and keep the other way as a fork."""
+    _title(out, "Ada thinks again: the session goes back to the end of turn 2, when it was three days")
+    diff = sessions.preview_restore(session_id, to_turn=2)
+    receipt = sessions.restore(session_id, to_turn=2, reason="three days are better", actor="ada")
+    put_restored(out, diff, receipt, 2)
+    _title(out, "The agent goes on from there, and knows of three days only")
+    _record(out, sessions, session_id, INSTEAD)
+    put(out, f"now   {sessions.load(session_id).messages[-1].content}")
+    _title(out, "The five days are abandoned, not lost: a fork goes on with them beside the session")
+    forked = sessions.fork(session_id, f"{session_id}-five-days", version=diff.before)
+    put_forked(out, session_id, forked, 3)
+    put(out, f"there {sessions.load(forked.session_id).messages[-1].content}\n")
+    put_branches(out, sessions.branches(session_id))
+
+
+def _forge(out: Console, path: str, session_id: str) -> None:
     """Change bytes in a copy of the file, past the database and its rules, and verify that."""
     from kern_events import SessionLog
 
@@ -218,9 +243,10 @@ def _forge(out: Console, path: str) -> None:
         copy = Path(folder) / "forged.db"
         with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
             source.backup(target)
-        copy.write_bytes(copy.read_bytes().replace(_SAID, _FORGED, 1))
+        # Snapshots hold it too, and may lie before the event in the file.
+        copy.write_bytes(copy.read_bytes().replace(_SAID, _FORGED))
         with SessionLog(f"sqlite:///{copy}") as log:
-            put_verified(out, log.verify().with_notes(()))
+            put_verified(out, log.verify(session_id).with_notes(()))
 
 
 def _put_next(out: Console, db: str, session_id: str) -> None:
@@ -235,6 +261,8 @@ def _put_next(out: Console, db: str, session_id: str) -> None:
         f"show {session} --db {url}",
         f"show {session} --turn 1 --db {url}",
         f"show {session} --events --db {url}",
+        f"branches {session} --db {url}",
+        f"restore {session} --turn 1 --dry-run --db {url}",
         f"verify --db {url}",
         f"demo FILE.jsonl --db {url}      # your own conversations",
     ):

@@ -128,7 +128,8 @@ def _ended(n: int, view: View) -> list[Draft]:
         return []
     types = ["turn.completed", "turn.failed", "turn.cancelled", "turn.paused"]
     payloads: list[dict[str, Any]] = [
-        {"usage": {"tokens": n}}, {"error": {"type": "E", "list": [n, 1.5]}}, {}, {"requirements": {"a": [n]}},
+        {"usage": {"tokens": n}}, {"error": {"type": "E", "list": [n, 1.5]}}, {},
+        {"requirements": {"a": [n]}},
     ]  # fmt: skip
     return [Draft(types[n % 4], payloads[n % 4])]
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from datetime import datetime
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, Any, Final
 
 import click
 
 from kern_events import __version__
 from kern_events.cli.opening import database, failure, refusing, sessions_at
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from kern_events.events import Event
+from kern_events.cli.options import as_json, at_time
+from kern_events.cli.past import branches, diff, fork, replay, restore
 
 _POLL_S: Final = 0.25
 _TAIL: Final = 10
@@ -24,8 +20,6 @@ _INSTALL: Final = {
     "zsh": "# To install: echo 'eval \"$(kern-events completion zsh)\"' >> ~/.zshrc",
     "fish": "# To install: kern-events completion fish > ~/.config/fish/completions/kern-events.fish",
 }
-
-_as_json = click.option("--json", "as_json", is_flag=True, help="For programs: JSON, exact, in ASCII.")
 
 
 class _Commands(click.Group):
@@ -42,29 +36,16 @@ class _Commands(click.Group):
             raise click.exceptions.Exit(130) from None
 
 
-def _moment(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
-    """An ISO 8601 time with its zone."""
-    if value is None:
-        return None
-    try:
-        at = datetime.fromisoformat(value)
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a time like 2026-01-31T14:00:00Z", ctx, param) from None
-    if at.tzinfo is None:
-        raise click.BadParameter(f"{value!r} has no time zone: add Z for UTC, or one like +02:00", ctx, param)
-    return at
-
-
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
-    """Append-only logs of agent conversations: import, read, verify."""
+    """Append-only logs of agent conversations: import, read, go back, verify."""
 
 
 @cli.command("import")
 @click.argument("file", type=click.File("rb"))
 @database
-@_as_json
+@as_json
 def import_(file: IO[bytes], db: str, namespace: str, as_json: bool) -> None:
     """Record the conversations of FILE (- is stdin), one JSON line each, in OpenAI chat form.
 
@@ -83,7 +64,7 @@ def import_(file: IO[bytes], db: str, namespace: str, as_json: bool) -> None:
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
 @click.option("--after", metavar="CURSOR", help="Go on behind the page before.")
 @database
-@_as_json
+@as_json
 def ls(user: str | None, limit: int, after: str | None, db: str, namespace: str, as_json: bool) -> None:
     """List sessions, the most recently active first."""
     from kern_events.cli.reports import put_sessions
@@ -97,10 +78,10 @@ def ls(user: str | None, limit: int, after: str | None, db: str, namespace: str,
 @click.argument("session")
 @click.option("--turn", type=int, help="As of this turn: before the next one started.")
 @click.option("--version", type=int, help="As of this version.")
-@click.option("--at", metavar="TIME", callback=_moment, help="As of this time, as in 2026-01-31T14:00:00Z.")
+@at_time("As of this time")
 @click.option("--events", is_flag=True, help="The events as they are recorded.")
 @database
-@_as_json
+@as_json
 def show(
     session: str,
     turn: int | None,
@@ -112,7 +93,7 @@ def show(
     as_json: bool,
 ) -> None:
     """Show a conversation, now or as it was."""
-    from kern_events.cli.show import put_conversation
+    from kern_events.cli.show import put_conversation, put_recorded
     from kern_events.cli.text import console, put_json
 
     points = [point for point in (turn, version, at) if point is not None]
@@ -121,12 +102,12 @@ def show(
     out = console()
     with sessions_at(db, namespace) as sessions:
         if events and not points:
-            _put_events(out, sessions.read(session), as_json)
+            put_recorded(out, sessions, session, sessions.head(session).version, as_json=as_json)
             return
         with refusing(ValueError):
             view = sessions.load(session, turn=turn, version=version, at=at)
         if events:
-            _put_events(out, sessions.read(session, until=view.version), as_json)
+            put_recorded(out, sessions, session, view.version, as_json=as_json)
         elif as_json:
             put_json(out, view.to_dict())
         else:
@@ -137,16 +118,17 @@ def show(
 @click.argument("session")
 @click.option("--follow", "-f", is_flag=True, help="Go on as events are recorded, until Ctrl-C.")
 @database
-@_as_json
+@as_json
 def tail(session: str, follow: bool, db: str, namespace: str, as_json: bool) -> None:
     """Show the last events of a session."""
+    from kern_events.cli.show import put_events
     from kern_events.cli.text import console
 
     out = console()
     with sessions_at(db, namespace) as sessions:
         last = max(0, sessions.head(session).version - _TAIL)
         while True:
-            last = _put_events(out, sessions.read(session, after=last), as_json) or last
+            last = put_events(out, sessions.read(session, after=last), as_json=as_json) or last
             if not follow:
                 return
             out.file.flush()
@@ -156,7 +138,7 @@ def tail(session: str, follow: bool, db: str, namespace: str, as_json: bool) -> 
 @cli.command()
 @click.argument("session", required=False)
 @database
-@_as_json
+@as_json
 def verify(session: str | None, db: str, namespace: str, as_json: bool) -> None:
     """Recompute the hash chain of SESSION, or of all. Exit code 1: something is not as recorded."""
     from kern_events.cli.reports import verify_sessions
@@ -198,16 +180,5 @@ def completion(shell: str) -> None:
     click.echo(completer(cli, {}, "kern-events", "_KERN_EVENTS_COMPLETE").source())
 
 
-def _put_events(out: Console, events: Iterable[Event], as_json: bool) -> int:
-    """Print events as they are read; returns the last version, 0 if there is none."""
-    from kern_events.cli.show import event_json, put_event
-    from kern_events.cli.text import put_json
-
-    last = 0
-    for event in events:
-        if as_json:
-            put_json(out, event_json(event))
-        else:
-            put_event(out, event)
-        last = event.version
-    return last
+for command in (restore, fork, branches, replay, diff):
+    cli.add_command(command)

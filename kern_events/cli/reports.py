@@ -181,11 +181,19 @@ def _table(page: Sequence[SessionInfo]) -> Table:
     if any(info.status != "open" for info in page):
         optional.append("status")
         table.add_column("status")
+    forks = any(info.fork_parent is not None for info in page)
+    if forks:
+        table.add_column("forked from", overflow="fold")
     for info in page:
         cells = [one_line(getattr(info, field) or "") for field in optional]
+        cells += [_origin(info)] if forks else []
         shown = (one_line(info.session_id), f"{info.turn:,}", f"{_events(info):,}", moment(info.updated_at))
         table.add_row(*shown, *cells)
     return table
+
+
+def _origin(info: SessionInfo) -> str:
+    return "" if info.fork_parent is None else f"{one_line(info.fork_parent)}@{info.fork_version}"
 
 
 def _finding(finding: Finding) -> str:

@@ -551,9 +551,13 @@ class _Snapshot:
         self._sql = statements
 
     def head_rows(self, namespace: str, session_id: str | None) -> Iterator[HeadRow]:
+        if session_id is not None:
+            rows = self._cursor.execute(self._sql.head_row, (namespace, session_id)).fetchall()
+            yield from map(head_row_of, rows)
+            return
         after = ""
         while rows := self._cursor.execute(
-            self._sql.head_rows, (namespace, session_id, session_id, after, _ERASE_PAGE)
+            self._sql.head_rows, (namespace, after, _ERASE_PAGE)
         ).fetchall():
             yield from map(head_row_of, rows)
             after = rows[-1][0]

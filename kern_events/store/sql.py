@@ -29,14 +29,15 @@ def _descendants(namespace: str, session_id: str) -> str:
     """A recursive query `found`: the forks of a session and theirs."""
     return (
         f"found (session_id) AS (SELECT session_id FROM {{s}}kern_sessions WHERE namespace = {namespace} "
-        f"AND fork_parent = {session_id} UNION SELECT s.session_id FROM {{s}}kern_sessions AS s "
-        f"JOIN found ON s.namespace = {namespace} AND s.fork_parent = found.session_id)"
+        f"AND fork_parent = {session_id} UNION SELECT s.session_id FROM found JOIN {{s}}kern_sessions AS s "
+        f"ON s.namespace = {namespace} AND s.fork_parent = found.session_id)"
     )
 
 
 # ---------------------------------------------------------------------------------------- SQLite
 
-_SQLITE_FOUND: Final = _descendants("?1", "?2").replace("{s}", "")
+# CROSS JOIN fixes the order: from those found to their forks, whatever statistics there are.
+_SQLITE_FOUND: Final = _descendants("?1", "?2").replace("{s}", "").replace("JOIN", "CROSS JOIN")
 _OF_SESSION: Final = "e.session = (SELECT id FROM kern_sessions WHERE namespace = ? AND session_id = ?)"
 # The settings of every connection; secure_delete leaves nothing of an erased text in the file.
 SQLITE_SETTINGS: Final = (
@@ -183,7 +184,7 @@ SQLITE_TOUCH: Final = (
 # ... and none that was stored before may stay.
 SQLITE_FORGET: Final = (
     f"WITH RECURSIVE {_SQLITE_FOUND} DELETE FROM kern_snapshots WHERE namespace = ?1 "
-    "AND (session_id = ?2 OR session_id IN (SELECT session_id FROM found))"
+    "AND session_id IN (SELECT ?2 UNION ALL SELECT session_id FROM found)"
 )
 # The newest head among stored snapshots; @ sorts after digits and before letters, as chunks are named.
 SQLITE_SNAPSHOT_HEAD: Final = (
@@ -229,9 +230,10 @@ SQLITE_USER_SESSIONS: Final = SQLITE_SESSIONS.replace("status <>", "user_id = ?6
 # Whole head rows, for verify.
 SQLITE_HEAD_ROWS: Final = (
     # By id: a session id that somebody damaged is no text to go on from.
-    f"SELECT {_HEAD_ROW}, id FROM kern_sessions WHERE namespace = ?1 AND (?2 IS NULL OR session_id = ?2) "
-    "AND id > ?3 ORDER BY id LIMIT ?4"
+    f"SELECT {_HEAD_ROW}, id FROM kern_sessions WHERE namespace = ? AND id > ? ORDER BY id LIMIT ?"
 )
+# As before, of one session.
+SQLITE_HEAD_ROW: Final = f"SELECT {_HEAD_ROW} FROM kern_sessions WHERE namespace = ? AND session_id = ?"
 # Events without a head row, which no API makes.
 SQLITE_ORPHANS: Final = (
     "SELECT '#' || e.session, count(*) FROM kern_events AS e "
@@ -495,8 +497,11 @@ class PostgresSQL:
         # Whole head rows, for verify.
         self.head_rows = filled(
             f"SELECT {_HEAD_ROW} FROM {{s}}kern_sessions "
-            "WHERE namespace = %b AND (%b::text IS NULL OR session_id = %b::text) AND session_id > %b "
-            "ORDER BY session_id LIMIT %b"
+            "WHERE namespace = %b AND session_id > %b ORDER BY session_id LIMIT %b"
+        )
+        # As before, of one session.
+        self.head_row = filled(
+            f"SELECT {_HEAD_ROW} FROM {{s}}kern_sessions WHERE namespace = %b AND session_id = %b"
         )
         # Events without a head row, which no API makes.
         self.orphans = filled(

@@ -411,9 +411,13 @@ class _Snapshot:
         self._driver = driver
 
     def head_rows(self, namespace: str, session_id: str | None) -> Iterator[HeadRow]:
+        if session_id is not None:
+            rows = self._driver.execute(sql.SQLITE_HEAD_ROW, (namespace, session_id)).fetchall()
+            yield from map(head_row_of, rows)
+            return
         after = 0
         while rows := self._driver.execute(
-            sql.SQLITE_HEAD_ROWS, (namespace, session_id, after, _ERASE_PAGE)
+            sql.SQLITE_HEAD_ROWS, (namespace, after, _ERASE_PAGE)
         ).fetchall():
             yield from (head_row_of(row[:-1]) for row in rows)
             after = rows[-1][-1]

@@ -17,6 +17,7 @@ import threading
 import weakref
 from binascii import crc_hqx
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import redis
@@ -186,11 +187,9 @@ class Server:
 
     def hang_up(self) -> None:
         """Close the idle connections."""
-        while self._idle:
-            try:
+        with suppress(IndexError):
+            while True:
                 self._idle.pop().disconnect()
-            except IndexError:  # Another thread took it meanwhile.
-                return
 
     def close(self) -> None:
         """Close the idle connections, and from now on every other one after its use."""
@@ -383,10 +382,10 @@ class Link:
         """The map in a reply to CLUSTER SLOTS: `[[first, last, [host, port, …], …], …]`."""
         slots = list(self._slots)
         for first, last, (host, port, *_), *_ in reply:
+            if not 0 <= first <= last < _SLOTS:
+                raise ValueError("no map of a cluster")
             server = self._server((host or b"").decode() or source.host, port)
             slots[first : last + 1] = [server] * (last + 1 - first)
-        if len(slots) != _SLOTS:
-            raise ValueError("no map of a cluster")
         return slots
 
 
@@ -435,9 +434,14 @@ def _useless(error: redis.ResponseError) -> bool:
 def _redirection(error: redis.ResponseError) -> tuple[str, str, int] | None:
     """`MOVED 1234 host:port` or `ASK 1234 host:port`, of which redis-py may have cut off the first word."""
     text = str(error)
-    kind = "MOVED" if isinstance(error, MovedError) else "ASK" if isinstance(error, AskError) else text[:5]
+    if isinstance(error, MovedError) or text.startswith("MOVED "):
+        kind = "MOVED"
+    elif isinstance(error, AskError) or text.startswith("ASK "):
+        kind = "ASK"
+    else:
+        return None
     host, _, port = text.rpartition(" ")[2].rpartition(":")
-    return (kind.strip(), host, int(port)) if kind in ("MOVED", "ASK", "ASK 1") and port.isdecimal() else None
+    return (kind, host, int(port)) if port.isdecimal() else None
 
 
 def _kind(error: Exception) -> str:

@@ -33,7 +33,7 @@ def test_the_demo_records_loads_looks_back_and_verifies() -> None:
     assert "session demo-1 · user ada · 3 turns · version 27 · open" in output
     assert "then  11 messages, 3 days: Three days then: 90 km a day." in output
     assert "now   17 messages, 5 days: With five days it is 54 km a day, 3.6 hours" in output
-    assert "1 session, 27 events: everything is as it was recorded" in output
+    assert "1 session, 35 events: everything is as it was recorded" in output
     assert "demo-1 version 20: changed hash" in output
 
 
@@ -59,7 +59,7 @@ def test_the_commands_that_are_printed_work() -> None:
 
     lines = [line for line in output.splitlines() if " --db sqlite:///kern-events-demo.db" in line]
     commands = [line.split("kern_events ")[-1].split("kern-events ")[-1].split() for line in lines]
-    assert len(commands) == 6
+    assert len(commands) == 8
     for command in commands[:-1]:
         assert CliRunner().invoke(cli, command).exit_code == 0
 
@@ -81,7 +81,7 @@ def test_the_demo_takes_an_empty_file(folder: Path) -> None:
 
 
 def test_the_demo_runs_in_memory() -> None:
-    assert "27 events: everything is as it was recorded" in demo("--db", "memory:")
+    assert "35 events: everything is as it was recorded" in demo("--db", "memory:")
 
 
 def test_the_demo_runs_as_a_program(folder: Path) -> None:
