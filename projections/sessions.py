@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
@@ -32,6 +33,7 @@ Cache = SnapshotCache | RedisCache | str
 
 logger: Final = logging.getLogger("projections")
 _SESSION: Final = SessionProjector()
+_SLOWEST: Final = 0.001  # a thousandth of the original pace; a wait has to be one that can be waited for
 
 
 class LogOptions(TypedDict, total=False):
@@ -311,7 +313,7 @@ class Sessions(SessionLog):
 
         Raises:
             SessionNotFound: The session has no events or was deleted; raised at once.
-            ValueError: The pace is not above 0.
+            ValueError: The pace is not a number from 0.001, or there is no such scope.
             ProjectionFailed: The projector raised.
         """
         return _paced(self._replayed(session_id, scope, projector, pace), pace)
@@ -367,8 +369,8 @@ class Sessions(SessionLog):
         projector: Projector[Any] | None,
         pace: float | None,
     ) -> Iterator[Step]:
-        if pace is not None and not pace > 0:
-            raise ValueError(f"a pace is above 0, not {pace}")
+        if pace is not None and not _SLOWEST <= pace < math.inf:
+            raise ValueError(f"a pace is a number from {_SLOWEST}, not {pace}")
         chosen: Projector[Any] = _SESSION if projector is None else projector
         return Replay(self, self._loader, session_id, chosen, scope).steps()
 

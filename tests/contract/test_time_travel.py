@@ -250,12 +250,10 @@ def conversations() -> list[Any]:
 
 
 @pytest.mark.parametrize("facade_kind", ["sync"], indirect=True)
-def test_every_turn_of_a_conversation_can_be_restored_and_undone(sessions, address):
+def test_every_turn_of_a_conversation_can_be_restored_and_undone(sessions):
     import_transcripts(sync_of(sessions), conversations())
-    page = sessions.sessions(limit=1_000)
-    some = page if address.backend == "memory" else page[::5]
 
-    for info in some:
+    for info in sessions.sessions(limit=1_000):
         events, now = info.version, sessions.load(info.session_id)
         views = [sessions.load(info.session_id, turn=turn) for turn in range(info.turn + 1)]
         for turn, view in enumerate(views):
@@ -471,7 +469,13 @@ def test_a_replay_of_nothing_or_at_no_pace_is_refused(sessions):
 
     with pytest.raises(SessionNotFound):
         list(sessions.replay("never"))
-    for options in ({"pace": 0}, {"pace": -1}, {"pace": float("nan")}, {"scope": "all"}):
+    for options in (
+        {"pace": 0},
+        {"pace": 1e-300},
+        {"pace": float("nan")},
+        {"pace": float("inf")},
+        {"scope": "all"},
+    ):
         with pytest.raises(ValueError):
             list(sessions.replay("s", **options))
 

@@ -515,7 +515,6 @@ def test_data_is_shown_and_never_acts(run: Run, sessions: Sessions) -> None:
     for result in outputs:
         assert result.exit_code == 0
         assert_harmless(result.output)
-        assert "[red]\\u202e" in result.stdout or "replay" in str(result) or "[red]x[/red]" in result.stdout
     assert outputs[0].stdout.count(SHOWN) >= 5
     assert f"“{SHOWN}”" in outputs[4].stdout
 

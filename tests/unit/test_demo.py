@@ -37,12 +37,24 @@ def test_the_demo_records_loads_looks_back_and_verifies() -> None:
     assert "demo-1 version 20: changed hash" in output
 
 
+def test_the_demo_goes_back_goes_on_and_keeps_the_other_way() -> None:
+    output = demo()
+
+    assert "session demo-1 went back to version 18, turn 2; it is at version 28 now" in output
+    assert "now   6 hours in the saddle" in output
+    assert "there With five days it is 54 km a day" in output
+    assert "\n`-- versions 1 to 27 · live up to 18 · turns 1 to 3" in output
+    assert "\n    +-- versions 28 to 35 · live · turn 3" in output
+    assert "\n    `-- fork demo-1-five-days at version 27\n" in output
+
+
 def test_what_the_demo_shows_is_in_the_file() -> None:
     demo()
 
     with Sessions.open("sqlite:///kern-events-demo.db") as sessions:
         view = sessions.load("demo-1")
         assert (view.turn, view.pending_calls, view.problems) == (3, (), ())
+        assert (view.state["days"], sessions.load("demo-1-five-days").state["days"]) == (3, 5)
         assert sessions.verify().ok
 
 
