@@ -22,13 +22,15 @@ import msgspec
 from kern_events import Head
 from kern_events.spi import TYPES
 from projections.caches.base import Snapshot
-from projections.chunks import Chunk, Chunks
+from projections.chunks import CHUNK_BYTES, CHUNK_ITEMS, Chunk, Chunks
 from projections.frozen import freeze
 from projections.projector import Projector
 from projections.session import SessionProjector, View
+from projections.session.builder import MESSAGE_BYTES
 from projections.session.content import Media, Raw, Reasoning, Refusal, Text
 from projections.session.messages import INSTRUCTIONS
 from projections.session.projector import HANDLED
+from projections.session.turns import TURN_BYTES
 from projections.session.view import Message, Pause, PendingCall, ToolCall, Turn
 
 T = TypeVar("T")
@@ -343,8 +345,17 @@ class StoredView(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Added(msgspec.Struct, frozen=True, array_like=True):
-    """What becomes of the open items of a sequence: so many stay, these follow."""
+    """What becomes of the open items of a sequence.
 
+    Attributes:
+        start: How many items are in closed chunks before them.
+        before: How many open items there were.
+        kept: So many of them stay.
+        items: These follow.
+    """
+
+    start: int
+    before: int
     kept: int
     items: msgspec.Raw
 
@@ -367,13 +378,15 @@ class SessionCodec:
             Text, Reasoning, Refusal, Media, Raw,
         )  # fmt: skip
         projector = SessionProjector()
+        # Where chunks end is part of it: a delta is only right for open items that begin at the same place.
         self.fingerprint: Final = _fingerprint(
-            projector.name, projector.version, *map(_shape, structs), *sorted(HANDLED)
-        )
+            projector.name, projector.version, CHUNK_ITEMS, CHUNK_BYTES, MESSAGE_BYTES, TURN_BYTES,
+            *map(_shape, structs), *sorted(HANDLED),
+        )  # fmt: skip
 
     def dump(self, snapshot: Snapshot, base: Snapshot | None = None) -> Dumped:
         """See Codec."""
-        added = [Added(0, msgspec.Raw(_encode(items.open))) for items in _sequences(snapshot)]
+        added = [_added_to(0, 0, items) for items in _sequences(snapshot)]
         return Dumped(self._head(snapshot, base), _encode(added))
 
     def delta(self, base: Snapshot, snapshot: Snapshot) -> Dumped | None:
@@ -383,10 +396,10 @@ class SessionCodec:
             old.closed is not new.closed for old, new in zip(before, after, strict=True)
         ):
             return None
-        added = []
-        for old, new in zip(before, after, strict=True):
-            kept = _common(old.open, new.open)
-            added.append(Added(kept, msgspec.Raw(_encode(new.open[kept:]))))
+        added = [
+            _added_to(len(old.open), _common(old.open, new.open), new)
+            for old, new in zip(before, after, strict=True)
+        ]
         return Dumped(self._head(snapshot, base), _encode(added))
 
     def listings(self, snapshot: Snapshot) -> tuple[bytes, ...]:
@@ -420,6 +433,9 @@ class SessionCodec:
             kind.sequence(spine, some, fetch, lazily)
             for kind, spine, some in zip(_ITEMS, found.spines, opened, strict=False)
         ]
+        for place, items in enumerate(sequences):
+            if any(part[place].start != len(items) - len(items.open) for part in parts):
+                raise Unreadable("open items that follow on other chunks")
         view = _view(found, sequences)
         if lazily and view.context.closed and isinstance(first := view.context.closed[0], LazyChunk):
             first.leading = found.leading
@@ -456,6 +472,11 @@ def _leading(view: View) -> int:
     return count
 
 
+def _added_to(before: int, kept: int, items: Chunks[Any]) -> Added:
+    start = len(items) - len(items.open)
+    return Added(start, before, kept, msgspec.Raw(_encode(items.open[kept:])))
+
+
 def _common(old: Sequence[Any], new: Sequence[Any]) -> int:
     """How many items at the start are the very same objects."""
     count = 0
@@ -470,7 +491,7 @@ def _replayed(parts: Sequence[Sequence[Added]], place: int, count: int) -> list[
     """The open items of a sequence: as they were first stored, and what every delta made of them."""
     found: list[Any] = []
     for part in parts:
-        if len(part) != count or not 0 <= part[place].kept <= len(found):
+        if len(part) != count or part[place].before != len(found) or not 0 <= part[place].kept <= len(found):
             raise Unreadable("open items of another snapshot")
         found[part[place].kept :] = _ITEMS[place].decode(bytes(part[place].items))
         if len(found) > _MAX_OPEN:

@@ -16,7 +16,7 @@ from projections.session.content import content_bytes
 from projections.session.view import Message, PendingCall, Turn, Usage, View
 
 MAX_PROBLEMS: Final = 20
-_MESSAGE_BYTES: Final = 64  # a message beside its content
+MESSAGE_BYTES: Final = 64  # a message beside its content
 
 
 class Builder:
@@ -88,7 +88,7 @@ class Builder:
         """A message at the end of the transcript and of the context."""
         content = message.content
         if type(content) is str and not message.tool_calls:
-            size_bytes = _MESSAGE_BYTES + len(content)
+            size_bytes = MESSAGE_BYTES + len(content)
         else:
             size_bytes = message_bytes(message)
         self.messages.append(message, size_bytes)
@@ -154,9 +154,9 @@ class Builder:
 
 def message_bytes(message: Message) -> int:
     """About how many bytes a message takes."""
-    size = _MESSAGE_BYTES + content_bytes(message.content)
+    size = MESSAGE_BYTES + content_bytes(message.content)
     for call in message.tool_calls:
-        size += _MESSAGE_BYTES + len(call.arguments)
+        size += MESSAGE_BYTES + len(call.arguments)
     return size
 
 

@@ -25,7 +25,7 @@ _TURN_START: Final = 1  # Event.kind of an event that starts, or ends, a turn ra
 _TURN_END: Final = 2
 # More than a turn takes, so that about 32 make a chunk: what is open is stored anew with every snapshot, and
 # read for every window.
-_TURN_BYTES: Final = 2_000
+TURN_BYTES: Final = 2_000
 _ENDS: Final[dict[str, TurnStatus]] = {
     "turn.completed": "completed",
     "turn.failed": "failed",
@@ -124,7 +124,7 @@ def started(builder: Builder, event: Event, payload: Payload) -> str | None:
         builder.turns.replace_last(replace(last, status="interrupted"))
     run_id = payload.get("run_id")
     known = run_id if type(run_id) is str else None
-    builder.turns.append(Turn(event.turn, "open", known, event.version, event.at_us), _TURN_BYTES)
+    builder.turns.append(Turn(event.turn, "open", known, event.version, event.at_us), TURN_BYTES)
     builder.turn = event.turn
     return None if run_id is None or known else "the run id is no text"
 
