@@ -209,7 +209,8 @@ class Items(Generic[T]):
         for chunk in items.closed[first:]:
             if (name := _name_of(chunk)) not in names:
                 found[name] = functools.partial(_encode, chunk)
-        for start in range(first // _LISTED, len(listing.blocks) // _ENTRY.size):
+        # A list of up to so many chunks has no blocks, so the first one may be new with the next chunk.
+        for start in range(first // _LISTED if first > _LISTED else 0, len(listing.blocks) // _ENTRY.size):
             block = listing.entries[start * _BLOCK_BYTES :][:_BLOCK_BYTES]
             found[_named(block)] = functools.partial(bytes, block)
 
