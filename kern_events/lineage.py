@@ -8,10 +8,10 @@ in the rows of one session. Nothing here reads a payload.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from kern_events.errors import SessionNotFound
+from kern_events.errors import SessionNotFound, StoreCorrupt
 from kern_events.events import Branch, Branches, Fork, Head
 from kern_events.store.base import Lineage, Store
 
@@ -37,13 +37,29 @@ class Mark(NamedTuple):
 def live_path(store: Store, namespace: str, session_id: str, version: int) -> list[Range]:
     """The versions that a version's state is made of, in order; nothing for version 0."""
     ranges: list[Range] = []
-    owner: str | None = session_id
-    while owner is not None and version > 0:
-        lineage = store.lineage(namespace, owner)
+    for owner, lineage in _line(store, namespace, session_id):
         version = _walk(owner, lineage, version, ranges)
-        owner = lineage.parent
+        if version == 0:
+            break
     ranges.reverse()
     return ranges
+
+
+def _line(store: Store, namespace: str, session_id: str) -> Iterator[tuple[str, Lineage]]:
+    """A session and those that it was forked from, each with its lineage.
+
+    Raises:
+        StoreCorrupt: A head row names one of its own forks as its parent.
+    """
+    owner: str | None = session_id
+    seen: set[str] = set()
+    while owner is not None:
+        if owner in seen:
+            raise StoreCorrupt(f"session {session_id!r} descends from itself; run `kern-events verify`")
+        seen.add(owner)
+        lineage = store.lineage(namespace, owner)
+        yield owner, lineage
+        owner = lineage.parent
 
 
 def _walk(session_id: str, lineage: Lineage, version: int, ranges: list[Range]) -> int:
@@ -63,11 +79,8 @@ def _walk(session_id: str, lineage: Lineage, version: int, ranges: list[Range]) 
 
 def owner_of(store: Store, namespace: str, session_id: str, version: int) -> str:
     """The session in whose rows a version of this session lies."""
-    while True:
-        lineage = store.lineage(namespace, session_id)
-        if lineage.parent is None or version > lineage.origin:
-            return session_id
-        session_id = lineage.parent
+    line = _line(store, namespace, session_id)
+    return next((owner for owner, lineage in line if version > lineage.origin), session_id)
 
 
 def turn_at(store: Store, namespace: str, session_id: str, version: int) -> int:
@@ -95,13 +108,13 @@ def version_of_turn(store: Store, namespace: str, session_id: str, head: Head, t
 
 def version_at(store: Store, namespace: str, session_id: str, at_us: int) -> int:
     """The highest version recorded by a time, whatever became of its branch; 0 if there is none."""
-    owner, last = session_id, None
-    while True:
+    last: int | None = None
+    for owner, lineage in _line(store, namespace, session_id):
         version = store.version_at(namespace, owner, at_us)
-        lineage = store.lineage(namespace, owner)
         if version or lineage.parent is None:
             return version if last is None else min(version, last)
-        owner, last = lineage.parent, lineage.origin if last is None else min(last, lineage.origin)
+        last = lineage.origin if last is None else min(last, lineage.origin)
+    return 0
 
 
 def point(
@@ -124,6 +137,9 @@ def point(
         raise TypeError("a point in time is one of a turn, a version and a time")
     if head.version == 0 or head.status == "deleted":
         raise SessionNotFound(session_id)
+    for number in (turn, version):
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
+            raise TypeError(f"a turn or a version is an int, not {type(number).__name__}")
     if at_us is not None:
         return min(version_at(store, namespace, session_id, at_us), head.version)
     if turn is not None:

@@ -29,7 +29,10 @@ from kern_events.verify import Progress, Report, verify_snapshot
 
 _PAGE: Final = 1_000
 _MAX_NUMBER: Final = 2**63 - 1
-_WITH_METADATA: Final = ("session.created", "session.described", "session.restored", "session.forked")
+_WITH_METADATA: Final = (
+    *("session.created", "session.described", "session.restored", "session.forked"),
+    "session.deleted",  # It has none, and none from before it counts.
+)
 
 T = TypeVar("T")
 ManyAppends = Sequence[tuple[str, Sequence[Draft], Expected]]
@@ -412,17 +415,23 @@ class SessionLog:
             SessionExists: There is a session of the id `into`, or there was one.
             ValueError: The session has no such turn or version, or there is nothing before it.
             TypeError: Both a turn and a version.
+            AppendUnresolved: The answer was lost and could not be looked up. The fork is there if
+                the session `into` is: `branches(into)` tells its parent and version.
         """
         check_id(into, "into")
-        head = self.head(session_id)
-        last = lineage.point(self._store, self.namespace, session_id, head, turn, version, None)
-        if last == 0:
-            raise ValueError(f"session {session_id!r} has nothing before that point to fork from")
-        owner = lineage.owner_of(self._store, self.namespace, session_id, last)
-        origin = Origin(session_id, owner, last, self._store.turn_at(self.namespace, owner, last))
-        draft = Draft("session.forked", self._described(session_id), actor=actor)
-        batch = self._prepare(into, [draft], ref=last, reserved=True)
-        return fork(self._store, batch, origin).receipt
+        while True:
+            head = self.head(session_id)
+            last = lineage.point(self._store, self.namespace, session_id, head, turn, version, None)
+            if last == 0:
+                raise ValueError(f"session {session_id!r} has nothing before that point to fork from")
+            owner = lineage.owner_of(self._store, self.namespace, session_id, last)
+            begun = self._store.turn_at(self.namespace, owner, last)
+            draft = Draft("session.forked", self._described(session_id), actor=actor)
+            batch = self._prepare(into, [draft], ref=last, reserved=True)
+            origin = Origin(session_id, owner, last, begun, head.epoch)
+            if landed := fork(self._store, batch, origin):
+                return landed.receipt
+            # Something was erased meanwhile, which the draft may still say: it is made anew.
 
     def branches(self, session_id: str) -> Branches:
         """The tree of a session: what counts, what was abandoned by restores, and its forks.
@@ -435,16 +444,14 @@ class SessionLog:
             raise SessionNotFound(session_id)
         first = self._store.rows(self.namespace, session_id, 0, None, 1)
         later = self._store.marks(self.namespace, session_id)
-        rows = [*first, *(row for row in later if row[0] != first[0][0])]
+        rows = [*first, *(row for row in later if first[0][0] < row[0] <= head.version)]
         marks = [_mark(event_of(self.namespace, session_id, row)) for row in rows]
         return lineage.branches(self._store, self.namespace, session_id, head, marks)
 
     def _described(self, session_id: str) -> dict[str, Any]:
         """What a session is, beside what was said in it: its listing columns and its metadata."""
-        with self._store.snapshot() as snapshot:
-            columns = [row.listing for row in snapshot.head_rows(self.namespace, session_id)]
-        listing = dict(zip(LISTING, columns[0], strict=True)) if columns else {}
-        described: dict[str, Any] = {key: value for key, value in listing.items() if value is not None}
+        columns = zip(LISTING, self._store.listing(self.namespace, session_id), strict=False)
+        described: dict[str, Any] = {key: value for key, value in columns if value is not None}
         return {**described, "metadata": self._metadata(session_id)}
 
     def _metadata(self, session_id: str) -> dict[str, Any]:
@@ -457,6 +464,8 @@ class SessionLog:
                 parent = self._store.lineage(self.namespace, owner)
                 owner, before = parent.parent, parent.origin + 1
                 continue
+            if row[3] == "session.deleted":
+                break
             payload = event_of(self.namespace, owner, row).payload
             if isinstance(payload, dict) and isinstance(payload.get("metadata"), dict):
                 return dict(payload["metadata"])

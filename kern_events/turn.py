@@ -83,6 +83,8 @@ Claims = Callable[[VersionConflict | None], Claim]
 
 def claim_at(expected: Head, turn: int) -> Claims:
     """The claim of a turn that the caller names, at a head that the caller has seen."""
+    if not isinstance(expected, Head):
+        raise TypeError(f"expected is a Head, not {type(expected).__name__}")
 
     def claims(conflict: VersionConflict | None) -> Claim:
         if conflict is not None:

@@ -117,11 +117,14 @@ def _beginning(snapshot: Snapshot, namespace: str, head: HeadRow) -> _Beginning:
     if head.fork_parent is None or head.fork_version is None:
         return _Beginning(chain.genesis(scope))
     parent = _head_row(snapshot, namespace, head.fork_parent)
+    epoch = parent.epoch if parent else 0
+    if head.fork_version < 1:
+        return _Beginning(b"", epoch)  # Nothing begins there.
     owner = _owner(snapshot, namespace, parent, head.fork_version)
     rows = snapshot.page(namespace, owner, head.fork_version - 1, 1)
     parent_hash = rows[0][18] if rows and rows[0][0] == head.fork_version else b""
     genesis = chain.fork_genesis(scope, head.fork_parent, head.fork_version, parent_hash)
-    return _Beginning(genesis, parent.epoch if parent else 0)
+    return _Beginning(genesis, epoch)
 
 
 def _owner(snapshot: Snapshot, namespace: str, session: HeadRow | None, version: int) -> str:

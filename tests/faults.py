@@ -71,11 +71,18 @@ class FaultyStore:
         if head is None or head.status == "deleted":
             return None
 
+        tombstone(head)  # May refuse the head, as within the transaction.
+
         def run() -> Any:
             same = self._inner.head(namespace, session_id) == head
             return self._inner.delete(namespace, session_id, tombstone) if same else Refused(head)
 
         return self._sent(run, AnswerLost(head))
+
+    def fork(self, batch: Any, origin: Any) -> Any:
+        self._meanwhile()
+        base = Head(origin.version, bytes(32))
+        return self._sent(lambda: self._inner.fork(batch, origin), AnswerLost(base))
 
     def look_up(self, batch: Any, base: int, count: int) -> Any:
         self._meanwhile()

@@ -50,18 +50,26 @@ class Model:
         found: list[Event] = []
         while version:
             found.append(self.event(session_id, version))
-            version = found[-1].ref or 0 if found[-1].kind == Kind.RESTORE else version - 1
+            version = _before(found[-1])
         return found[::-1]
 
     def view(self, session_id: str, version: int, head: Head) -> View:
         """What a load has to give: folded one by one."""
+        return replace(self._state(session_id, version), session_id=session_id, head=head)
+
+    def _state(self, session_id: str, version: int) -> View:
+        new: list[Event] = []
         view = _PROJECTOR.initial()
-        for event in self.path(session_id, version):
-            key = event.session_id, event.version
-            if key not in self._states:
-                self._states[key] = _PROJECTOR.evolve(view, event)
-            view = self._states[key]
-        return replace(view, session_id=session_id, head=head)
+        while version:
+            event = self.event(session_id, version)
+            if (event.session_id, version) in self._states:
+                view = self._states[event.session_id, version]
+                break
+            new.append(event)
+            version = _before(event)
+        for event in reversed(new):
+            view = self._states[event.session_id, event.version] = _PROJECTOR.evolve(view, event)
+        return view
 
     def now(self, session_id: str) -> View:
         """The session as it is now."""
@@ -89,6 +97,11 @@ class Model:
         """The highest version recorded by a time."""
         versions = range(1, self.sessions[session_id].version + 1)
         return max((v for v in versions if self.event(session_id, v).at_us <= at_us), default=0)
+
+
+def _before(event: Event) -> int:
+    """The version that an event goes on from."""
+    return event.ref or 0 if event.kind == Kind.RESTORE else event.version - 1
 
 
 # ------------------------------------------------------------------------------------------- drafts

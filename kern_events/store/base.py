@@ -92,12 +92,16 @@ class Lineage(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """The point that a fork goes on from: in `parent`, whose version lies in the rows of `owner`."""
+    """The point that a fork goes on from: in `parent`, whose version lies in the rows of `owner`.
+
+    `epoch` is the parent's when it was described: what was erased since must not come back in a fork.
+    """
 
     parent: str
     owner: str
     version: int
     turn: int
+    epoch: int
 
 
 class StoredChunk(NamedTuple):
@@ -147,7 +151,7 @@ class Store(Protocol):
         """Append the tombstone and erase what is before it; None if there is nothing to delete."""
 
     def fork(self, batch: Batch, origin: Origin) -> Landed | Refused | None:
-        """Begin a session with the batch; None if the parent is gone, refused if the session exists."""
+        """Begin a session with the batch; refused if it exists, None if the parent is gone or erased from."""
 
     def head(self, namespace: str, session_id: str) -> Head | None:
         """The head, or None if the session is unknown."""
@@ -161,6 +165,9 @@ class Store(Protocol):
         self, namespace: str, session_id: str, after: int, limit: int
     ) -> tuple[Head | None, Sequence[StoredRow]]:
         """The head and the events after a version, in one statement."""
+
+    def listing(self, namespace: str, session_id: str) -> Sequence[str | None]:
+        """The listing columns, in the order of LISTING; nothing if the session is unknown."""
 
     def lineage(self, namespace: str, session_id: str) -> Lineage:
         """The session's parent and restores; neither, if it is unknown."""
@@ -180,7 +187,7 @@ class Store(Protocol):
     def newest_of(
         self, namespace: str, session_id: str, types: Sequence[str], before: int
     ) -> StoredRow | None:
-        """The newest event of one of four types below a version."""
+        """The newest event of one of five types below a version."""
 
     def forks(self, namespace: str, session_id: str) -> Sequence[tuple[str, int, Any]]:
         """The sessions forked from this one: id, version and status of each."""

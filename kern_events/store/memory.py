@@ -141,7 +141,7 @@ class MemoryStore:
         """See Store."""
         with self._locked():
             parent = self._sessions.get((batch.namespace, origin.parent))
-            if parent is None or parent.head.status == "deleted":
+            if parent is None or parent.head.status == "deleted" or parent.head.epoch != origin.epoch:
                 return None
             if (batch.namespace, batch.session_id) in self._sessions:
                 return Refused(origin.version)
@@ -177,6 +177,12 @@ class MemoryStore:
             if session.head.version <= after:
                 return session.head, ()
             return session.head, session.after(after, None, limit)
+
+    def listing(self, namespace: str, session_id: str) -> Sequence[str | None]:
+        """See Store."""
+        with self._locked():
+            session = self._sessions.get((namespace, session_id))
+            return tuple(session.listing.values()) if session else ()
 
     def lineage(self, namespace: str, session_id: str) -> Lineage:
         """See Store."""

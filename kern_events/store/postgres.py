@@ -189,7 +189,7 @@ class PostgresStore:
         def work(session: Session, bases: list[Head]) -> Landed | Refused | None:
             cursor, namespace = session.cursor, batch.namespace
             parent = cursor.execute(self._sql.parent_head, (namespace, origin.parent)).fetchone()
-            if parent is None or parent[5] == "deleted":
+            if parent is None or parent[5] == "deleted" or parent[4] != origin.epoch:
                 return None
             place = (namespace, origin.owner, origin.version - 1, origin.version, 1)
             [row] = cursor.execute(self._sql.rows, place).fetchall()
@@ -372,6 +372,11 @@ class PostgresStore:
     ) -> tuple[Head | None, Sequence[StoredRow]]:
         """See Store."""
         return tail_of(self._server.query(self._sql.tail, (after, limit, namespace, session_id)))
+
+    def listing(self, namespace: str, session_id: str) -> Sequence[str | None]:
+        """See Store."""
+        rows = self._server.query(self._sql.head_row, (namespace, session_id))
+        return head_row_of(rows[0]).listing if rows else ()
 
     def lineage(self, namespace: str, session_id: str) -> Lineage:
         """See Store."""
@@ -556,9 +561,7 @@ class _Snapshot:
             yield from map(head_row_of, rows)
             return
         after = ""
-        while rows := self._cursor.execute(
-            self._sql.head_rows, (namespace, after, _ERASE_PAGE)
-        ).fetchall():
+        while rows := self._cursor.execute(self._sql.head_rows, (namespace, after, _ERASE_PAGE)).fetchall():
             yield from map(head_row_of, rows)
             after = rows[-1][0]
 

@@ -19,7 +19,6 @@ from kern_events.errors import (
     IdempotencyConflict,
     SessionClosed,
     SessionExists,
-    SessionNotFound,
     StoreBusy,
     StoreError,
     StoreUnavailable,
@@ -179,43 +178,76 @@ def _place(
     return found.head if base is not None and found.head.version == version_of(used) else None
 
 
+class _Moved(Exception):
+    """The session does not stand where the attempt before found it."""
+
+
 def delete(store: Store, namespace: str, session_id: str, tombstone: Tombstone) -> Landed | None:
     """Delete a session; None if there is nothing to delete. A lost answer is looked up like an append's."""
-    attempts = 0
-    while True:
+    base: Head | None = None  # of an attempt whose answer was lost, and which may land yet
+    cause: BaseException | None = None
+
+    def pinned(head: Head) -> Batch:
+        if base is not None and (base.version, base.hash) != (head.version, head.hash):
+            raise _Moved
+        return tombstone(head)
+
+    for _ in range(_MAX_ATTEMPTS):
         try:
-            return store.delete(namespace, session_id, tombstone)
-        except AnswerLost as lost:
-            batch, attempts = tombstone(lost.base), attempts + 1
-            found = _look_up(store, batch, lost.base, lost)
-            if landed := _already(batch, lost.base, found):
+            landed = store.delete(namespace, session_id, pinned)
+            if landed or base is None:
                 return landed
-            if attempts == _MAX_ATTEMPTS:
-                raise _give_up(batch, lost.base.version, lost) from lost
+        except AnswerLost as lost:
+            base, cause = lost.base, lost.__cause__ or lost
+        except _Moved:
+            assert base is not None
+        except StoreError as error:
+            if base is None:
+                raise
+            raise AppendUnresolved(session_id, base.version) from error
+        batch = tombstone(base)
+        found = _look_up(store, batch, base, cause)
+        if landed := _already(batch, base, found):
+            return landed
+        if found.head.status == "deleted":
+            return None
+        if found.head.version != base.version:
+            base = cause = None  # It can land no more, so the base may move.
+    if base is None:
+        raise StoreBusy(f"others appended {_MAX_ATTEMPTS} times in between; nothing is recorded, try again")
+    raise _give_up(tombstone(base), base.version, cause)
 
 
-def fork(store: Store, batch: Batch, origin: Origin) -> Landed:
+def fork(store: Store, batch: Batch, origin: Origin) -> Landed | None:
     """Begin a session as a fork; a lost answer is looked up like an append's.
 
+    Returns:
+        None if something of the parent was erased since it was described; nothing is recorded then.
+
     Raises:
-        SessionNotFound: The parent was deleted meanwhile.
         SessionExists: There is a session of that id, deleted or not.
+        AppendUnresolved: The answer was lost and could not be looked up.
     """
+    cause: BaseException | None = None  # of an answer that was lost, and may land yet
     for _ in range(_MAX_ATTEMPTS):
-        cause: BaseException | None = None
+        answer: Landed | Refused | None
         try:
             answer = store.fork(batch, origin)
         except AnswerLost as lost:
-            answer, cause = Refused(lost.base), lost
-        if answer is None:
-            raise SessionNotFound(origin.parent)
-        if isinstance(answer, Landed):
+            answer, cause = Refused(lost.base), lost.__cause__ or lost
+        except StoreError as error:
+            if cause is None:
+                raise
+            raise AppendUnresolved(batch.session_id, origin.version) from error
+        if isinstance(answer, Landed) or (answer is None and cause is None):
             return answer
         found = _look_up(store, batch, origin.version, cause)
         if landed := _already(batch, origin.version, found):
             return landed
         if found.head.version:
             raise SessionExists(batch.session_id)
+        if answer is None:
+            return None
     raise _give_up(batch, origin.version, cause)
 
 

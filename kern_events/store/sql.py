@@ -168,7 +168,7 @@ SQLITE_MARKS: Final = (
 # The newest event of some types.
 SQLITE_NEWEST_OF: Final = (
     f"SELECT {_STORED_E} FROM kern_events AS e WHERE {_OF_SESSION} AND e.version < ? "
-    "AND e.type IN (?, ?, ?, ?) ORDER BY e.version DESC LIMIT 1"
+    "AND e.type IN (?, ?, ?, ?, ?) ORDER BY e.version DESC LIMIT 1"
 )
 # The sessions forked from one.
 SQLITE_FORKS: Final = (

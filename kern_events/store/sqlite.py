@@ -18,11 +18,12 @@ from sqlalchemy.engine import Connection, Engine
 from kern_events import chain
 from kern_events.batch import LISTING, Batch, Linked, StoredRow, link
 from kern_events.clock import now_us
-from kern_events.errors import InvalidEvent, KernError, StoreError
+from kern_events.errors import InvalidEvent, KernError, StoreError, StoreUnavailable
 from kern_events.events import Head, SessionInfo
 from kern_events.store import sql
 from kern_events.store.base import (
     HOUR_US,
+    AnswerLost,
     Base,
     Found,
     HeadRow,
@@ -140,7 +141,7 @@ class SQLiteStore:
         def work(driver: Driver, bases: list[Head]) -> Landed | Refused | None:
             scope = batch.namespace
             parent = driver.execute(sql.SQLITE_LOCKED_HEAD, (scope, origin.parent)).fetchone()
-            if parent is None or parent[5] == "deleted":
+            if parent is None or parent[5] == "deleted" or parent[4] != origin.epoch:
                 return None
             if driver.execute(sql.SQLITE_LOCKED_HEAD, (scope, batch.session_id)).fetchone():
                 return Refused(origin.version)
@@ -252,6 +253,11 @@ class SQLiteStore:
         if head is None or head.version <= after:
             return head, ()
         return tail_of(self._file.query(sql.SQLITE_TAIL, (after, namespace, session_id, limit)))
+
+    def listing(self, namespace: str, session_id: str) -> Sequence[str | None]:
+        """See Store."""
+        rows = self._file.query(sql.SQLITE_HEAD_ROW, (namespace, session_id))
+        return head_row_of(rows[0]).listing if rows else ()
 
     def lineage(self, namespace: str, session_id: str) -> Lineage:
         """See Store."""
@@ -365,12 +371,16 @@ class SQLiteStore:
             head = driver.execute(sql.SQLITE_HEAD, (namespace, session_id)).fetchone()
             if head is None or head[4] != epoch or head[5] == "deleted":
                 return False
+            bases.append(Head(*head))
             driver.executemany(sql.SQLITE_DROP_SNAPSHOT, [(*place, name) for name in drop])
             rows = [(*place, epoch, now_us(), *chunk) for chunk in chunks]
             driver.executemany(sql.SQLITE_PUT_SNAPSHOT, rows)
             return True
 
-        stored: bool = self._group.run(work)
+        try:
+            stored: bool = self._group.run(work)
+        except AnswerLost as lost:  # Nothing hangs on it.
+            raise StoreUnavailable("SQLite: it is not known whether a snapshot was stored") from lost
         return stored
 
     @contextmanager
@@ -416,9 +426,7 @@ class _Snapshot:
             yield from map(head_row_of, rows)
             return
         after = 0
-        while rows := self._driver.execute(
-            sql.SQLITE_HEAD_ROWS, (namespace, after, _ERASE_PAGE)
-        ).fetchall():
+        while rows := self._driver.execute(sql.SQLITE_HEAD_ROWS, (namespace, after, _ERASE_PAGE)).fetchall():
             yield from (head_row_of(row[:-1]) for row in rows)
             after = rows[-1][-1]
 

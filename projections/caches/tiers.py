@@ -98,6 +98,7 @@ class DurableTier:
         self._log = log
         self._writer = _Writer()
         self._unsure: set[SnapshotKey] = set()  # where something could not be written
+        self._damaged: set[SnapshotKey] = set()  # where something could not be read: all is written anew
 
     def newest(self, key: SnapshotKey, codec: Codec, until: int, *, lazily: bool = False) -> Snapshot | None:
         """The newest snapshot at or below a version, if it can be read."""
@@ -110,7 +111,7 @@ class DurableTier:
 
     def put(self, key: SnapshotKey, codec: Codec, snapshot: Snapshot) -> None:
         """Store a snapshot soon, and say so in it; not at all while many wait to be stored."""
-        listings = None if key in self._unsure else snapshot.listings
+        listings = None if key in self._unsure or key in self._damaged else snapshot.listings
         job = _Job(key, codec, snapshot, snapshot.durable, listings)
         if self._writer.submit(lambda: self._write(job)):
             snapshot.durable, snapshot.listings = snapshot.version, codec.listings(snapshot)
@@ -158,6 +159,7 @@ class DurableTier:
 
         snapshot = _loaded(load)
         if snapshot is None or snapshot.version != stored.version:
+            self._damaged.add(key)
             self._forget(table, key.session_id, stored.version)
             return None
         snapshot.durable = snapshot.version
@@ -168,6 +170,8 @@ class DurableTier:
     def _write(self, job: _Job) -> None:
         if _quietly(lambda: self._stored(job), False):
             self._unsure.discard(job.key)
+            if job.listings is None:
+                self._damaged.discard(job.key)
         else:
             self._unsure.add(job.key)
 
@@ -176,7 +180,7 @@ class DurableTier:
         table, session_id = self._table(key, codec), key.session_id
         chunks = codec.chunks(snapshot, listings or ())
         if listings is None:
-            known = table.names(session_id)[1]
+            known = set() if key in self._damaged else table.names(session_id)[1]
             chunks = {name: body for name, body in chunks.items() if name.hex() not in known}
         for batch in _batches(key, chunks):
             if not table.put(session_id, snapshot.epoch, snapshot.version, chunks=batch):

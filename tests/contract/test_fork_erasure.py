@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import suppress
+from itertools import pairwise
 
 import pytest
 
@@ -86,6 +88,68 @@ def test_forks_made_during_deletes_have_the_epoch_of_their_parent(log):
     assert report.findings == ()
     root = log.head("root").epoch
     assert {log.head(f"grandchild-{n}-{r}").epoch for n in range(4) for r in range(4)} == {root}
+
+
+def epochs_that_are_wrong(log):
+    """Where an epoch is not that of the parent and the session's own tombstones together."""
+    tombstones = Counter(event.session_id for event in log.read_all() if event.type == "session.deleted")
+    wrong = {}
+    for name in {event.session_id for event in log.read_all()}:
+        head = log.head(name)
+        parent = facade.store_of(log).lineage(log.namespace, name).parent
+        expected = tombstones[name] + (log.head(parent).epoch if parent else 0)
+        if head.epoch != expected:
+            wrong[name] = (head.epoch, expected)
+    return wrong
+
+
+@pytest.mark.parametrize("names", [("a", "b", "c"), ("c", "b", "a")])
+def test_deletes_all_along_a_line_of_forks_at_once_are_all_counted(log, names):
+    """Each holds its own session and reaches for those below it, whichever way their names sort."""
+    log.append(names[0], notes(2))
+    for parent, child in pairwise(names):
+        log.fork(parent, child)
+
+    def work(number: int) -> None:
+        name = names[number % 3]
+        for round in range(4):
+            if number < 3:
+                with suppress(SessionNotFound):
+                    log.delete(name)
+            elif number < 6:
+                log.append(name, [Draft("session.created", {}), note(round)])
+            else:
+                with suppress(SessionNotFound):
+                    log.fork(name, f"{name}-{number}-{round}")
+
+    in_threads(8, work)
+
+    assert epochs_that_are_wrong(log) == {}
+    assert log.verify().findings == ()
+
+
+def test_a_snapshot_that_is_stored_during_an_erasure_does_not_survive_it(log):
+    sync = facade.sync_of(log)
+    log.append("parent", notes(2))
+    log.fork("parent", "child")
+    table = spi.SnapshotTable(sync, "p")
+
+    def work(number: int) -> None:
+        for round in range(10):
+            if number == 0 and round % 2:
+                log.delete("parent")
+                log.append("parent", [Draft("session.created", {})])
+            elif number:
+                epoch = log.head("child").epoch
+                table.put("child", epoch, 3, chunks={f"{number}a{epoch}": b"c"}, head=b"%d" % epoch)
+
+    in_threads(4, work)
+
+    epoch = log.head("child").epoch
+    assert epoch == 5
+    for name in table.names("child")[1]:
+        assert name.endswith(f"a{epoch}")
+    assert table.head("child", 9) in (None, (3, b"5"))
 
 
 def test_of_eight_who_fork_into_one_session_one_does(log):

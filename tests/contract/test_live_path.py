@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kern_events import Draft, spi
+from kern_events import Draft, lineage, spi
 from tests import facade
 from tests.writers import note, pick
 
@@ -79,6 +79,8 @@ def check(sessions: Any, naive: Naive) -> int:
             path = spi.live_path(sessions, session_id, version)
             assert [(one.session_id, v) for one in path for v in range(one.first, one.last + 1)] == expected
             assert all(one.first <= one.last for one in path)
+            turn = lineage.turn_at(sessions._store, sessions.namespace, session_id, version)
+            assert turn == naive.turn(session_id, version)
             points += 1
         for turn in range(head.turn + 1):
             assert spi.point(sessions, session_id, head, turn=turn) == naive.version_of_turn(session_id, turn)
@@ -103,8 +105,6 @@ def test_live_paths_are_those_of_a_naive_fold(open_log, backend):
 @facade.only_on("memory")
 def test_a_path_that_forgets_a_restore_is_caught(open_log, monkeypatch):
     """The control."""
-    from kern_events import lineage
-
     walk = lineage._walk
     monkeypatch.setattr(
         lineage,

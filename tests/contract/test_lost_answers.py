@@ -12,11 +12,12 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 
-from kern_events import SessionLog
+from kern_events import SessionLog, spi
 from kern_events.errors import AppendUnresolved, KernError, StoreCorrupt, StoreError, StoreUnavailable
 from tests import databases, faults
 from tests.writers import eventually, in_threads, note, notes, pick, texts
 
+COMMIT = b"COMMIT\0"  # and not READ COMMITTED
 CUTS = [pytest.param(100, id="100"), pytest.param(2_000, id="2000", marks=pytest.mark.long)]
 
 # -------------------------------------------------------------------------------------- SQLite
@@ -92,6 +93,50 @@ def test_a_deletion_whose_answer_is_lost_is_recorded_once(fragile, fault):
     assert fragile.delete("s").version == 2
     assert [event.type for event in fragile.read_all()] == ["note.taken", "session.deleted"]
     assert fragile.verify().ok
+
+
+@pytest.mark.parametrize("fault", ["before", "after"])
+def test_a_fork_whose_answer_is_lost_is_recorded_once(fragile, fault):
+    Fragile.fault = fault
+    receipt = fragile.fork("s", "f")
+
+    assert Fragile.fault is None
+    assert [(event.session_id, event.type) for event in fragile.read_all()] == [
+        ("s", "note.taken"), ("f", "session.forked"),
+    ]  # fmt: skip
+    assert receipt.hash == fragile.head("f").hash
+    assert fragile.verify().ok
+
+
+@pytest.mark.parametrize("fault", ["before", "after"])
+def test_a_deletion_with_forks_whose_answer_is_lost_is_recorded_once(fragile, fault):
+    fragile.fork("s", "f")
+    fragile.fork("f", "g")
+    Fragile.fault = fault
+    fragile.delete("s")
+
+    assert [fragile.head(one).epoch for one in "sfg"] == [1, 1, 1]
+    assert fragile.verify().ok
+
+
+@pytest.mark.parametrize("fault", ["before", "after"])
+def test_a_snapshot_whose_answer_is_lost_is_not_said_to_be_stored(fragile, fault):
+    table = spi.SnapshotTable(fragile, "p")
+    Fragile.fault = fault
+    with pytest.raises(StoreUnavailable):
+        table.put("s", 0, 1, head=b"head")
+
+    assert table.head("s", 1) == (None if fault == "before" else (1, b"head"))
+    assert table.put("s", 0, 1, head=b"head")
+    assert table.head("s", 1) == (1, b"head")
+
+
+def test_a_fork_on_a_broken_disk_is_left_open(fragile):
+    Fragile.fault = "broken"
+    with pytest.raises(AppendUnresolved) as caught:
+        fragile.fork("s", "f")
+
+    assert (caught.value.session_id, caught.value.base) == ("f", 1)
 
 
 def test_a_group_whose_answer_is_lost_is_recorded_once_each(fragile):
@@ -177,7 +222,7 @@ def test_an_append_that_is_cut_is_recorded_once(behind, proxy, mode, expected):
 
 
 @pytest.mark.parametrize("mode", ["before", "during", "after"])
-@pytest.mark.parametrize("statement", [b"BEGIN", b"FOR UPDATE", b"COPY", b"COMMIT"])
+@pytest.mark.parametrize("statement", [b"BEGIN", b"FOR UPDATE", b"COPY", COMMIT])
 def test_many_that_are_cut_are_recorded_once(behind, proxy, mode, statement):
     log, honest = behind
     proxy.cut_next(mode, statement)
@@ -195,7 +240,7 @@ def test_many_that_are_cut_are_recorded_once(behind, proxy, mode, statement):
 
 
 @pytest.mark.parametrize("mode", ["before", "during", "after"])
-@pytest.mark.parametrize("statement", [b"FOR UPDATE", b"session.deleted", b"COMMIT"])
+@pytest.mark.parametrize("statement", [b"FOR UPDATE", b"session.deleted", COMMIT])
 def test_a_deletion_that_is_cut_is_recorded_once(behind, proxy, mode, statement):
     log, honest = behind
     proxy.cut_next(mode, statement)
@@ -207,6 +252,84 @@ def test_a_deletion_that_is_cut_is_recorded_once(behind, proxy, mode, statement)
         log.delete("s")
 
     assert [event.type for event in honest.read_all()] == ["note.taken", "session.deleted"]
+    assert honest.verify().ok
+
+
+FORKING = [b"BEGIN", b"FOR KEY SHARE", b"kern_events WHERE", b"session.forked", COMMIT]
+
+
+@pytest.mark.parametrize("mode", ["before", "during", "after"])
+@pytest.mark.parametrize("statement", FORKING)
+def test_a_fork_that_is_cut_is_recorded_once(behind, proxy, mode, statement):
+    log, honest = behind
+    proxy.cut_next(mode, statement)
+    receipt = log.fork("s", "f")
+
+    assert proxy.cuts == 1
+    assert [event.type for event in honest.read_all()] == ["note.taken", "session.forked"]
+    assert receipt.hash == honest.head("f").hash
+    assert honest.verify().ok
+
+
+DELETING = [
+    b"BEGIN", b"session_id = $2 FOR UPDATE", b"session.deleted", b"payload IS NOT NULL", b"unnest($1::int8",
+    b"RECURSIVE", b"ORDER BY session_id FOR UPDATE", b"epoch + 1", b"DELETE FROM", COMMIT,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["before", "during", "after"])
+@pytest.mark.parametrize("statement", DELETING)
+def test_a_deletion_with_forks_that_is_cut_is_recorded_once(behind, proxy, mode, statement):
+    log, honest = behind
+    honest.fork("s", "f")
+    honest.fork("f", "g")
+    proxy.cut_next(mode, statement)
+    log.delete("s")
+
+    assert proxy.cuts == 1
+    assert [event.type for event in honest.read_all()].count("session.deleted") == 1
+    assert [honest.head(one).epoch for one in "sfg"] == [1, 1, 1]
+    assert honest.verify().ok
+
+
+@pytest.mark.parametrize("mode", ["before", "during", "after"])
+@pytest.mark.parametrize("statement", [b"BEGIN", b"FOR KEY SHARE", b"kern_snapshots", COMMIT])
+def test_a_snapshot_that_is_cut_is_stored_whole(behind, proxy, mode, statement):
+    log, honest = behind
+    proxy.cut_next(mode, statement)
+    assert spi.SnapshotTable(log, "p").put("s", 0, 1, chunks={"aa": b"chunk"}, head=b"head")
+
+    assert proxy.cuts == 1
+    assert spi.SnapshotTable(honest, "p").names("s") == ([1], {"aa"})
+
+
+def test_a_fork_that_cannot_be_looked_up_is_told(behind, proxy):
+    log, honest = behind
+    proxy.cut_next("after", COMMIT, then_down=True)
+    with pytest.raises(AppendUnresolved) as caught:
+        log.fork("s", "f")
+
+    assert (caught.value.session_id, caught.value.base) == ("f", 1)
+    assert honest.head("f").version == 2
+
+
+@pytest.mark.parametrize("count", CUTS)
+def test_random_cuts_lose_and_double_no_fork(behind, proxy, count):
+    log, honest = behind
+    chance, number = pick("cut forks"), 0
+    while proxy.cuts < count:
+        number += 1
+        proxy.cut_next(chance.choice(["before", "during", "after"]))
+        while True:
+            try:
+                log.fork("s", f"f{number}")
+                break
+            except AppendUnresolved:
+                assert honest.head(f"f{number}").version in (0, 2)
+                break
+            except StoreUnavailable:  # It says that nothing was written.
+                continue
+
     assert honest.verify().ok
 
 

@@ -19,7 +19,9 @@ from kern_events import AsyncSessionLog, Draft, SessionLog
 from kern_events.errors import (
     AppendUnresolved,
     SessionClosed,
+    SessionExists,
     SessionNotFound,
+    StoreBusy,
     StoreError,
     StoreUnavailable,
     VersionConflict,
@@ -248,20 +250,68 @@ def test_appends_to_many_are_neither_lost_nor_doubled(opening, count):
 
 def delete(schedule, step):
     schedule.honest.append("s", [Draft("session.created", {}), note("secret")])
+    before, nothing = deletions(schedule), False
     try:
         schedule.log.delete("s")
-    except (SessionNotFound, StoreUnavailable):
-        schedule.line.settle()  # It came late, or nobody knows: it must not come twice.
+    except AppendUnresolved:
+        pass  # It may come late: it must not come twice.
+    except (StoreUnavailable, StoreBusy, SessionNotFound):
+        nothing = True  # All of them say that nothing was written.
+    schedule.line.settle()
+    assert deletions(schedule) - before <= (not nothing)
+
+
+def deletions(schedule):
+    return sum(event.type == "session.deleted" for event in schedule.honest.read_all())
 
 
 def test_a_deletion_is_recorded_once(opening):
     def act(schedule, step):
         delete(schedule, step)
-        schedule.line.settle()
         types = [event.type for event in schedule.honest.read_all() if event.session_id == "s"]
         assert ("session.deleted", "session.deleted") not in pairwise(types)
 
-    assert play("delete", 500, opening, act)["faults"] > 250
+    assert play("delete", 2_000, opening, act)["faults"] > 1_000
+
+
+def fork(schedule, step):
+    """One fork of a session that others append to and delete meanwhile; then everything arrives."""
+    into, honest = f"f{step}", schedule.honest
+    honest.append("s", [Draft("session.created", {"name": "secret"}), note()])
+    schedule.line.others = lambda: disturb(schedule, into)
+    outcome = None
+    try:
+        outcome = schedule.log.fork("s", into, actor="ours")
+    except AppendUnresolved:
+        outcome = "unresolved"
+    except (SessionExists, SessionNotFound, StoreUnavailable):
+        pass  # All of them say that nothing was written.
+    schedule.line.settle()
+    events = [event for event in honest.read_all() if event.session_id == into and event.actor == "ours"]
+    assert len(events) <= (outcome is not None)
+    assert outcome in (None, "unresolved") or outcome.hash == events[0].hash
+    if events and honest.head(into).status == "open":
+        payload = events[0].payload
+        assert payload["metadata"] == {} and honest.head(into).epoch == honest.head("s").epoch
+
+
+def disturb(schedule, into):
+    with contextlib.suppress(SessionNotFound, SessionExists):
+        match schedule.chance.randrange(6):
+            case 0:
+                schedule.honest.delete("s")
+            case 1:
+                schedule.honest.append("s", [Draft("session.created", {}), note()])
+            case 2 if schedule.chance.random() < 0.3:
+                schedule.honest.fork("s", into, actor="theirs")
+
+
+@pytest.mark.parametrize("count", SCHEDULES)
+def test_forks_are_neither_lost_nor_doubled_nor_denied(opening, count):
+    total = play("fork", count, opening, fork)
+
+    assert total.pop("faults") > count
+    assert total == CLEAN
 
 
 def test_nothing_late_lands_behind_a_closing(opening):

@@ -8,7 +8,7 @@ import sqlite3
 import psycopg
 import pytest
 
-from kern_events import Draft
+from kern_events import Draft, spi
 from tests.writers import note, notes
 
 REFUSED = (sqlite3.IntegrityError, psycopg.errors.RestrictViolation, psycopg.errors.GeneratedAlways)
@@ -161,7 +161,34 @@ def test_postgres_merges_nothing_into_what_is_there(raw, action):
     )
 
 
+@pytest.mark.parametrize("session_id", ["s", "fork"])
+def test_the_event_that_begins_a_branch_is_kept_like_any_other(raw, log, session_id):
+    spi.restore(log, "s", 1, {"reason": "wrong"}, log.head("s"), actor="ada")
+    log.fork("s", "fork", version=1, actor="ada")
+    [(version,)] = raw.run(
+        f"SELECT version FROM kern_events WHERE {raw.where(session_id)} AND kind IN (3, 4)"
+    )
+    where = f"WHERE {raw.where(session_id)} AND version = {version}"
+
+    for column, value in {**VALUES, "ref": 0, "kind": 0, "turn": 4, "version": 99}.items():
+        refused(raw, f"UPDATE kern_events SET {column} = ? {where}", value)
+    refused(raw, f"UPDATE kern_events SET ref = NULL {where}")
+    refused(raw, f"{ERASE} {where}", bytes(32))
+    refused(raw, f"DELETE FROM kern_events {where}")
+
+
 # ------------------------------------------------------------------------------------ erasures
+
+
+def test_what_begins_a_branch_is_erased_with_its_session(raw, log):
+    spi.restore(log, "s", 1, {"reason": "secret"}, log.head("s"), actor=None)
+    log.fork("s", "fork")
+    log.delete("fork")
+    log.delete("s")
+
+    assert raw.run("SELECT count(*) FROM kern_events WHERE kind IN (3, 4) AND payload IS NOT NULL") == [(0,)]
+    assert sorted(raw.run("SELECT kind, ref FROM kern_events WHERE kind IN (3, 4)")) == [(3, 1), (4, 6)]
+    assert log.verify().ok
 
 
 def test_a_true_erasure_passes(raw):

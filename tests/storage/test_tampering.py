@@ -307,6 +307,90 @@ def test_a_changed_head_row_is_found(raw, log, column):
     assert log.verify().ok
 
 
+# --------------------------------------------------------------------------------------- forks
+
+
+@pytest.fixture
+def forked(raw, log):
+    """Forks of "s" at its version 4, and of that in its grandparent; "s" was erased from since."""
+    log.fork("s", "child", version=4)
+    log.append("child", notes(2))
+    log.fork("child", "grandchild", version=3)
+    log.delete("s")
+    log.append("other", notes(3))
+    assert log.verify().ok
+    return raw
+
+
+FORK = {
+    "fork_parent": ["other", "grandchild", "child", "nobody", None],
+    "fork_version": [3, 5, 0, -1, -(2**63), 2**63 - 1, None],
+    "epoch": [0, 2], "version": [4, 6, 8], "branch": [5, 4], "turn": [0, 2], "user_id": ["eve", None],
+    "created_at": [1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("column", FORK)
+def test_a_changed_head_row_of_a_fork_is_found(forked, log, column):
+    for value in FORK[column]:
+        undo = changed(forked, "kern_sessions", column, "session_id = 'child'", value)
+
+        assert findings(log, "child"), (column, value)
+        undo()
+    assert log.verify().ok
+
+
+def test_a_session_that_is_made_a_fork_is_found(forked, log):
+    forked.run("UPDATE kern_sessions SET fork_parent = 's', fork_version = 1 WHERE session_id = 'other'")
+
+    assert findings(log, "other")
+
+
+@pytest.mark.parametrize("column", ["ref", "payload", "turn", "kind", "at", "actor"])
+def test_a_changed_beginning_of_a_fork_is_found(forked, log, column):
+    where = f"{forked.where('child')} AND version = 5"
+    value = {"payload": b"{}", "actor": "eve", "kind": 0}.get(column, 7)
+    changed(forked, "kern_events", column, where, value)
+
+    assert 5 in {one.version for one in findings(log, "child")}
+
+
+def test_a_parent_that_is_chained_anew_is_found_by_its_forks(forked, log):
+    """The hash at the point of the fork is in the fork's own chain."""
+    changed(forked, "kern_events", "hash", f"{forked.where('s')} AND version = 4", bytes(32))
+
+    assert {one.version for one in findings(log)} >= {4}
+    assert [(one.version, one.field) for one in findings(log, "child")] == [(5, "hash")]
+    assert findings(log, "grandchild") == ()  # It was forked at version 3, which is as it was.
+
+
+def test_a_point_of_a_fork_that_is_gone_is_found(forked, log):
+    forked.run(f"DELETE FROM kern_events WHERE {forked.where('s')} AND version = 3")
+
+    assert [(one.version, one.field) for one in findings(log, "grandchild")] == [(4, "hash")]
+    assert findings(log, "child") == ()
+
+
+def test_an_erasure_that_did_not_reach_a_fork_is_found(forked, log):
+    changed(forked, "kern_sessions", "epoch", "session_id = 'grandchild'", 0)
+
+    assert [(one.session_id, one.field) for one in log.verify().findings] == [("grandchild", "epoch")]
+
+
+@pytest.mark.parametrize("parent", ["child", "grandchild"])
+def test_a_session_that_is_its_own_ancestor_is_found_in_finite_time(forked, log, parent):
+    forked.run("UPDATE kern_sessions SET fork_parent = ? WHERE session_id = 'child'", parent)
+
+    assert "child" in {one.session_id for one in log.verify().findings}
+    assert findings(log, "child")
+
+
+def test_a_change_in_what_a_fork_shares_is_a_finding_of_its_parent(forked, log):
+    changed(forked, "kern_events", "actor", f"{forked.where('s')} AND version = 2", "eve")
+
+    assert {one.session_id for one in log.verify().findings} == {"s"}
+
+
 # ----------------------------------------------------------------------------- the whole report
 
 

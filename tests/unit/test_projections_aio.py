@@ -96,7 +96,9 @@ def test_it_closes_what_it_opened_and_nothing_else(tmp_path: Path) -> None:
             own.log.head("s")
 
 
-@pytest.mark.parametrize("verb", ["load", "history"])
+@pytest.mark.parametrize(
+    "verb", ["load", "history", "restore", "preview_restore", "diff", "replay", "resume", "fork", "branches"]
+)
 def test_the_parameters_are_those_of_sessions(verb: str) -> None:
     ours, theirs = (inspect.signature(getattr(kind, verb)) for kind in (AsyncSessions, Sessions))
 

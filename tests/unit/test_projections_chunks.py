@@ -149,3 +149,16 @@ def test_growing_one_by_one_keeps_every_version() -> None:
 
     assert [len(version) for version in versions] == list(range(601))
     assert all(longer[: len(shorter)] == tuple(shorter) for shorter, longer in pairwise(versions))
+
+
+@given(lengths, st.integers(0, 2 * CHUNK_BYTES))
+def test_parts_put_together_grow_on_as_the_whole_does(length: int, size_bytes: int) -> None:
+    whole = appended(Chunks(), *range(length), size_bytes=size_bytes // 7)
+
+    again = Chunks.of_parts(whole.closed, whole.open, whole.weight)
+    longer, theirs = (appended(each, -1, -2, size_bytes=size_bytes) for each in (again, whole))
+
+    assert again == whole
+    assert longer == theirs
+    assert [*map(len, longer.closed)] == [*map(len, theirs.closed)]
+    assert (longer.open, longer.weight) == (theirs.open, theirs.weight)
