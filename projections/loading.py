@@ -7,6 +7,7 @@ the snapshots in the log's own database, then every event that counts is folded.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -30,6 +31,8 @@ from projections.paths import PAGE, Page, behind, events_on, gap
 from projections.projector import Projector
 from projections.session import View
 from projections.stored import Codec, codec_of
+
+logger: Final = logging.getLogger("projections")
 
 MAX_AGE_S: Final = 1.0
 """How long a snapshot may be used unverified, by those who ask for it."""
@@ -112,10 +115,13 @@ class Loader:
         """Keep a snapshot in every tier, however few events after the one before."""
         key, codec = self._key(session_id, projector), codec_of(projector)
         self._memory.put(key, snapshot)
-        if codec is not None and self._shared:
-            self._shared.put(key, codec, snapshot, None)
-        if codec is not None and self._durable and not snapshot.view.incomplete:
-            self._durable.put(key, codec, snapshot)
+        if codec is None:
+            return
+        with _storable(key):
+            if self._shared:
+                self._shared.put(key, codec, snapshot, None)
+            if self._durable and not snapshot.view.incomplete:
+                self._durable.put(key, codec, snapshot)
 
     def purge(self, session_id: str, epoch: int) -> None:
         """Forget what is kept of a session whose content was erased."""
@@ -167,10 +173,11 @@ class Loader:
         if codec is None or (base is not None and base.version == snapshot.version):
             return
         # First, so that what goes to Redis says so.
-        if self._durable and due(snapshot, codec):
-            self._durable.put(key, codec, snapshot)
-        if self._shared:
-            self._shared.put(key, codec, snapshot, base)
+        with _storable(key):
+            if self._durable and due(snapshot, codec):
+                self._durable.put(key, codec, snapshot)
+            if self._shared:
+                self._shared.put(key, codec, snapshot, base)
 
     def _folded(
         self,
@@ -313,6 +320,15 @@ class _Way(NamedTuple):
     base: Snapshot | None
     path: Sequence[Range]
     at_hand: Tail | None
+
+
+@contextmanager
+def _storable(key: SnapshotKey) -> Iterator[None]:
+    """What no encoder has a word for, as a sum of more than 64 bits, is kept in memory alone."""
+    try:
+        yield
+    except (TypeError, ValueError, OverflowError) as error:
+        logger.debug("a view of projector %r cannot be stored: %s", key.projector, type(error).__name__)
 
 
 class _Flight:

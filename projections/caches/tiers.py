@@ -301,11 +301,12 @@ def _loaded(load: Callable[[], Snapshot]) -> Snapshot | None:
 
 
 def _quietly(work: Callable[[], T], otherwise: T) -> T:
-    """A snapshot in the database is worth no error: a role may not write there, or the log is busy."""
+    """A snapshot in the database is worth no error: a role may not write there, the log is busy, or the
+    view holds what cannot be encoded."""
     try:
         return work()
-    except KernError as error:
-        logger.debug("a stored snapshot was passed over: %s", error)
+    except (KernError, TypeError, ValueError, OverflowError) as error:
+        logger.debug("a stored snapshot was passed over: %s", type(error).__name__)
         return otherwise
 
 

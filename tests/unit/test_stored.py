@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from kern_events import Event, Sessions, message
+from kern_events import Draft, Event, Sessions, message
 from projections import MemoryCache, SessionProjector, View, chunks, stored
 from projections.caches import Snapshot
 from projections.caches.framing import seal, unseal
@@ -256,3 +256,21 @@ def test_what_a_projector_of_ones_own_stored_is_found_by_a_cold_process(tmp_path
 
         assert snapshot.base is not None and snapshot.base.version == 1_001
         assert snapshot.snapshot.view == {"message.added": 1_001}
+
+
+def test_a_view_that_no_encoder_has_a_word_for_is_loaded_all_the_same(redis_url: str, tmp_path: Any) -> None:
+    """Numbers of 64 bits may be recorded, and their sum has more."""
+    usage = {"usage": {"tokens": 2**63 - 1}}
+    turn = [Draft("turn.started", {}), Draft("turn.completed", usage)]
+    with Sessions.open(f"sqlite:///{tmp_path}/log.db", cache=redis_url) as sessions:
+        for _ in range(3):
+            sessions.append("s", turn_anew(turn))
+            sessions.append("s", [message("user", f"{number}") for number in range(400)])
+            assert sessions.load("s").usage["tokens"] % (2**63 - 1) == 0
+        sessions.restore("s", to_turn=3)
+
+        assert sessions.load("s").usage["tokens"] == 3 * (2**63 - 1)
+
+
+def turn_anew(drafts: Sequence[Draft]) -> list[Draft]:
+    return [Draft(draft.type, draft.payload) for draft in drafts]
