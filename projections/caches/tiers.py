@@ -144,7 +144,9 @@ class DurableTier:
             return None
 
         def fetch(names: Sequence[bytes]) -> Sequence[Bytes]:
-            found = table.chunks(key.session_id, [name.hex() for name in names])
+            wanted = [name.hex() for name in names]
+            nothing: dict[str, bytes] = {}
+            found = _quietly(lambda: table.chunks(key.session_id, wanted), nothing)
             bodies = [unsealed(_identity(key, name), found.get(name.hex())) for name in names]
             if None in bodies:
                 raise Unreadable("a chunk is missing")
