@@ -16,7 +16,9 @@ class Projector(Protocol[V]):
     because views are cached and shared: it returns a new one, or the same where nothing changes.
 
     A projector may also have `fold(view, events) -> view` for speed. It must give exactly what
-    `evolve` gives event by event, which has the last word where `fold` raises.
+    `evolve` gives event by event, which has the last word where `fold` raises. With a `view_type`, any
+    type that msgspec can decode, its views are stored in Redis and in the database too; without one they
+    are kept in memory.
     """
 
     @property

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict, TypeVar,
 from msgspec.structs import replace
 
 from kern_events import Event, Head, Receipt, SessionLog, TurnRecorder, spi
-from kern_events.errors import KernError, TurnNotPaused, VersionConflict
+from kern_events.errors import KernError, StoreError, TurnNotPaused, VersionConflict
 from projections.caches import MemoryCache, RedisCache, SnapshotCache
 from projections.caches.tiers import DurableTier, SharedTier
 from projections.frozen import thaw
@@ -179,7 +179,7 @@ class Sessions(SessionLog):
         """
         if last_turns is not None or last_messages is not None:
             snapshot = self._loader.window(session_id, _SESSION)
-            with suppress(Unreadable):
+            with suppress(Unreadable, StoreError):  # A chunk that is looked into is read only now.
                 if snapshot is not None:
                     return history(snapshot.view, last_turns=last_turns, last_messages=last_messages)
         return history(self.load(session_id), last_turns=last_turns, last_messages=last_messages)

@@ -144,9 +144,7 @@ class DurableTier:
             return None
 
         def fetch(names: Sequence[bytes]) -> Sequence[Bytes]:
-            wanted = [name.hex() for name in names]
-            nothing: dict[str, bytes] = {}
-            found = _quietly(lambda: table.chunks(key.session_id, wanted), nothing)
+            found = table.chunks(key.session_id, [name.hex() for name in names])
             bodies = [unsealed(_identity(key, name), found.get(name.hex())) for name in names]
             if None in bodies:
                 raise Unreadable("a chunk is missing")

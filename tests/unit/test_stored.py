@@ -11,6 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from kern_events import Draft, Event, Sessions, message
+from kern_events.errors import StoreBusy
 from projections import MemoryCache, SessionProjector, View, chunks, stored
 from projections.caches import Snapshot
 from projections.caches.framing import seal, unseal
@@ -166,6 +167,30 @@ def test_a_window_looks_into_the_newest_chunks_alone() -> None:
 
         assert [each.content for each in window] == ["38", "38", "39", "39"]
         assert len(asked) < 20 < len(snapshot.view.messages.closed)
+
+
+def test_a_busy_database_is_no_damage(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window and a load go on without the chunks, and what is stored stays."""
+    with Sessions.open(f"sqlite:///{tmp_path}/log.db", cache=MemoryCache(0)) as sessions:
+        sessions.append("s", [message("user", f"{number}") for number in range(40)])
+        sessions._loader.keep("s", PROJECTOR, sessions._loader.current("s", PROJECTOR))
+        sessions._loader.settle()
+        stored_names = sessions._store.snapshot_names("default", "s", table_of(sessions))
+
+        def busy(*_: Any) -> Any:
+            raise StoreBusy("busy")
+
+        monkeypatch.setattr(sessions._store, "snapshot_chunks", busy)
+        assert [each.content for each in sessions.history("s", last_messages=4)] == ["36", "37", "38", "39"]
+        assert len(sessions.load("s").messages) == 40
+        sessions._loader.settle()
+
+        assert stored_names
+        assert sessions._store.snapshot_names("default", "s", table_of(sessions)) == stored_names
+
+
+def table_of(sessions: Sessions) -> str:
+    return f"session:{PROJECTOR.version}:{SessionCodec().fingerprint.hex()}"
 
 
 @pytest.mark.parametrize("seed", range(4))
