@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from kern_events.log import PendingReceipt, SessionLog
     from kern_events.transfer import ImportReport, import_transcripts
     from kern_events.turn import TurnRecorder
+    from kern_events.upcast import EventType, EventTypes, Split
     from kern_events.verify import Finding, Report
     from projections import AsyncSessions, Sessions
 
@@ -60,6 +61,8 @@ __all__ = [
     "Draft",
     "Erased",
     "Event",
+    "EventType",
+    "EventTypes",
     "Finding",
     "Fork",
     "Head",
@@ -70,6 +73,7 @@ __all__ = [
     "SessionInfo",
     "SessionLog",
     "Sessions",
+    "Split",
     "TurnRecorder",
     "import_transcripts",
     "message",
@@ -90,6 +94,7 @@ _MODULES = {
     "log": ("PendingReceipt", "SessionLog"),
     "transfer": ("ImportReport", "import_transcripts"),
     "turn": ("TurnRecorder",),
+    "upcast": ("EventType", "EventTypes", "Split"),
     "verify": ("Finding", "Report"),
 }
 _HOME = {name: f"kern_events.{module}" for module, names in _MODULES.items() for name in names}

@@ -17,7 +17,7 @@ from sqlalchemy import URL
 from sqlalchemy.engine import Connection, Engine
 
 from kern_events import chain, lineage
-from kern_events.batch import LISTING, Batch, event_of, prepare
+from kern_events.batch import LISTING, Batch, StoredRow, event_of, prepare
 from kern_events.codec import LARGEST_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, check_id
 from kern_events.errors import FeedRegressed, InvalidEvent, SessionNotFound, StoreError
 from kern_events.events import Branches, Draft, Event, Head, Kind, Receipt, SessionInfo
@@ -25,6 +25,7 @@ from kern_events.store import open_store
 from kern_events.store.base import Expected, Landed, Origin
 from kern_events.store.retry import check_within, delete, fork, record, record_many
 from kern_events.turn import Claims, TurnRecorder, claim_at, opening_draft
+from kern_events.upcast import NO_TYPES, EventTypes
 from kern_events.verify import Progress, Report, verify_snapshot
 
 _PAGE: Final = 1_000
@@ -78,6 +79,8 @@ class SessionLog:
         lock_timeout_s: How long to wait for a lock before StoreBusy. On Postgres a caller's Engine
             keeps its own setting.
         max_payload_bytes: The limit of one encoded payload, up to 16 MiB.
+        types: The application's own event types. Older versions are read through their upcasters, and
+            what does not fit its type is refused. A log without types gives what is recorded.
     """
 
     def __init__(
@@ -89,7 +92,10 @@ class SessionLog:
         pool_size: int = 8,
         lock_timeout_s: float = 5.0,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+        types: EventTypes = NO_TYPES,
     ) -> None:
+        if not isinstance(types, EventTypes):
+            raise TypeError(f"types is an EventTypes, not {type(types).__name__}")
         if not 1 <= max_payload_bytes <= LARGEST_PAYLOAD_BYTES:
             raise ValueError(
                 f"max_payload_bytes is 1 to {LARGEST_PAYLOAD_BYTES:,}, not {max_payload_bytes:,}"
@@ -99,6 +105,7 @@ class SessionLog:
             url_or_engine, schema=schema, pool_size=pool_size, lock_timeout_s=lock_timeout_s
         )
         self._max_payload_bytes = max_payload_bytes
+        self.types: Final = types
 
     def __enter__(self) -> Self:
         return self
@@ -303,11 +310,12 @@ class SessionLog:
             session_id: The session.
             after: Only versions above this one.
             until: Only versions up to this one.
-            limit: At most so many events.
+            limit: At most so many recorded events, whatever upcasters make of them.
 
         Raises:
             SessionNotFound: The session has no events or was deleted; raised at once.
             DecodeError: The bytes of an event are damaged; raised when it is reached.
+            UpcastFailed: An upcaster failed; raised when the event is reached.
         """
         check_id(session_id, "session_id")
         _check_numbers(after=after, until=until, limit=limit)
@@ -325,7 +333,7 @@ class SessionLog:
             for row in rows:
                 if until is not None and row[0] > until:
                     return
-                yield event_of(self.namespace, session_id, row)
+                yield from self._events_of(session_id, row)
             left = None if left is None else left - len(rows)
             size = _PAGE if left is None else min(left, _PAGE)
             last = rows[-1][0]
@@ -340,7 +348,7 @@ class SessionLog:
 
         Args:
             after: Only positions above this one.
-            limit: At most so many events.
+            limit: At most so many recorded events, whatever upcasters make of them.
 
         Raises:
             FeedRegressed: `after` is past the end of the log.
@@ -359,11 +367,16 @@ class SessionLog:
             size = _PAGE if left is None else min(left, _PAGE)
             rows = self._store.feed(self.namespace, after, end, size)
             for session_id, row in rows:
-                yield event_of(self.namespace, session_id, row)
+                yield from self._events_of(session_id, row)
             if len(rows) < size:
                 return
             after = rows[-1][1][1]
             left = None if left is None else left - len(rows)
+
+    def _events_of(self, session_id: str, row: StoredRow) -> Sequence[Event]:
+        """What a recorded row is today."""
+        event = event_of(self.namespace, session_id, row, self.types)
+        return self.types.upcast(event) if self.types else (event,)
 
     def head(self, session_id: str) -> Head:
         """Where a session stands; version 0 if it is unknown."""
@@ -533,7 +546,7 @@ class SessionLog:
         reserved: bool = False,
     ) -> Batch:
         """Guard and encode drafts; for the package's own recorders and importers."""
-        return prepare(
+        batch = prepare(
             self.namespace,
             session_id,
             drafts,
@@ -545,6 +558,10 @@ class SessionLog:
             ref=ref,
             reserved=reserved,
         )
+        if self.types:
+            for index, event in enumerate(batch.events):
+                self.types.check(event.draft, event.payload, f"drafts[{index}]")
+        return batch
 
     def _record(self, batch: Batch, expected: Expected = None) -> Landed:
         """Append a prepared batch; for the package's own recorders and importers."""
