@@ -19,8 +19,10 @@ from sqlalchemy.engine import Connection, Engine
 from kern_events import chain, lineage
 from kern_events.batch import LISTING, Batch, StoredRow, event_of, prepare
 from kern_events.codec import LARGEST_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, check_id
+from kern_events.consumer import Consumer, Handler, SQLHandler
 from kern_events.errors import FeedRegressed, InvalidEvent, SessionNotFound, StoreError
 from kern_events.events import Branches, Draft, Event, Head, Kind, Receipt, SessionInfo
+from kern_events.feed import FeedHolder, Subscription, Wakeups, settled_end
 from kern_events.store import open_store
 from kern_events.store.base import Expected, Landed, Origin
 from kern_events.store.retry import check_within, delete, fork, record, record_many
@@ -105,6 +107,9 @@ class SessionLog:
             url_or_engine, schema=schema, pool_size=pool_size, lock_timeout_s=lock_timeout_s
         )
         self._max_payload_bytes = max_payload_bytes
+        self._lock_timeout_s = lock_timeout_s
+        self._wakeups: Final = Wakeups(self._store)
+        self._closing = False
         self.types: Final = types
 
     def __enter__(self) -> Self:
@@ -119,7 +124,9 @@ class SessionLog:
         return f"<{type(self).__name__} {self._store.dialect} namespace={self.namespace!r}>"
 
     def close(self) -> None:
-        """Finish what is being written and give every connection back."""
+        """Finish what is being written, end subscriptions, and give every connection back."""
+        self._closing = True
+        self._wakeups.close()
         self._store.close()
 
     @overload
@@ -318,7 +325,7 @@ class SessionLog:
             UpcastFailed: An upcaster failed; raised when the event is reached.
         """
         check_id(session_id, "session_id")
-        _check_numbers(after=after, until=until, limit=limit)
+        check_numbers(after=after, until=until, limit=limit)
         size = _PAGE if limit is None else min(max(limit, 1), _PAGE)
         head, rows = self._store.tail(self.namespace, session_id, after, size)
         if head is None or head.status == "deleted":
@@ -355,11 +362,63 @@ class SessionLog:
             FeedUnavailable: This server cannot give a gap-safe feed.
             StoreBusy: A writer did not commit within `lock_timeout_s`.
         """
-        _check_numbers(after=after, limit=limit)
-        end = self._store.feed_end()
+        check_numbers(after=after, limit=limit)
+        end = settled_end(self._store, self._lock_timeout_s)
         if after > end:
             raise FeedRegressed(after, end)
         return self._feed_pages(after, end, limit)
+
+    def subscribe(self, *, after: int = 0) -> Subscription:
+        """Follow the log: the events behind a position, then each one as it is committed.
+
+        Nothing is skipped and no session is reordered, whatever commits late. A writer that has
+        appended and not committed holds the feed up at its events; `feed_held_by` tells whom it waits for.
+
+        Args:
+            after: Only positions above this one.
+
+        Returns:
+            An iterator that waits for more, and a context manager. `batch` takes a time to wait at most,
+            `position` is where to go on from later, `close` ends it.
+
+        Raises:
+            FeedRegressed, FeedUnavailable: As for read_all, from the iterator.
+        """
+        check_numbers(after=after)
+        return Subscription(self, after)
+
+    def consumer(
+        self,
+        name: str,
+        handle: Handler | SQLHandler,
+        *,
+        transactional: bool = False,
+        batch_size: int = 500,
+        attempts: int = 5,
+    ) -> Consumer:
+        """Hand all events on to another system, in order, from where it was left: `consumer(...).run()`.
+
+        Any number of workers may run a consumer of one name; one of them works. The position is kept in
+        the log's database. A session whose event the handler refuses is set aside, tried again with
+        growing pauses, and after so many attempts left to `retry` or `skip`; other sessions go on.
+
+        Args:
+            name: Names the position: 1 to 200 bytes.
+            handle: Gets a list of events; an exception refuses them. What it does has to bear
+                repetition: after a crash the last batch is given again.
+            transactional: The handler gets an SQLAlchemy connection as well, in whose transaction the
+                position is stored: what it writes there happens exactly once. It holds that
+                transaction while it works, so it should be brief; on SQLite nobody else writes then.
+            batch_size: At most so many recorded events at once.
+            attempts: How often an event is tried before its session waits for somebody.
+        """
+        return Consumer(
+            self, name, handle, transactional=transactional, batch_size=batch_size, attempts=attempts
+        )
+
+    def feed_held_by(self) -> list[FeedHolder]:
+        """The transactions that have appended and not ended, the oldest first: the feed waits for them."""
+        return [FeedHolder(*each) for each in self._store.feed_held_by()]
 
     def _feed_pages(self, after: int, end: int, limit: int | None) -> Iterator[Event]:
         left = limit
@@ -393,7 +452,7 @@ class SessionLog:
             after: The `cursor` of the last session of the page before.
             limit: The size of the page.
         """
-        _check_numbers(limit=limit)
+        check_numbers(limit=limit)
         if user_id is not None:
             check_id(user_id, "user_id")
         return list(self._store.sessions(self.namespace, user_id, _cursor(after), limit))
@@ -592,7 +651,8 @@ def checked_expected(expected: Any) -> Expected:
     return version
 
 
-def _check_numbers(**numbers: int | None) -> None:
+def check_numbers(**numbers: int | None) -> None:
+    """Numbers from 0, or None; anything else is a ValueError that names the parameter."""
     for name, value in numbers.items():
         if value is not None and not 0 <= operator.index(value) <= _MAX_NUMBER:
             raise ValueError(f"{name} is a number from 0")

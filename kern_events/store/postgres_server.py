@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, TypeVar
 
 import psycopg
-from sqlalchemy import URL, create_engine
-from sqlalchemy.engine import Engine
+from sqlalchemy import URL, create_engine, text
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
@@ -44,7 +44,8 @@ class PostgresServer:
     def __init__(
         self, url: URL, engine: Engine | None, *, schema: str | None, pool_size: int, lock_timeout_s: float
     ) -> None:
-        self.sql: Final = sql.PostgresSQL(f'"{schema}".' if schema else "")
+        self.prefix: Final = f'"{schema}".' if schema else ""
+        self.sql: Final = sql.PostgresSQL(self.prefix)
         self._schema = schema
         self._own = engine is None
         self._engine = engine or _create_engine(url, pool_size, lock_timeout_s)
@@ -262,6 +263,32 @@ class PostgresServer:
             cursor.execute(step.text.encode())
             note = (step.number, step.name, step.sha256, migrate.MIN_WRITER[step.number], now_us())
             cursor.execute(sql.POSTGRES_NOTE_MIGRATION, note)
+
+
+class PostgresSinks:
+    """Postgres: the lock on the consumer's row is lease, fence and checkpoint in one."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self.sql = sql.ConsumerSQL(server.prefix, sql.POSTGRES_NOW, sql.POSTGRES_LOCK)
+        self._server = server
+
+    def engine(self) -> Engine:
+        """See Sinks."""
+        self._server.ensure()
+        return self._server._engine
+
+    def begin(self, connection: Connection) -> None:
+        """See Sinks."""
+        connection.execution_options(isolation_level="READ COMMITTED")
+
+    def hold(self, connection: Connection, key: dict[str, Any], lease_us: int) -> int | None:
+        """See Sinks."""
+        row = connection.execute(text(self.sql.hold), key).fetchone()
+        return None if row is None else row[0]
+
+    def translated(self, error: BaseException | None) -> StoreError:
+        """See Sinks."""
+        return translated(error) if isinstance(error, psycopg.Error) else StoreError(str(error))
 
 
 def _create_engine(url: URL, pool_size: int, lock_timeout_s: float) -> Engine:
