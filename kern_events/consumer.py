@@ -294,6 +294,8 @@ class Consumer:
 
     def _give_back(self) -> None:
         """The next one need not wait for the end of the lease."""
+        if self._transactional and self._log._store.dialect == "postgres":
+            return  # There is none: the row's lock ended with the transaction.
         try:
             self._log._store.consumers.release(self._log.namespace, self.name, self._owner)
         except KernError as error:

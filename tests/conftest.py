@@ -5,6 +5,7 @@ A server that is missing fails the tests that need it. `KERN_EVENTS_TEST_ALLOW_S
 
 from __future__ import annotations
 
+import functools
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -40,7 +41,8 @@ def pytest_report_header() -> str:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """The SQLAlchemy URL of a Postgres for the whole run, one per xdist worker; for its superuser."""
-    yield from map(_with_psycopg, _given_or_started(servers.PG_DSN, servers.postgres))
+    server = functools.partial(servers.postgres, settings=["max_prepared_transactions = 8"])
+    yield from map(_with_psycopg, _given_or_started(servers.PG_DSN, server))
 
 
 @pytest.fixture

@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from kern_events import AsyncSessionLog, AsyncTurnRecorder, SessionLog
+from kern_events import AsyncConsumer, AsyncSessionLog, AsyncSubscription, AsyncTurnRecorder, SessionLog
 from projections import AsyncSessions, Sessions
 
 FACADES = ("sync", "async")
 _PATIENCE_S = 120.0
+_AWAITED = (AsyncTurnRecorder, AsyncSubscription, AsyncConsumer)
 
 
 class LoopThread:
@@ -69,7 +70,7 @@ class Blocking:
                 return self.loop.run(_collected(answer))
             if inspect.isawaitable(answer):
                 return self.loop.run(answer)
-            return Blocking(self.loop, answer) if isinstance(answer, AsyncTurnRecorder) else answer
+            return Blocking(self.loop, answer) if isinstance(answer, _AWAITED) else answer
 
         return call
 

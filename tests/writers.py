@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from kern_events import Draft
+from sqlalchemy import text
+
+from kern_events import Draft, SessionLog
 from kern_events.errors import VersionConflict
 from tests import facade
 
@@ -165,3 +167,31 @@ def pile_up_at(kind: str, url: str, options: dict[str, Any], *args: Any) -> Any:
 def pick(seed: Any) -> random.Random:
     """Randomness that a failing test can be repeated with."""
     return random.Random(repr(seed))
+
+
+# ----------------------------------------------------------------------------------- consumers
+
+
+def into_sink(events: Any, connection: Any) -> None:
+    """A sink in the database: one row for each event."""
+    for event in events:
+        values = {"session_id": event.session_id, "version": event.version}
+        connection.execute(
+            text("INSERT INTO sink (session_id, version) VALUES (:session_id, :version)"), values
+        )
+
+
+def consume_into_sink(pipe: Any, url: str) -> None:
+    """Until the process is killed."""
+    with SessionLog(url) as log:
+        log.consumer("sink", into_sink, transactional=True, batch_size=7).run()
+
+
+def consume_and_tell(pipe: Any, url: str, transactional: bool) -> None:
+    """As before; tells the sessions of each batch."""
+
+    def handle(events: Any, connection: Any = None) -> None:
+        pipe.send([event.session_id for event in events])
+
+    with SessionLog(url) as log:
+        log.consumer("c", handle, transactional=transactional).run()

@@ -111,7 +111,8 @@ class Connections:
                 if self._limit is not None:
                     self._returned.notify()
                 return
-        if current:
+        # One that comes back late must not go to a pool of the store's own, which was disposed of.
+        if current and not (self._closed and self._keep):
             self._release(lease)
         else:
             self.drop(lease)

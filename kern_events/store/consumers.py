@@ -39,6 +39,9 @@ class Sinks(Protocol):
     def begin(self, connection: Connection) -> None:
         """Begin a durable transaction that writes."""
 
+    def is_over(self) -> bool:
+        """Whether the pool of connections was disposed of: what comes back late is to be closed."""
+
     def hold(self, connection: Connection, key: dict[str, Any], lease_us: int) -> int | None:
         """The position of a consumer that is ours until the end of the transaction."""
 
@@ -73,10 +76,7 @@ class SQLConsumers:
     def release(self, namespace: str, name: str, owner: str) -> None:
         """See Consumers."""
         key = {"namespace": namespace, "name": name, "owner": owner}
-        with self._transaction() as connection:
-            row = connection.execute(text(self._sinks.sql.lease), {**key, "lease_us": 0}).fetchone()
-            if row is not None:
-                connection.execute(text(self._sinks.sql.release), {**key, "epoch": row[1]})
+        self._changes(self._sinks.sql.release, key)
 
     def all(self, namespace: str) -> Sequence[ConsumerRow]:
         """See Consumers."""
@@ -120,10 +120,14 @@ class SQLConsumers:
     def _transaction(self, *, read_only: bool = False) -> Iterator[Connection]:
         try:
             with self._sinks.engine().connect() as connection:
-                if not read_only:
-                    self._sinks.begin(connection)
-                yield connection
-                connection.commit()
+                try:
+                    if not read_only:
+                        self._sinks.begin(connection)
+                    yield connection
+                    connection.commit()
+                finally:
+                    if self._sinks.is_over():
+                        connection.invalidate()
         except DBAPIError as error:
             raise self._sinks.translated(error.orig) from error
         except PoolTimeout as error:

@@ -281,6 +281,10 @@ class PostgresSinks:
         """See Sinks."""
         connection.execution_options(isolation_level="READ COMMITTED")
 
+    def is_over(self) -> bool:
+        """See Sinks."""
+        return self._server._closed and self._server._own
+
     def hold(self, connection: Connection, key: dict[str, Any], lease_us: int) -> int | None:
         """See Sinks."""
         row = connection.execute(text(self.sql.hold), key).fetchone()

@@ -615,7 +615,10 @@ class ConsumerSQL:
             "updated_at = {now}" + _LEASED
         )
         # Give a lease back, so that the next need not wait for its end.
-        self.release = filled("UPDATE {s}kern_consumers SET expires_at = NULL" + _LEASED)
+        self.release = filled(
+            "UPDATE {s}kern_consumers SET expires_at = NULL "
+            "WHERE namespace = :namespace AND name = :name AND owner = :owner"
+        )
         # Whether a lease is still ours, held until the end of the transaction.
         self.held = filled("SELECT 1 FROM {s}kern_consumers" + _LEASED + lock.replace(" SKIP LOCKED", ""))
         # All consumers.

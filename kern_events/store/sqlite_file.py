@@ -375,6 +375,10 @@ class SQLiteSinks:
         connection.commit()  # SQLAlchemy has begun one, of which the driver knows nothing yet.
         connection.exec_driver_sql(sql.SQLITE_BEGIN)
 
+    def is_over(self) -> bool:
+        """See Sinks."""
+        return self._file._closed and self._file._own
+
     def hold(self, connection: Connection, key: dict[str, Any], lease_us: int) -> int | None:
         """See Sinks."""
         row = connection.execute(text(self.sql.lease), {**key, "lease_us": lease_us}).fetchone()
