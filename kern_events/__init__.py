@@ -26,7 +26,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kern_events.aio import AsyncSessionLog, AsyncTurnRecorder
+    from kern_events.aio import AsyncConsumer, AsyncSessionLog, AsyncTurnRecorder
+    from kern_events.consumer import Consumer
     from kern_events.events import (
         Branch,
         Branches,
@@ -43,23 +44,30 @@ if TYPE_CHECKING:
         tool_failed,
         tool_returned,
     )
+    from kern_events.feed import AsyncSubscription, Subscription
     from kern_events.log import PendingReceipt, SessionLog
     from kern_events.transfer import ImportReport, import_transcripts
     from kern_events.turn import TurnRecorder
+    from kern_events.upcast import EventType, EventTypes, Split
     from kern_events.verify import Finding, Report
     from projections import AsyncSessions, Sessions
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncConsumer",
     "AsyncSessionLog",
     "AsyncSessions",
+    "AsyncSubscription",
     "AsyncTurnRecorder",
     "Branch",
     "Branches",
+    "Consumer",
     "Draft",
     "Erased",
     "Event",
+    "EventType",
+    "EventTypes",
     "Finding",
     "Fork",
     "Head",
@@ -70,6 +78,8 @@ __all__ = [
     "SessionInfo",
     "SessionLog",
     "Sessions",
+    "Split",
+    "Subscription",
     "TurnRecorder",
     "import_transcripts",
     "message",
@@ -82,14 +92,17 @@ __all__ = [
 # Imported when first asked for, so that the command line's --help need not wait for SQLAlchemy, and
 # so that the front door leads to the views without the log depending on them.
 _MODULES = {
-    "aio": ("AsyncSessionLog", "AsyncTurnRecorder"),
+    "aio": ("AsyncConsumer", "AsyncSessionLog", "AsyncTurnRecorder"),
+    "consumer": ("Consumer",),
     "events": (
         *("Branch", "Branches", "Draft", "Erased", "Event", "Fork", "Head", "Receipt", "SessionInfo"),
         *("message", "state_changed", "tool_called", "tool_failed", "tool_returned"),
     ),
+    "feed": ("AsyncSubscription", "Subscription"),
     "log": ("PendingReceipt", "SessionLog"),
     "transfer": ("ImportReport", "import_transcripts"),
     "turn": ("TurnRecorder",),
+    "upcast": ("EventType", "EventTypes", "Split"),
     "verify": ("Finding", "Report"),
 }
 _HOME = {name: f"kern_events.{module}" for module, names in _MODULES.items() for name in names}

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import inspect
 import os
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -22,6 +23,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from kern_events.batch import Batch
 from kern_events.codec import MAX_PAYLOAD_BYTES
+from kern_events.consumer import Consumer, ConsumerStep, Handler, SQLHandler
 from kern_events.errors import KernError
 from kern_events.events import (
     Branches,
@@ -37,8 +39,9 @@ from kern_events.events import (
     tool_failed,
     tool_returned,
 )
-from kern_events.log import ManyAppends, PendingReceipt, SessionLog, checked_expected, take
-from kern_events.store.base import AnswerLost, Expected, Landed
+from kern_events.feed import AsyncSubscription, FeedHolder
+from kern_events.log import ManyAppends, PendingReceipt, SessionLog, check_numbers, checked_expected, take
+from kern_events.store.base import AnswerLost, Expected, Landed, Parked, nothing
 from kern_events.store.retry import record
 from kern_events.turn import (
     Claims,
@@ -51,6 +54,7 @@ from kern_events.turn import (
     path_of,
     thaw,
 )
+from kern_events.upcast import NO_TYPES, EventTypes
 from kern_events.verify import Progress, Report
 
 P = ParamSpec("P")
@@ -70,7 +74,7 @@ class AsyncSessionLog:
         url_or_engine: As for SessionLog (a plain Engine, not an AsyncEngine), or a SessionLog to
             share with synchronous code; that one is not closed with this object.
         threads: The size of the pool.
-        namespace, schema, pool_size, lock_timeout_s, max_payload_bytes: As for SessionLog.
+        namespace, schema, pool_size, lock_timeout_s, max_payload_bytes, types: As for SessionLog.
     """
 
     def __init__(
@@ -82,11 +86,12 @@ class AsyncSessionLog:
         pool_size: int = 8,
         lock_timeout_s: float = 5.0,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+        types: EventTypes = NO_TYPES,
         threads: int = 8,
     ) -> None:
         self._owned = not isinstance(url_or_engine, SessionLog)
-        options = (namespace, schema, pool_size, lock_timeout_s, max_payload_bytes)
-        if not self._owned and options != ("default", None, 8, 5.0, MAX_PAYLOAD_BYTES):
+        options = (namespace, schema, pool_size, lock_timeout_s, max_payload_bytes, types)
+        if not self._owned and options != ("default", None, 8, 5.0, MAX_PAYLOAD_BYTES, NO_TYPES):
             raise TypeError("a SessionLog has its options already: give it alone")
         self.log: Final = (
             url_or_engine
@@ -98,6 +103,7 @@ class AsyncSessionLog:
                 pool_size=pool_size,
                 lock_timeout_s=lock_timeout_s,
                 max_payload_bytes=max_payload_bytes,
+                types=types,
             )
         )
         self._threads = threads
@@ -281,6 +287,29 @@ class AsyncSessionLog:
         async for event in self._pages(events):
             yield event
 
+    def subscribe(self, *, after: int = 0) -> AsyncSubscription:
+        """See SessionLog.subscribe: `async for event in log.subscribe(): ...`; it waits without a thread."""
+        check_numbers(after=after)
+        return AsyncSubscription(self, after)
+
+    def consumer(
+        self,
+        name: str,
+        handle: Handler | SQLHandler,
+        *,
+        transactional: bool = False,
+        batch_size: int = 500,
+        attempts: int = 5,
+    ) -> AsyncConsumer:
+        """See SessionLog.consumer; `handle` may be a coroutine function where it is not transactional."""
+        return AsyncConsumer(
+            self, name, handle, transactional=transactional, batch_size=batch_size, attempts=attempts
+        )
+
+    async def feed_held_by(self) -> list[FeedHolder]:
+        """See SessionLog.feed_held_by."""
+        return await self._in_thread(self.log.feed_held_by)
+
     async def _pages(self, events: Iterator[Event]) -> AsyncIterator[Event]:
         while page := await self._in_thread(take, events, _PAGE):
             for event in page:
@@ -323,6 +352,74 @@ class AsyncSessionLog:
     async def migrate(self) -> tuple[int, int]:
         """See SessionLog.migrate."""
         return await self._in_thread(self.log.migrate)
+
+
+class AsyncConsumer:
+    """Consumer, awaited; see SessionLog.consumer. It works in a thread of its own, coroutines on the loop."""
+
+    def __init__(
+        self,
+        outer: AsyncSessionLog,
+        name: str,
+        handle: Handler | SQLHandler,
+        *,
+        transactional: bool,
+        batch_size: int,
+        attempts: int,
+    ) -> None:
+        self._outer = outer
+        self._loop: asyncio.AbstractEventLoop | None = None
+        chosen: Any = handle
+        if inspect.iscoroutinefunction(handle):
+            if transactional:
+                raise TypeError("a transactional handler is a plain function: its connection is no async one")
+            chosen = functools.partial(self._on_loop, handle)
+        self._consumer = Consumer(
+            outer.log, name, chosen, transactional=transactional, batch_size=batch_size, attempts=attempts
+        )
+        self.name: Final = name
+
+    def _on_loop(self, handle: Callable[[Sequence[Event]], Coroutine[Any, Any, Any]], events: Any) -> Any:
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(handle(events), self._loop).result()
+
+    async def run(self, *, until_idle: bool = False) -> int:
+        """See Consumer.run; if cancelled, it ends with the batch that it is at."""
+        work = functools.partial(self._consumer.run, until_idle=until_idle)
+        return await self._in_own_thread(work, self._consumer.stop)
+
+    async def step(self) -> ConsumerStep:
+        """See Consumer.step."""
+        return await self._in_own_thread(self._consumer.step)
+
+    async def _in_own_thread(self, function: Callable[[], T], stop: Callable[[], None] = nothing) -> T:
+        self._loop = asyncio.get_running_loop()
+        context = contextvars.copy_context()
+        pool = ThreadPoolExecutor(1, thread_name_prefix="kern_consumer")
+        try:
+            return await decided(pool.submit(context.run, function), stop)
+        finally:
+            pool.shutdown(wait=False)
+
+    def stop(self) -> None:
+        """See Consumer.stop."""
+        self._consumer.stop()
+
+    async def position(self) -> int:
+        """See Consumer.position."""
+        return await self._outer._in_thread(self._consumer.position)
+
+    async def parked(self) -> list[Parked]:
+        """See Consumer.parked."""
+        return await self._outer._in_thread(self._consumer.parked)
+
+    async def retry(self, session_id: str) -> bool:
+        """See Consumer.retry."""
+        return await self._outer._in_thread(self._consumer.retry, session_id)
+
+    async def skip(self, session_id: str, version: int) -> bool:
+        """See Consumer.skip."""
+        return await self._outer._in_thread(self._consumer.skip, session_id, version)
 
 
 class AsyncTurnRecorder(TurnState):
@@ -417,12 +514,13 @@ class AsyncTurnRecorder(TurnState):
         self.closed = True
 
 
-async def decided(future: Future[T]) -> T:
+async def decided(future: Future[T], ask_to_end: Callable[[], None] = nothing) -> T:
     """Await a future; if cancelled, cancel it where it has not begun and else wait until it ends."""
     waiter = asyncio.wrap_future(future)
     try:
         return await asyncio.shield(waiter)
     except asyncio.CancelledError:
+        ask_to_end()
         if not future.cancel():
             await _wait_out(waiter)
         raise

@@ -27,6 +27,7 @@ from kern_events.codec import (
 )
 from kern_events.errors import DecodeError, InvalidEvent
 from kern_events.events import ERASED, Draft, Event, Head, Kind, kind_of
+from kern_events.upcast import NO_TYPES, EventTypes
 
 LISTING: Final = ("session_type", "agent_id", "team_id", "workflow_id", "user_id", "name")
 """The columns of a head row that come from `session.*` payloads."""
@@ -316,11 +317,11 @@ def _listing_after(
     return listing, status
 
 
-def event_of(namespace: str, session_id: str, row: StoredRow) -> Event:
-    """A recorded row as an Event.
+def event_of(namespace: str, session_id: str, row: StoredRow, types: EventTypes = NO_TYPES) -> Event:
+    """A recorded row as an Event, in the version that it was recorded in.
 
     Raises:
-        DecodeError: The stored bytes are not what their codec says.
+        DecodeError: The stored bytes are not what their codec, or the type, says.
     """
     (
         version, position, event_id, type, type_version, kind, turn, ref, at_us, actor, meta,
@@ -329,11 +330,12 @@ def event_of(namespace: str, session_id: str, row: StoredRow) -> Event:
     try:
         if codec != JSON:
             raise ValueError(f"codec {codec} is not known")
-        content = ERASED if payload is None else decode(payload)
+        straight = types.decoder(type, type_version) if types else None
+        content = ERASED if payload is None else (straight or decode)(payload)
         details = None if meta is None else decode(meta)
         if not isinstance(details, dict | None):
             raise ValueError("the meta is no object")
-    except ValueError as error:
+    except (ValueError, msgspec.MsgspecError) as error:
         raise DecodeError(session_id, version, type, type_version) from error
     return Event(
         namespace, session_id, version, position, event_id, type, type_version, kind, turn, ref, at_us,

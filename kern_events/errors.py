@@ -13,6 +13,8 @@
     ├── InvalidEvent           also ValueError
     ├── ChainBroken
     ├── DecodeError
+    ├── UpcastFailed
+    ├── UnknownEventType       only from typed access to a payload
     ├── SchemaOutdated
     └── StoreError             the driver's exception is __cause__
         ├── StoreBusy          safe to retry
@@ -166,6 +168,34 @@ class DecodeError(KernError):
     def __init__(self, session_id: str, version: int, type: str, type_version: int) -> None:
         super().__init__(
             f"event {version} of session {session_id!r} ({type} version {type_version}) cannot be decoded"
+        )
+        self.session_id = session_id
+        self.version = version
+        self.type = type
+        self.type_version = type_version
+
+
+class UpcastFailed(KernError):
+    """An upcaster of the application failed at one event; what it raised is `__cause__`."""
+
+    def __init__(self, session_id: str, version: int, type: str, type_version: int) -> None:
+        super().__init__(
+            f"event {version} of session {session_id!r} ({type} version {type_version}) cannot be read as a "
+            "later version: its upcaster failed"
+        )
+        self.session_id = session_id
+        self.version = version
+        self.type = type
+        self.type_version = type_version
+
+
+class UnknownEventType(KernError):
+    """The event is of a type, or of a version of it, that this code does not know."""
+
+    def __init__(self, session_id: str, version: int, type: str, type_version: int) -> None:
+        super().__init__(
+            f"event {version} of session {session_id!r} is of {type} version {type_version}, "
+            "which is not known here"
         )
         self.session_id = session_id
         self.version = version

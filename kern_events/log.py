@@ -17,14 +17,17 @@ from sqlalchemy import URL
 from sqlalchemy.engine import Connection, Engine
 
 from kern_events import chain, lineage
-from kern_events.batch import LISTING, Batch, event_of, prepare
+from kern_events.batch import LISTING, Batch, StoredRow, event_of, prepare
 from kern_events.codec import LARGEST_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, check_id
+from kern_events.consumer import Consumer, Handler, SQLHandler
 from kern_events.errors import FeedRegressed, InvalidEvent, SessionNotFound, StoreError
 from kern_events.events import Branches, Draft, Event, Head, Kind, Receipt, SessionInfo
+from kern_events.feed import FeedHolder, Subscription, Wakeups, settled_end
 from kern_events.store import open_store
 from kern_events.store.base import Expected, Landed, Origin
 from kern_events.store.retry import check_within, delete, fork, record, record_many
 from kern_events.turn import Claims, TurnRecorder, claim_at, opening_draft
+from kern_events.upcast import NO_TYPES, EventTypes
 from kern_events.verify import Progress, Report, verify_snapshot
 
 _PAGE: Final = 1_000
@@ -78,6 +81,8 @@ class SessionLog:
         lock_timeout_s: How long to wait for a lock before StoreBusy. On Postgres a caller's Engine
             keeps its own setting.
         max_payload_bytes: The limit of one encoded payload, up to 16 MiB.
+        types: The application's own event types. Older versions are read through their upcasters, and
+            what does not fit its type is refused. A log without types gives what is recorded.
     """
 
     def __init__(
@@ -89,7 +94,10 @@ class SessionLog:
         pool_size: int = 8,
         lock_timeout_s: float = 5.0,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+        types: EventTypes = NO_TYPES,
     ) -> None:
+        if not isinstance(types, EventTypes):
+            raise TypeError(f"types is an EventTypes, not {type(types).__name__}")
         if not 1 <= max_payload_bytes <= LARGEST_PAYLOAD_BYTES:
             raise ValueError(
                 f"max_payload_bytes is 1 to {LARGEST_PAYLOAD_BYTES:,}, not {max_payload_bytes:,}"
@@ -99,6 +107,10 @@ class SessionLog:
             url_or_engine, schema=schema, pool_size=pool_size, lock_timeout_s=lock_timeout_s
         )
         self._max_payload_bytes = max_payload_bytes
+        self._lock_timeout_s = lock_timeout_s
+        self._wakeups: Final = Wakeups(self._store)
+        self._closing = False
+        self.types: Final = types
 
     def __enter__(self) -> Self:
         return self
@@ -112,7 +124,9 @@ class SessionLog:
         return f"<{type(self).__name__} {self._store.dialect} namespace={self.namespace!r}>"
 
     def close(self) -> None:
-        """Finish what is being written and give every connection back."""
+        """Finish what is being written, end subscriptions, and give every connection back."""
+        self._closing = True
+        self._wakeups.close()
         self._store.close()
 
     @overload
@@ -303,14 +317,15 @@ class SessionLog:
             session_id: The session.
             after: Only versions above this one.
             until: Only versions up to this one.
-            limit: At most so many events.
+            limit: At most so many recorded events, whatever upcasters make of them.
 
         Raises:
             SessionNotFound: The session has no events or was deleted; raised at once.
             DecodeError: The bytes of an event are damaged; raised when it is reached.
+            UpcastFailed: An upcaster failed; raised when the event is reached.
         """
         check_id(session_id, "session_id")
-        _check_numbers(after=after, until=until, limit=limit)
+        check_numbers(after=after, until=until, limit=limit)
         size = _PAGE if limit is None else min(max(limit, 1), _PAGE)
         head, rows = self._store.tail(self.namespace, session_id, after, size)
         if head is None or head.status == "deleted":
@@ -325,7 +340,7 @@ class SessionLog:
             for row in rows:
                 if until is not None and row[0] > until:
                     return
-                yield event_of(self.namespace, session_id, row)
+                yield from self._events_of(session_id, row)
             left = None if left is None else left - len(rows)
             size = _PAGE if left is None else min(left, _PAGE)
             last = rows[-1][0]
@@ -340,18 +355,70 @@ class SessionLog:
 
         Args:
             after: Only positions above this one.
-            limit: At most so many events.
+            limit: At most so many recorded events, whatever upcasters make of them.
 
         Raises:
             FeedRegressed: `after` is past the end of the log.
             FeedUnavailable: This server cannot give a gap-safe feed.
             StoreBusy: A writer did not commit within `lock_timeout_s`.
         """
-        _check_numbers(after=after, limit=limit)
-        end = self._store.feed_end()
+        check_numbers(after=after, limit=limit)
+        end = settled_end(self._store, self._lock_timeout_s)
         if after > end:
             raise FeedRegressed(after, end)
         return self._feed_pages(after, end, limit)
+
+    def subscribe(self, *, after: int = 0) -> Subscription:
+        """Follow the log: the events behind a position, then each one as it is committed.
+
+        Nothing is skipped and no session is reordered, whatever commits late. A writer that has
+        appended and not committed holds the feed up at its events; `feed_held_by` tells whom it waits for.
+
+        Args:
+            after: Only positions above this one.
+
+        Returns:
+            An iterator that waits for more, and a context manager. `batch` takes a time to wait at most,
+            `position` is where to go on from later, `close` ends it.
+
+        Raises:
+            FeedRegressed, FeedUnavailable: As for read_all, from the iterator.
+        """
+        check_numbers(after=after)
+        return Subscription(self, after)
+
+    def consumer(
+        self,
+        name: str,
+        handle: Handler | SQLHandler,
+        *,
+        transactional: bool = False,
+        batch_size: int = 500,
+        attempts: int = 5,
+    ) -> Consumer:
+        """Hand all events on to another system, in order, from where it was left: `consumer(...).run()`.
+
+        Any number of workers may run a consumer of one name; one of them works. The position is kept in
+        the log's database. A session whose event the handler refuses is set aside, tried again with
+        growing pauses, and after so many attempts left to `retry` or `skip`; other sessions go on.
+
+        Args:
+            name: Names the position: 1 to 200 bytes.
+            handle: Gets a list of events; an exception refuses them. What it does has to bear
+                repetition: after a crash the last batch is given again.
+            transactional: The handler gets an SQLAlchemy connection as well, in whose transaction the
+                position is stored: what it writes there happens exactly once. It holds that
+                transaction while it works, so it should be brief; on SQLite nobody else writes then.
+            batch_size: At most so many recorded events at once.
+            attempts: How often an event is tried before its session waits for somebody.
+        """
+        return Consumer(
+            self, name, handle, transactional=transactional, batch_size=batch_size, attempts=attempts
+        )
+
+    def feed_held_by(self) -> list[FeedHolder]:
+        """The transactions that have appended and not ended, the oldest first: the feed waits for them."""
+        return [FeedHolder(*each) for each in self._store.feed_held_by()]
 
     def _feed_pages(self, after: int, end: int, limit: int | None) -> Iterator[Event]:
         left = limit
@@ -359,11 +426,16 @@ class SessionLog:
             size = _PAGE if left is None else min(left, _PAGE)
             rows = self._store.feed(self.namespace, after, end, size)
             for session_id, row in rows:
-                yield event_of(self.namespace, session_id, row)
+                yield from self._events_of(session_id, row)
             if len(rows) < size:
                 return
             after = rows[-1][1][1]
             left = None if left is None else left - len(rows)
+
+    def _events_of(self, session_id: str, row: StoredRow) -> Sequence[Event]:
+        """What a recorded row is today."""
+        event = event_of(self.namespace, session_id, row, self.types)
+        return self.types.upcast(event) if self.types else (event,)
 
     def head(self, session_id: str) -> Head:
         """Where a session stands; version 0 if it is unknown."""
@@ -380,7 +452,7 @@ class SessionLog:
             after: The `cursor` of the last session of the page before.
             limit: The size of the page.
         """
-        _check_numbers(limit=limit)
+        check_numbers(limit=limit)
         if user_id is not None:
             check_id(user_id, "user_id")
         return list(self._store.sessions(self.namespace, user_id, _cursor(after), limit))
@@ -533,7 +605,7 @@ class SessionLog:
         reserved: bool = False,
     ) -> Batch:
         """Guard and encode drafts; for the package's own recorders and importers."""
-        return prepare(
+        batch = prepare(
             self.namespace,
             session_id,
             drafts,
@@ -545,6 +617,10 @@ class SessionLog:
             ref=ref,
             reserved=reserved,
         )
+        if self.types:
+            for index, event in enumerate(batch.events):
+                self.types.check(event.draft, event.payload, f"drafts[{index}]")
+        return batch
 
     def _record(self, batch: Batch, expected: Expected = None) -> Landed:
         """Append a prepared batch; for the package's own recorders and importers."""
@@ -575,7 +651,8 @@ def checked_expected(expected: Any) -> Expected:
     return version
 
 
-def _check_numbers(**numbers: int | None) -> None:
+def check_numbers(**numbers: int | None) -> None:
+    """Numbers from 0, or None; anything else is a ValueError that names the parameter."""
     for name, value in numbers.items():
         if value is not None and not 0 <= operator.index(value) <= _MAX_NUMBER:
             raise ValueError(f"{name} is a number from 0")

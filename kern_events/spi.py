@@ -1,7 +1,8 @@
 """The second door, for authors of projectors and snapshot caches.
 
 Everything else needs only `from kern_events import ...`. What stands here reads the log in bulk, in
-the shape in which a projection wants it, and is as stable as the front door.
+the shape in which a projection wants it, and is as stable as the front door. Events come one for each
+version, as recorded; `log.types.upcast` makes of them what they are today.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def tail(
     follows = after_hash is None or expected_hash(
         after_hash, chain.scope(log.namespace, session_id), rows[0]
     ) == bytes(rows[0][18])
-    events = [event_of(log.namespace, session_id, row) for row in rows]
+    events = [event_of(log.namespace, session_id, row, log.types) for row in rows]
     return Tail(head, events, size_bytes, follows)
 
 
@@ -90,7 +91,7 @@ def page(
 ) -> tuple[Sequence[Event], int]:
     """Events recorded in the rows of a session, deleted or not, and the bytes of their payloads."""
     rows = log._store.rows(log.namespace, session_id, after, until, limit)
-    return [event_of(log.namespace, session_id, row) for row in rows], sum(
+    return [event_of(log.namespace, session_id, row, log.types) for row in rows], sum(
         len(row[14] or b"") for row in rows
     )
 

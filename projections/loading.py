@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
-from kern_events import Event, Head, SessionLog, spi
+from kern_events import Event, EventTypes, Head, SessionLog, spi
 from kern_events.errors import SessionNotFound
 from kern_events.spi import Range, Tail
 from projections.caches.base import Snapshot, SnapshotCache, SnapshotKey
@@ -96,7 +96,7 @@ class Loader:
         None where that saves nothing: the view is in memory, or no stored snapshot can be used. It is
         for a moment's use, and looking into it may raise Unreadable.
         """
-        key, codec = self._key(session_id, projector), codec_of(projector)
+        key, codec = self._key(session_id, projector), self._codec(projector)
         if codec is None or self._memory.get(key) is not None:
             return None
         base = next(self._stored(key, codec, None, lazily=True), None)
@@ -106,21 +106,23 @@ class Loader:
         if not _is_baseline(base, tail) or tail.head.branch > base.version or _is_long(tail, base.version):
             return None
         try:
-            snapshot = _extended(key, projector, base, Page(tail.events, tail.size_bytes), base.epoch)
+            snapshot = _extended(
+                self._log.types, projector, base, Page(tail.events, tail.size_bytes), base.epoch
+            )
         except ProjectionFailed:
             return None
         return _stamped(snapshot, session_id, tail.head)
 
     def keep(self, session_id: str, projector: Projector[Any], snapshot: Snapshot) -> None:
         """Keep a snapshot in every tier, however few events after the one before."""
-        key, codec = self._key(session_id, projector), codec_of(projector)
+        key, codec = self._key(session_id, projector), self._codec(projector)
         self._memory.put(key, snapshot)
         if codec is None:
             return
         with _storable(key):
             if self._shared:
                 self._shared.put(key, codec, snapshot, None)
-            if self._durable and not snapshot.view.incomplete:
+            if self._durable and not snapshot.incomplete:
                 self._durable.put(key, codec, snapshot)
 
     def purge(self, session_id: str, epoch: int) -> None:
@@ -143,7 +145,11 @@ class Loader:
             self._shared.redis.close()
 
     def _key(self, session_id: str, projector: Projector[Any]) -> SnapshotKey:
-        return SnapshotKey(self._log.namespace, session_id, projector.name, projector.version)
+        types = self._log.types.digest
+        return SnapshotKey(self._log.namespace, session_id, projector.name, projector.version, types)
+
+    def _codec(self, projector: Projector[Any]) -> Codec | None:
+        return codec_of(projector, self._log.types.digest)
 
     def _tail(self, session_id: str, base: Snapshot | None) -> Tail:
         if base is None or base.version == 0:
@@ -169,14 +175,14 @@ class Loader:
         """Put what is new into the tiers that want it."""
         snapshot, base = folded
         self._memory.put(key, snapshot)
-        codec = codec_of(projector)
+        codec = self._codec(projector)
         if codec is None or (base is not None and base.version == snapshot.version):
             return
         # First, so that what goes to Redis says so.
         with _storable(key):
             if self._durable and due(snapshot, codec):
                 self._durable.put(key, codec, snapshot)
-            if self._shared:
+            if self._shared and (isinstance(snapshot.view, View) or not snapshot.incomplete):
                 self._shared.put(key, codec, snapshot, base)
 
     def _folded(
@@ -188,7 +194,7 @@ class Loader:
         until: int | None = None,
     ) -> _Folded:
         """The snapshot at a version, by default the head's; anew if something is erased meanwhile."""
-        codec = codec_of(projector)
+        codec = self._codec(projector)
         stored = self._stored(key, codec, until)
         while True:
             if base is None:
@@ -210,7 +216,7 @@ class Loader:
             base, path, at_hand = self._way(key, projector, codec, base, tail, target)
             snapshot = base or Snapshot(projector.initial(), 0, head.epoch, b"", 0)
             for page in self._pages(path, at_hand):
-                snapshot = _extended(key, projector, snapshot, page, head.epoch)
+                snapshot = _extended(self._log.types, projector, snapshot, page, head.epoch)
             if _is_covered(path, at_hand) or self._log.head(key.session_id).epoch == head.epoch:
                 return _Folded(_stamped(snapshot, key.session_id, head), base)
             base = tail = None
@@ -406,15 +412,20 @@ def _is_covered(path: Sequence[Range], tail: Tail | None) -> bool:
 
 
 def _extended(
-    key: SnapshotKey, projector: Projector[Any], base: Snapshot, page: Page, epoch: int
+    types: EventTypes, projector: Projector[Any], base: Snapshot, page: Page, epoch: int
 ) -> Snapshot:
     """A snapshot with a page of events more."""
     if not page.events:
         return base
     last = page.events[-1]
     size_bytes = base.size_bytes + page.size_bytes + _EVENT_BYTES * len(page.events)
-    view = fold(projector, base.view, page.events)
-    return Snapshot(view, last.version, epoch, last.hash, size_bytes, base.durable, base.listings)
+    view, incomplete = fold(projector, base.view, page.events, types)
+    if isinstance(view, View) and view.version != last.version:  # Upcasters left the last event out.
+        view = replace(view, session_id=last.session_id, version=last.version)
+    return Snapshot(
+        view, last.version, epoch, last.hash, size_bytes, base.durable, base.listings,
+        incomplete or (base.incomplete and not isinstance(view, View)),
+    )  # fmt: skip
 
 
 def _stamped(snapshot: Snapshot, session_id: str, head: Head) -> Snapshot:

@@ -15,6 +15,10 @@ class Projector(Protocol[V]):
     `evolve` is pure: no clock, no randomness, no I/O. It never changes the view that it is given,
     because views are cached and shared: it returns a new one, or the same where nothing changes.
 
+    Events come in the versions that the log's `types` know. One of a newer version was written by newer
+    code: it is given to `unreadable(view, event) -> view` instead, where the projector has that, to mark
+    the view; without it, it is passed over. Such views are not stored in the database.
+
     A projector may also have `fold(view, events) -> view` for speed. It must give exactly what
     `evolve` gives event by event, which has the last word where `fold` raises. With a `view_type`, any
     type that msgspec can decode, its views are stored in Redis and in the database too; without one they

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict, TypeVar,
 
 from msgspec.structs import replace
 
-from kern_events import Event, Head, Receipt, SessionLog, TurnRecorder, spi
+from kern_events import Event, EventTypes, Head, Receipt, SessionLog, TurnRecorder, spi
 from kern_events.errors import KernError, StoreError, TurnNotPaused, VersionConflict
 from projections.caches import MemoryCache, RedisCache, SnapshotCache
 from projections.caches.tiers import DurableTier, SharedTier
@@ -32,7 +32,6 @@ V = TypeVar("V")
 Cache = SnapshotCache | RedisCache | str
 
 logger: Final = logging.getLogger("projections")
-_SESSION: Final = SessionProjector()
 _SLOWEST: Final = 0.001  # a thousandth of the original pace; a wait has to be one that can be waited for
 
 
@@ -43,6 +42,7 @@ class LogOptions(TypedDict, total=False):
     pool_size: int
     lock_timeout_s: float
     max_payload_bytes: int
+    types: EventTypes
 
 
 class Sessions(SessionLog):
@@ -68,6 +68,7 @@ class Sessions(SessionLog):
         **options: Unpack[LogOptions],
     ) -> None:
         super().__init__(url_or_engine, namespace=namespace, **options)
+        self._projector: Final = SessionProjector(self.types)
         if isinstance(cache, str):
             cache = RedisCache(cache)
         shared = SharedTier(cache) if isinstance(cache, RedisCache) else None
@@ -154,7 +155,7 @@ class Sessions(SessionLog):
             VersionConflict: The session has not come to `min_version`.
             ProjectionFailed: The projector raised.
         """
-        chosen: Projector[Any] = _SESSION if projector is None else projector
+        chosen = self._chosen(projector)
         if turn is None and version is None and at is None:
             return self._load_head(session_id, chosen, min_version, stale_ok)
         head = self.head(session_id)
@@ -178,7 +179,7 @@ class Sessions(SessionLog):
             SessionNotFound: The session has no events or was deleted.
         """
         if last_turns is not None or last_messages is not None:
-            snapshot = self._loader.window(session_id, _SESSION)
+            snapshot = self._loader.window(session_id, self._projector)
             with suppress(Unreadable, StoreError):  # A chunk that is looked into is read only now.
                 if snapshot is not None:
                     return history(snapshot.view, last_turns=last_turns, last_messages=last_messages)
@@ -258,7 +259,7 @@ class Sessions(SessionLog):
         _check_one_point(to_turn, to_version, to_time)
         now = self.load(session_id)
         then = spi.point(self, session_id, now.head, turn=to_turn, version=to_version, at=to_time)
-        return diff_views(now, self._loader.past(session_id, _SESSION, then).view)
+        return diff_views(now, self._loader.past(session_id, self._projector, then).view)
 
     def diff(self, session_id: str, a: int, b: int) -> Diff:
         """What is different at version `b` from what was at version `a`, whichever is the later one.
@@ -269,7 +270,7 @@ class Sessions(SessionLog):
         """
         head = self.head(session_id)
         points = [spi.point(self, session_id, head, version=version) for version in (a, b)]
-        before, after = (self._loader.past(session_id, _SESSION, point).view for point in points)
+        before, after = (self._loader.past(session_id, self._projector, point).view for point in points)
         return diff_views(before, after)
 
     @overload
@@ -371,8 +372,12 @@ class Sessions(SessionLog):
     ) -> Iterator[Step]:
         if pace is not None and not _SLOWEST <= pace < math.inf:
             raise ValueError(f"a pace is a number from {_SLOWEST}, not {pace}")
-        chosen: Projector[Any] = _SESSION if projector is None else projector
+        chosen = self._chosen(projector)
         return Replay(self, self._loader, session_id, chosen, scope).steps()
+
+    def _chosen(self, projector: Projector[Any] | None) -> Projector[Any]:
+        """The projector given, or that of the session view, which knows the types of this log."""
+        return self._projector if projector is None or type(projector) is SessionProjector else projector
 
     def _metadata(self, session_id: str) -> dict[str, Any]:
         """As the log finds it, without reading back through the session."""
@@ -393,7 +398,7 @@ class Sessions(SessionLog):
     def _keep_now(self, session_id: str) -> None:
         """After a restore, so that no load has to look for the way back."""
         try:
-            self._loader.keep(session_id, _SESSION, self._loader.current(session_id, _SESSION))
+            self._loader.keep(session_id, self._projector, self._loader.current(session_id, self._projector))
         except KernError as error:  # It is recorded; whoever loads next finds the way.
             logger.debug("the view after a restore was not kept: %s", error)
 

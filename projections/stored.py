@@ -97,12 +97,21 @@ class Codec(Protocol):
         """
 
 
-def codec_of(projector: Projector[Any]) -> Codec | None:
-    """How to store a projector's views; None if they can only be kept in memory."""
-    if type(projector) is SessionProjector:
-        return _SESSION
+def codec_of(projector: Projector[Any], types: bytes = b"") -> Codec | None:
+    """How to store a projector's views; None if they can only be kept in memory.
+
+    `types` is the digest of the event types that the log knows.
+    """
+    if isinstance(projector, SessionProjector):
+        return _session_codec(projector.types.digest)
     view_type = getattr(projector, "view_type", None)
-    return None if view_type is None else PlainCodec(projector, view_type)
+    if view_type is None:
+        return None
+    facts = (projector.name, projector.version, projector.scope, view_type, types)
+    try:
+        return _plain_codec(*facts)
+    except TypeError:  # A type that cannot be hashed.
+        return PlainCodec(*facts)
 
 
 # ---------------------------------------------------------------------------- sequences of items
@@ -373,7 +382,7 @@ _added: Final = msgspec.msgpack.Decoder(list[Added])
 class SessionCodec:
     """Stores the views of SessionProjector, so that a turn costs a turn, however long the session is."""
 
-    def __init__(self) -> None:
+    def __init__(self, types: bytes = b"") -> None:
         structs = (
             StoredView, Rest, Spine, Added, Message, ToolCall, PendingCall, Pause, Turn,
             Text, Reasoning, Refusal, Media, Raw,
@@ -382,7 +391,7 @@ class SessionCodec:
         # Where chunks end is part of it: a delta is only right for open items that begin at the same place.
         self.fingerprint: Final = _fingerprint(
             projector.name, projector.version, CHUNK_ITEMS, CHUNK_BYTES, MESSAGE_BYTES, TURN_BYTES,
-            *map(_shape, structs), *sorted(HANDLED),
+            *map(_shape, structs), *sorted(HANDLED), types.hex(),
         )  # fmt: skip
 
     def dump(self, snapshot: Snapshot, base: Snapshot | None = None) -> Dumped:
@@ -440,7 +449,10 @@ class SessionCodec:
         view = _view(found, sequences)
         if lazily and view.context.closed and isinstance(first := view.context.closed[0], LazyChunk):
             first.leading = found.leading
-        return Snapshot(view, found.version, found.epoch, found.hash, found.size_bytes, found.durable)
+        return Snapshot(
+            view, found.version, found.epoch, found.hash, found.size_bytes, found.durable,
+            incomplete=view.incomplete,
+        )  # fmt: skip
 
     def _head(self, snapshot: Snapshot, base: Snapshot | None) -> bytes:
         view, sequences = snapshot.view, _sequences(snapshot)
@@ -552,12 +564,11 @@ _plain_views: Final = msgspec.msgpack.Decoder(PlainView)
 class PlainCodec(Generic[V]):
     """Stores a view as a whole, by the `view_type` that its projector declares: any type msgspec reads."""
 
-    def __init__(self, projector: Projector[V], view_type: Any) -> None:
+    def __init__(self, name: str, version: int, scope: str, view_type: Any, types: bytes = b"") -> None:
         self._views = msgspec.msgpack.Decoder(view_type)
         self.fingerprint: Final = _fingerprint(
-            projector.name, projector.version, projector.scope, _shape(PlainView),
-            msgspec.json.schema(view_type),
-        )  # fmt: skip
+            name, version, scope, _shape(PlainView), msgspec.json.schema(view_type), types.hex()
+        )
 
     def dump(self, snapshot: Snapshot, base: Snapshot | None = None) -> Dumped:
         """See Codec."""
@@ -603,4 +614,11 @@ def _shape(struct: Any) -> str:
     return f"{struct.__name__} {config.tag} {config.array_like} {fields}"
 
 
-_SESSION: Final = SessionCodec()
+@functools.lru_cache(maxsize=16)
+def _session_codec(types: bytes) -> SessionCodec:
+    return SessionCodec(types)
+
+
+@functools.lru_cache(maxsize=256)
+def _plain_codec(name: str, version: int, scope: str, view_type: Any, types: bytes) -> PlainCodec[Any]:
+    return PlainCodec(name, version, scope, view_type, types)

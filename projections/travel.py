@@ -127,13 +127,15 @@ class Replay:
         for event in self._events():
             if event.kind == Kind.RESTORE and self._goes_back(event):
                 view = self._view_at(event.ref or 0, kept)
-            if self._counts(event):
-                view = self._stamped(fold(self._projector, view, (event,)))
-            if event.version in wanted:
-                kept[event.version] = view
             after_s = 0.0 if at_us is None else (event.at_us - at_us) / 1e6
             at_us = event.at_us
-            yield Step(event, view, after_s)
+            for made in self._log.types.upcast(event):
+                if self._counts(event):
+                    view = self._stamped(fold(self._projector, view, (made,), self._log.types).view)
+                yield Step(made, view, after_s)
+                after_s = 0.0
+            if event.version in wanted:
+                kept[event.version] = view
 
     def _events(self) -> Iterator[Event]:
         version = self._head.version

@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from kern_events.cli.named import named
+
 if TYPE_CHECKING:
     from kern_events import Sessions
+    from projections.sessions import LogOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_TYPES_KEY: Final = "kern_events.types"
 
 _DB: Final = click.option(
     "--db",
@@ -32,13 +37,38 @@ _NAMESPACE: Final = click.option(
 )
 
 
+def _event_types(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """Leaves the event types that the command line names where `sessions_at` finds them."""
+    if value is None:
+        return
+    from kern_events import EventTypes
+
+    types = named("event types", value)
+    if not isinstance(types, EventTypes):
+        raise click.BadParameter(f"{value!r} is {type(types).__name__}, not an EventTypes")
+    ctx.find_root().meta[_TYPES_KEY] = types
+
+
+_TYPES: Final = click.option(
+    "--types",
+    metavar="MODULE:NAME",
+    envvar="KERN_EVENTS_TYPES",
+    show_envvar=True,
+    callback=_event_types,
+    expose_value=False,
+    help="The application's event types.",
+)
+
+
 def database(command: F) -> F:
-    """Give a command the options that say which log it works on."""
-    return _DB(_NAMESPACE(command))
+    """Give a command the options that say which log it works on, and how its events are read."""
+    return _DB(_NAMESPACE(_TYPES(command)))
 
 
 @contextmanager
-def sessions_at(db: str, namespace: str, *, create: bool = False) -> Iterator[Sessions]:
+def sessions_at(
+    db: str, namespace: str, *, create: bool = False, cache: str | None = None
+) -> Iterator[Sessions]:
     """The sessions of a database; a SQLite file that is not there is made only with `create`."""
     from kern_events import Sessions
 
@@ -48,7 +78,10 @@ def sessions_at(db: str, namespace: str, *, create: bool = False) -> Iterator[Se
             raise ValueError(
                 f"there is no database {path!r}: `kern-events import FILE` and `migrate` make one"
             )
-        sessions = Sessions.open(db, namespace=namespace)
+        ctx = click.get_current_context(silent=True)
+        types = ctx.find_root().meta.get(_TYPES_KEY) if ctx else None
+        options: LogOptions = {"types": types} if types else {}
+        sessions = Sessions.open(db, cache=cache, namespace=namespace, **options)
     with sessions:
         yield sessions
 

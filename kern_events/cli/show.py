@@ -105,7 +105,7 @@ def put_events(
 
 def put_event(out: Console, event: Event, *, live: bool = True) -> None:
     """Print one event on one line: version, time, turn, type, payload."""
-    payload = "erased" if event.erased else orjson.dumps(event.payload).decode()
+    payload = "erased" if event.erased else orjson.dumps(_plain(event.payload)).decode()
     line = Text(f"{event.version:>6}  {moment(event.at)}  turn {event.turn:<3} ", "dim")
     line.append("" if live else "abandoned  ", "yellow")
     line.append(f"{one_line(event.type):<16} ", "bold" if live else "dim")
@@ -121,7 +121,7 @@ def event_json(event: Event) -> dict[str, Any]:
     fields = msgspec.structs.asdict(event)
     fields["at"] = event.at.isoformat()
     fields["erased"] = event.erased
-    fields["payload"] = None if event.erased else event.payload
+    fields["payload"] = None if event.erased else _plain(event.payload)
     fields["native"] = None if event.native is None else base64.b64encode(event.native).decode()
     return {key: value.hex() if type(value) is bytes else value for key, value in fields.items()}
 
@@ -223,3 +223,8 @@ def _part(part: Any) -> str:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else orjson.dumps(thaw(value)).decode()
+
+
+def _plain(payload: Any) -> Any:
+    """A payload as JSON has it, where `--types` decoded it into something else."""
+    return msgspec.to_builtins(payload, str_keys=True)

@@ -7,9 +7,10 @@ does not, or when the answer is lost, is decided in retry.py, once for all datab
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol
 
 from sqlalchemy.engine import Connection
@@ -21,6 +22,7 @@ from kern_events.events import Head, Kind, Receipt, SessionInfo
 logger: Final = logging.getLogger("kern_events")
 
 HOUR_US: Final = 3_600_000_000
+NOBODY: Final[Mapping[str, int | None]] = MappingProxyType({})
 
 Tombstone = Callable[[Head], Batch]  # the tombstone's batch, for the head that it is recorded behind
 Base = Head | int | None
@@ -112,6 +114,106 @@ class StoredChunk(NamedTuple):
     data: bytes
 
 
+class Bound(NamedTuple):
+    """How far the feed can be read.
+
+    Everything at or below `settled` is final: there, or never to be. `end` is the highest position that
+    could be seen. In between, the transactions `waiting` (with their pids; None is a prepared one) may
+    still place events; those of another `server`, after a failover, say nothing.
+    """
+
+    settled: int
+    end: int
+    waiting: Mapping[str, int | None] = NOBODY
+    server: Any = None
+
+
+class Parked(NamedTuple):
+    """A session that a consumer has set aside: its events from `version` on wait.
+
+    Attributes:
+        session_id: The session.
+        version: The event that failed.
+        attempts: How often it was tried.
+        retry_us: When it is tried again, microseconds since 1970; None: when somebody says so.
+        parked_us: When it was set aside.
+        error: The type of what the handler raised, and where; never its text, which may hold content.
+    """
+
+    session_id: str
+    version: int
+    attempts: int
+    retry_us: int | None
+    parked_us: int
+    error: str
+
+
+class ConsumerRow(NamedTuple):
+    """One row of kern_consumers."""
+
+    name: str
+    position: int
+    owner: str | None
+    expires_at: int | None
+    updated_at: int
+
+
+class Held(Protocol):
+    """A consumer that is ours to work on, for the length of a batch.
+
+    In a sink's transaction all of it takes effect at its commit, or nothing does; else each method is
+    a transaction of its own, and none has an effect once the lease is somebody else's.
+    """
+
+    connection: Connection | None
+    position: int
+
+    def attempt(self) -> AbstractContextManager[None]:
+        """What is done within is undone together if it raises."""
+
+    def move(self, position: int) -> None:
+        """Everything at or below a position is done."""
+
+    def parked_ids(self) -> set[str]:
+        """The sessions that are set aside."""
+
+    def due(self) -> tuple[str, int, int] | None:
+        """The first that is to be tried again: session, version, attempts."""
+
+    def park(self, session_id: str, version: int, attempts: int, delay_us: int | None, error: str) -> None:
+        """Set a session aside; it is tried again after a delay, or when somebody says so."""
+
+    def unpark(self, session_id: str) -> None:
+        """Its events follow those of the others again."""
+
+
+class Consumers(Protocol):
+    """The consumers of one database."""
+
+    def in_transaction(
+        self, namespace: str, name: str, owner: str, lease_us: int
+    ) -> AbstractContextManager[Held | None]:
+        """A sink's transaction; None while somebody else works on this consumer."""
+
+    def leased(self, namespace: str, name: str, owner: str, lease_us: int) -> Held | None:
+        """A lease, taken or renewed; None while somebody else has it."""
+
+    def release(self, namespace: str, name: str, owner: str) -> None:
+        """Give a lease back, if it is ours."""
+
+    def all(self, namespace: str) -> Sequence[ConsumerRow]:
+        """How far each consumer has come."""
+
+    def parked(self, namespace: str, name: str) -> Sequence[Parked]:
+        """What is set aside, the oldest first."""
+
+    def retry(self, namespace: str, name: str, session_id: str) -> bool:
+        """Have a session tried again now; False if it is not set aside."""
+
+    def skip(self, namespace: str, name: str, session_id: str, version: int) -> bool:
+        """Have the session go on behind this version; False if it does not wait there."""
+
+
 class Snapshot(Protocol):
     """One consistent state of the log, as verify reads it."""
 
@@ -129,6 +231,9 @@ class Store(Protocol):
     """One database. Each method is one operation, safe from any thread; drivers' exceptions stay in it."""
 
     dialect: str
+    consumers: Consumers
+    on_commit: Callable[[], None]
+    """Called after each commit of this process that may have recorded events."""
 
     def attempt(self, batch: Batch, base: Base, lock: bool = False) -> Landed | Refused:
         """Record a batch behind `base` (None: the head, whatever it is), or refuse. May raise AnswerLost."""
@@ -198,8 +303,14 @@ class Store(Protocol):
     def version_at(self, namespace: str, session_id: str, at_us: int) -> int:
         """The highest version recorded by a time; 0 if there is none."""
 
-    def feed_end(self) -> int:
-        """The highest position that is final: nothing at or below it will appear any more."""
+    def feed_last(self) -> int:
+        """The highest position that can be seen."""
+
+    def feed_bound(self, before: Bound) -> Bound:
+        """How far the feed can be read by now; never waits."""
+
+    def feed_held_by(self) -> Sequence[tuple[int | None, float]]:
+        """The transactions that may hold the feed up: pid, and age in seconds."""
 
     def feed(self, namespace: str, after: int, until: int, limit: int) -> Sequence[tuple[str, StoredRow]]:
         """Events of all sessions by position, with their session ids."""
@@ -356,3 +467,7 @@ def newest_version(head: Head | None, at_us: int, probe: Callable[[int], tuple[i
         else:
             high = middle - 1
     return low
+
+
+def nothing() -> None:
+    """Nobody listens."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, Final, NoReturn
@@ -23,6 +23,8 @@ from kern_events.events import Head, Kind, SessionInfo
 from kern_events.store.base import (
     HOUR_US,
     Base,
+    Bound,
+    Consumers,
     Found,
     HeadRow,
     Landed,
@@ -33,11 +35,13 @@ from kern_events.store.base import (
     Tombstone,
     fork_head,
     landed,
+    nothing,
     refuses,
     tombstone_covers,
     unknown_head,
 )
 from kern_events.store.connections import survive_forks
+from kern_events.store.consumers import MemoryConsumers
 
 _Key = tuple[str, str]
 
@@ -78,6 +82,8 @@ class MemoryStore:
         self._feed: list[tuple[_Key, int]] = []  # position i + 1: the session and the index of its row
         self._lock = threading.RLock()
         self._closed = False
+        self.on_commit: Callable[[], None] = nothing
+        self.consumers: Consumers = MemoryConsumers()
         survive_forks(self)
 
     def forget(self) -> None:
@@ -256,10 +262,19 @@ class MemoryStore:
             index = bisect_right(session.rows, at_us, key=lambda row: row[8]) if session else 0
             return session.rows[index - 1][0] if session and index else 0
 
-    def feed_end(self) -> int:
+    def feed_last(self) -> int:
         """See Store."""
         with self._locked():
             return len(self._feed)
+
+    def feed_bound(self, before: Bound) -> Bound:
+        """See Store."""
+        last = self.feed_last()
+        return Bound(last, last)
+
+    def feed_held_by(self) -> Sequence[tuple[int | None, float]]:
+        """See Store: nobody ever does."""
+        return ()
 
     def feed(self, namespace: str, after: int, until: int, limit: int) -> Sequence[tuple[str, StoredRow]]:
         """See Store."""
@@ -391,6 +406,7 @@ class MemoryStore:
             session.rows.append(_stored(row, len(self._feed)))
         session.head = linked.head
         session.listing.update(linked.listing or {})
+        self.on_commit()
         return landed(batch, linked, len(self._feed))
 
 

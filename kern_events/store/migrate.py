@@ -16,9 +16,9 @@ from typing import Final, NamedTuple
 from kern_events.errors import SchemaOutdated, StoreError
 
 OURS: Final = frozenset(
-    {"kern_sessions", "kern_events", "kern_snapshots", "kern_consumers", "kern_migrations"}
+    {"kern_sessions", "kern_events", "kern_snapshots", "kern_consumers", "kern_parked", "kern_migrations"}
 )
-MIN_WRITER: Final = {1: 1, 2: 2}
+MIN_WRITER: Final = {1: 1, 2: 2, 3: 2}
 """For each migration, the lowest schema number whose code may still write after it."""
 
 

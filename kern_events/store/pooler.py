@@ -15,7 +15,8 @@ from typing import Any, Final, Self
 
 import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
-from sqlalchemy import URL
+from sqlalchemy import URL, event
+from sqlalchemy.engine import Connection, Engine
 
 from kern_events.store import sql
 from kern_events.store.wire import Cursor
@@ -92,6 +93,14 @@ class TransactionCursor(psycopg.Cursor[tuple[Any, ...]]):
     def limit(self) -> None:
         """Set the lock timeout of the transaction that is open."""
         self._other.execute(sql.POSTGRES_LOCK_TIMEOUT, self._limit)
+
+
+def limit_transactions(engine: Engine, lock_timeout_ms: int) -> None:
+    """The same for the transactions that SQLAlchemy begins on this engine: those of consumers."""
+
+    @event.listens_for(engine, "begin")
+    def begun(connection: Connection) -> None:
+        connection.exec_driver_sql(sql.POSTGRES_LOCK_TIMEOUT, (str(lock_timeout_ms),))
 
 
 def begin(cursor: Cursor, statement: str) -> None:

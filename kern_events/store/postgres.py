@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import psycopg
 from cachetools import LRUCache
@@ -22,12 +21,14 @@ from sqlalchemy.engine import Connection, Engine
 from kern_events import chain
 from kern_events.batch import LISTING, Batch, Linked, StoredRow, link
 from kern_events.clock import now_us
-from kern_events.errors import FeedUnavailable, InvalidEvent, StoreBusy, StoreError
+from kern_events.errors import FeedUnavailable, InvalidEvent, StoreError
 from kern_events.events import Head, SessionInfo
 from kern_events.store import sql
 from kern_events.store.base import (
     HOUR_US,
     Base,
+    Bound,
+    Consumers,
     Found,
     HeadRow,
     Landed,
@@ -43,6 +44,7 @@ from kern_events.store.base import (
     landed,
     listing_values,
     newest_version,
+    nothing,
     refuses,
     rewrites_listing,
     tail_of,
@@ -50,7 +52,8 @@ from kern_events.store.base import (
     version_of,
 )
 from kern_events.store.connections import survive_forks
-from kern_events.store.postgres_server import PostgresServer, Session, translated
+from kern_events.store.consumers import SQLConsumers
+from kern_events.store.postgres_server import PostgresServer, PostgresSinks, Session, translated
 from kern_events.store.wire import (
     Cursor,
     binary_cursor,
@@ -62,6 +65,8 @@ from kern_events.store.wire import (
     int8_array,
     text_array,
 )
+
+T = TypeVar("T")
 
 _HEADS_CACHED: Final = 10_000
 _ERASE_PAGE: Final = 500
@@ -85,10 +90,11 @@ class PostgresStore:
             url, engine, schema=schema, pool_size=pool_size, lock_timeout_s=lock_timeout_s
         )
         self._sql = self._server.sql
-        self._lock_timeout_s = lock_timeout_s
         self._heads: LRUCache[tuple[str, str], Head] = LRUCache(_HEADS_CACHED)
         self._heads_lock = threading.Lock()
         self._feed_checked = False
+        self.on_commit: Callable[[], None] = nothing
+        self.consumers: Consumers = SQLConsumers(PostgresSinks(self._server))
         survive_forks(self)
 
     def forget(self) -> None:
@@ -101,9 +107,7 @@ class PostgresStore:
         """See Store."""
         self._server.ensure()
         if lock:
-            return self._server.in_transaction(
-                lambda session, bases: self._locked(session, bases, batch, base)
-            )
+            return self._transact(lambda session, bases: self._locked(session, bases, batch, base))
         head = self._head_for(batch, base)
         linked = _try_link(batch, base, head)
         if linked is None:
@@ -117,6 +121,7 @@ class PostgresStore:
             self._remember(batch, None)
             return Refused(head)
         self._remember(batch, linked.head)
+        self.on_commit()
         return landed(batch, linked, max(row[0] for row in rows))
 
     def submit(self, batch: Batch, base: Base) -> Future[Landed | Refused] | None:
@@ -126,7 +131,12 @@ class PostgresStore:
     def attempt_many(self, batches: Sequence[tuple[Batch, Base]]) -> list[Landed] | None:
         """See Store."""
         self._server.ensure()
-        return self._server.in_transaction(lambda session, bases: self._many(session, bases, batches))
+        return self._transact(lambda session, bases: self._many(session, bases, batches))
+
+    def _transact(self, work: Callable[[Session, list[Head]], T]) -> T:
+        result = self._server.in_transaction(work)
+        self.on_commit()
+        return result
 
     def within(
         self, connection: Connection, batch: Batch, base: Base
@@ -165,7 +175,7 @@ class PostgresStore:
             self._remember(batch, None)
             return outcome
 
-        return self._server.in_transaction(work)
+        return self._transact(work)
 
     def _touch(self, cursor: Cursor, batch: Batch) -> None:
         """What an erasure does beyond its own session: its forks are of another epoch now."""
@@ -200,7 +210,7 @@ class PostgresStore:
             rows = cursor.execute(self._sql.fork, (*values, *_row_values(batch, head, linked))).fetchall()
             return landed(batch, linked, max(row[0] for row in rows)) if rows else Refused(head)
 
-        return self._server.in_transaction(work)
+        return self._transact(work)
 
     def _head_for(self, batch: Batch, base: Base) -> Head:
         """The head to link to, from what is at hand: the guard decides whether it is the right one."""
@@ -429,39 +439,46 @@ class PostgresStore:
 
         return newest_version(self.head(namespace, session_id), at_us, probe)
 
-    def feed_end(self) -> int:
+    def feed_last(self) -> int:
+        """See Store."""
+        last: int = self._server.query(self._sql.last_position, ())[0][0]
+        return last
+
+    def feed_bound(self, before: Bound) -> Bound:
         """See Store.
 
         The order of positions is not the order of commits. So: note the highest position that can
         be seen, list the transactions that have taken positions (they hold a lock on the table), and
-        wait until those are gone; what they took is then there or never will be.
+        once those are gone, what they took is there or never will be.
         """
-        self._check_feed()
-        end: int = self._server.query(self._sql.last_position, ())[0][0]
-        waiting = self._lockers()
-        deadline = time.monotonic() + self._lock_timeout_s
-        while waiting:
-            if time.monotonic() > deadline:
-                pids = ", ".join(str(pid) for pid in waiting.values())
-                raise StoreBusy(
-                    f"a transaction has appended and not ended for {self._lock_timeout_s:g} s: {pids}"
-                )
-            time.sleep(0.002)
-            now = self._lockers()
-            waiting = {transaction: pid for transaction, pid in waiting.items() if transaction in now}
-        return end
+        if before.waiting:
+            server, now = self._lockers()
+            if server == before.server:
+                waiting = {each: pid for each, pid in before.waiting.items() if each in now}
+                return before._replace(settled=before.settled if waiting else before.end, waiting=waiting)
+        else:
+            self._check_feed()
+        end = self.feed_last()
+        if end == before.settled:
+            return before
+        server, now = self._lockers()
+        return Bound(before.settled if now else end, end, now, server)
+
+    def feed_held_by(self) -> Sequence[tuple[int | None, float]]:
+        """See Store."""
+        return [(row[0], row[1]) for row in self._server.query(self._sql.feed_held_by, ())]
 
     def feed(self, namespace: str, after: int, until: int, limit: int) -> Sequence[tuple[str, StoredRow]]:
         """See Store."""
         rows = self._server.query(self._sql.feed, (namespace, after, until, limit))
         return [(row[0], row[1:]) for row in rows]
 
-    def _lockers(self) -> dict[str, int | None]:
-        """Other transactions that may have taken positions: their virtual ids, and pids (None: prepared)."""
+    def _lockers(self) -> tuple[Any, dict[str, int | None]]:
+        """Which server this is, and the other transactions that may have taken positions: id and pid."""
         rows = self._server.query(self._sql.lockers, ())
         if rows[0][0]:
             raise FeedUnavailable("this is a standby: the feed reads from the primary")
-        return {row[1]: row[2] for row in rows if row[1] is not None}
+        return rows[0][1], {row[2]: row[3] for row in rows if row[2] is not None}
 
     def _check_feed(self) -> None:
         if self._feed_checked:

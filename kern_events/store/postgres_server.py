@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, TypeVar
 
 import psycopg
-from sqlalchemy import URL, create_engine
-from sqlalchemy.engine import Engine
+from sqlalchemy import URL, create_engine, text
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
@@ -45,7 +45,8 @@ class PostgresServer:
     def __init__(
         self, url: URL, engine: Engine | None, *, schema: str | None, pool_size: int, lock_timeout_s: float
     ) -> None:
-        self.sql: Final = sql.PostgresSQL(f'"{schema}".' if schema else "")
+        self.prefix: Final = f'"{schema}".' if schema else ""
+        self.sql: Final = sql.PostgresSQL(self.prefix)
         self._schema = schema
         self._own = engine is None
         lock_timeout_ms = max(1, int(lock_timeout_s * 1000))
@@ -270,6 +271,32 @@ class PostgresServer:
             cursor.execute(sql.POSTGRES_NOTE_MIGRATION, note)
 
 
+class PostgresSinks:
+    """Postgres: the lock on the consumer's row is lease, fence and checkpoint in one."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self.sql = sql.ConsumerSQL(server.prefix, sql.POSTGRES_NOW, sql.POSTGRES_LOCK)
+        self._server = server
+
+    def engine(self) -> Engine:
+        """See Sinks."""
+        self._server.ensure()
+        return self._server._engine
+
+    def begin(self, connection: Connection) -> None:
+        """See Sinks."""
+        connection.execution_options(isolation_level="READ COMMITTED")
+
+    def hold(self, connection: Connection, key: dict[str, Any], lease_us: int) -> int | None:
+        """See Sinks."""
+        row = connection.execute(text(self.sql.hold), key).fetchone()
+        return None if row is None else row[0]
+
+    def translated(self, error: BaseException | None) -> StoreError:
+        """See Sinks."""
+        return translated(error) if isinstance(error, psycopg.Error) else StoreError(str(error))
+
+
 def _create_engine(url: URL, pool_size: int, lock_timeout_ms: int) -> Engine:
     connect_args: dict[str, Any] = {**pooler.prepare_threshold(url)}
     if not pooler.in_transaction_mode(url):
@@ -278,13 +305,16 @@ def _create_engine(url: URL, pool_size: int, lock_timeout_ms: int) -> Engine:
         connect_args["options"] = f"{given} {options}" if given else options
     if "connect_timeout" not in url.query:
         connect_args["connect_timeout"] = 10
-    return create_engine(
+    engine = create_engine(
         url.set(drivername="postgresql+psycopg"),
         poolclass=QueuePool,
         pool_size=pool_size,
         max_overflow=-1,
         connect_args=connect_args,
     )
+    if pooler.in_transaction_mode(url):
+        pooler.limit_transactions(engine, lock_timeout_ms)
+    return engine
 
 
 def _prepare(checked_out: PoolProxiedConnection, lock_timeout_ms: int | None) -> Session:

@@ -55,6 +55,8 @@ SQLITE_JOURNAL: Final = "PRAGMA journal_mode"
 SQLITE_SYNCHRONOUS: Final = "PRAGMA synchronous"
 # A reader never writes.
 SQLITE_QUERY_ONLY: Final = "PRAGMA query_only = ON"
+# ... and a connection that was one writes again.
+SQLITE_WRITES: Final = "PRAGMA query_only = OFF"
 # The driver's own wait for a lock, in milliseconds; a PRAGMA takes no bound values.
 SQLITE_BUSY_TIMEOUT: Final = "PRAGMA busy_timeout = {:d}"
 # Take the write lock now, not at the first write.
@@ -469,11 +471,21 @@ class PostgresSQL:
         self.last_position = filled("SELECT coalesce(max(position), 0) FROM {s}kern_events")
         # Who may still commit an event at a position that was passed, and whether this is a standby.
         self.lockers = filled(
-            "SELECT pg_is_in_recovery(), l.virtualtransaction, l.pid FROM (SELECT 1) AS one "
+            "SELECT pg_is_in_recovery(), pg_postmaster_start_time(), l.virtualtransaction, l.pid "
+            "FROM (SELECT 1) AS one "
             "LEFT JOIN pg_locks AS l ON l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' "
             "AND l.granted AND l.relation = '{s}kern_events'::regclass "
             "AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
             "AND l.pid IS DISTINCT FROM pg_backend_pid()"
+        )
+        # As before: whom the feed waits for, and for how many seconds it has been at work.
+        self.feed_held_by = filled(
+            "SELECT l.pid, coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::float8 "
+            "FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid "
+            "WHERE l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' "
+            "AND l.granted AND l.relation = '{s}kern_events'::regclass "
+            "AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
+            "AND l.pid IS DISTINCT FROM pg_backend_pid() ORDER BY 2 DESC"
         )
         # Whether positions are drawn one by one.
         self.sequence_cache = filled(
@@ -562,6 +574,100 @@ POSTGRES_TABLES: Final = (
     "WHERE n.nspname = coalesce(%s, current_schema()) AND c.relname LIKE 'kern\\_%%' "
     "AND c.relkind IN ('r', 'p')"
 )
+
+# ------------------------------------------------------------------------------------- consumers
+
+_LEASED: Final = " WHERE namespace = :namespace AND name = :name AND owner = :owner AND epoch = :epoch"
+_PARKED_OF: Final = " WHERE namespace = :namespace AND consumer = :name"
+
+
+class ConsumerSQL:
+    """The statements about consumers, run by SQLAlchemy on either database; `now` is the database's clock."""
+
+    def __init__(self, prefix: str, now: str, lock: str) -> None:
+        def filled(statement: str) -> str:
+            return statement.replace("{s}", prefix).replace("{now}", now)
+
+        # A consumer that is new begins before the first event.
+        self.begin = filled(
+            "INSERT INTO {s}kern_consumers (namespace, name, position, epoch, updated_at) "
+            "VALUES (:namespace, :name, 0, 0, {now}) ON CONFLICT (namespace, name) DO NOTHING"
+        )
+        # Its row, for as long as the transaction lasts; on Postgres nothing while another one has it.
+        self.hold = filled(
+            "SELECT position FROM {s}kern_consumers WHERE namespace = :namespace AND name = :name" + lock
+        )
+        # How far it has come, and by whom.
+        self.move = filled(
+            "UPDATE {s}kern_consumers SET position = :position, owner = :owner, updated_at = {now} "
+            "WHERE namespace = :namespace AND name = :name"
+        )
+        # Take or renew a lease that is ours, free or over; another owner is another epoch.
+        self.lease = filled(
+            "UPDATE {s}kern_consumers SET epoch = CASE WHEN owner = :owner THEN epoch ELSE epoch + 1 END, "
+            "owner = :owner, expires_at = {now} + :lease_us, updated_at = {now} "
+            "WHERE namespace = :namespace AND name = :name AND (owner = :owner OR expires_at IS NULL "
+            "OR expires_at < {now}) RETURNING position, epoch"
+        )
+        # Make a lease last, while it is ours.
+        self.renew = filled("UPDATE {s}kern_consumers SET expires_at = {now} + :lease_us" + _LEASED)
+        # How far it has come, while the lease is ours.
+        self.move_leased = filled(
+            "UPDATE {s}kern_consumers SET position = :position, expires_at = {now} + :lease_us, "
+            "updated_at = {now}" + _LEASED
+        )
+        # Give a lease back, so that the next need not wait for its end.
+        self.release = filled("UPDATE {s}kern_consumers SET expires_at = NULL" + _LEASED)
+        # Whether a lease is still ours, held until the end of the transaction.
+        self.held = filled("SELECT 1 FROM {s}kern_consumers" + _LEASED + lock.replace(" SKIP LOCKED", ""))
+        # All consumers.
+        self.all = filled(
+            "SELECT name, position, owner, expires_at, updated_at FROM {s}kern_consumers "
+            "WHERE namespace = :namespace ORDER BY name"
+        )
+        # Set a session aside, or say when it is to be tried again.
+        self.park = filled(
+            "INSERT INTO {s}kern_parked (namespace, consumer, session_id, version, attempts, retry_at, "
+            "parked_at, error) VALUES (:namespace, :name, :session_id, :version, :attempts, "
+            "CASE WHEN :again THEN {now} + :delay_us END, {now}, :error) "
+            "ON CONFLICT (namespace, consumer, session_id) DO UPDATE SET version = excluded.version, "
+            "attempts = excluded.attempts, retry_at = excluded.retry_at, error = excluded.error"
+        )
+        # The sessions that are set aside: what follows in them waits.
+        self.parked_ids = filled("SELECT session_id FROM {s}kern_parked" + _PARKED_OF)
+        # The first that is to be tried again.
+        self.due = filled(
+            "SELECT session_id, version, attempts FROM {s}kern_parked" + _PARKED_OF + " "
+            "AND retry_at IS NOT NULL AND retry_at <= {now} ORDER BY retry_at LIMIT 1"
+        )
+        # Nothing of it waits any more.
+        self.unpark = filled("DELETE FROM {s}kern_parked" + _PARKED_OF + " AND session_id = :session_id")
+        # Everything that is set aside.
+        self.parked = filled(
+            "SELECT session_id, version, attempts, retry_at, parked_at, error FROM {s}kern_parked"
+            + _PARKED_OF
+            + " ORDER BY parked_at, session_id"
+        )
+        # Try one again now.
+        self.retry = filled(
+            "UPDATE {s}kern_parked SET retry_at = {now}, attempts = 0"
+            + _PARKED_OF
+            + " AND session_id = :session_id"
+        )
+        # Pass over the event that one fails at.
+        self.skip = filled(
+            "UPDATE {s}kern_parked SET version = version + 1, retry_at = {now}, attempts = 0"
+            + _PARKED_OF
+            + " AND session_id = :session_id AND version = :version"
+        )
+
+
+# The database's clock, in microseconds since 1970.
+SQLITE_NOW: Final = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
+# As before.
+POSTGRES_NOW: Final = "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)"
+# A consumer's row that nobody else has, until the end of the transaction.
+POSTGRES_LOCK: Final = " FOR UPDATE SKIP LOCKED"
 
 # ------------------------------------------------------------------------------------ migrations
 

@@ -25,6 +25,8 @@ from kern_events.store.base import (
     HOUR_US,
     AnswerLost,
     Base,
+    Bound,
+    Consumers,
     Found,
     HeadRow,
     Landed,
@@ -40,6 +42,7 @@ from kern_events.store.base import (
     landed,
     listing_values,
     newest_version,
+    nothing,
     refuses,
     rewrites_listing,
     tail_of,
@@ -47,8 +50,16 @@ from kern_events.store.base import (
     version_of,
 )
 from kern_events.store.connections import survive_forks
+from kern_events.store.consumers import SQLConsumers
 from kern_events.store.group import GroupCommit, Job
-from kern_events.store.sqlite_file import WAL_RESET, Driver, SQLiteFile, has_wal_reset_bug, roll_back
+from kern_events.store.sqlite_file import (
+    WAL_RESET,
+    Driver,
+    SQLiteFile,
+    SQLiteSinks,
+    has_wal_reset_bug,
+    roll_back,
+)
 
 T = TypeVar("T")
 
@@ -70,6 +81,8 @@ class SQLiteStore:
     def __init__(self, url: URL, engine: Engine | None, *, pool_size: int, lock_timeout_s: float) -> None:
         self._file = SQLiteFile(url, engine, pool_size=pool_size, lock_timeout_s=lock_timeout_s)
         self._group = GroupCommit(self._commit_group)
+        self.on_commit: Callable[[], None] = nothing
+        self.consumers: Consumers = SQLConsumers(SQLiteSinks(self._file))
         survive_forks(self)
 
     def before_fork(self) -> None:
@@ -199,6 +212,7 @@ class SQLiteStore:
             return
         for job, result in zip(group, results, strict=True):
             _settle(job, result)
+        self.on_commit()
 
     def _replay(self, group: list[Job[Driver]], error: BaseException) -> None:
         """After an error nothing of the group is written: each job fails or succeeds alone."""
@@ -309,10 +323,19 @@ class SQLiteStore:
 
         return newest_version(self.head(namespace, session_id), at_us, probe)
 
-    def feed_end(self) -> int:
+    def feed_last(self) -> int:
         """See Store."""
-        end: int = self._file.query(sql.SQLITE_FEED_END, ())[0][0]
-        return end
+        last: int = self._file.query(sql.SQLITE_FEED_END, ())[0][0]
+        return last
+
+    def feed_bound(self, before: Bound) -> Bound:
+        """See Store: commits are in the order of positions."""
+        last = self.feed_last()
+        return Bound(last, last)
+
+    def feed_held_by(self) -> Sequence[tuple[int | None, float]]:
+        """See Store: nobody ever does."""
+        return ()
 
     def feed(self, namespace: str, after: int, until: int, limit: int) -> Sequence[tuple[str, StoredRow]]:
         """See Store."""

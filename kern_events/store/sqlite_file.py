@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import URL, create_engine
-from sqlalchemy.engine import Engine
+from sqlalchemy import URL, create_engine, text
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
@@ -353,6 +353,36 @@ class SQLiteFile:
         if name.startswith(("SQLITE_READONLY", "SQLITE_PERM")):
             return StoreUnavailable(f"{self._path} cannot be written: {error}")
         return StoreError(text)
+
+
+class SQLiteSinks:
+    """SQLite: whoever writes is alone, and a lease says who works on a consumer between transactions."""
+
+    def __init__(self, file: SQLiteFile) -> None:
+        self.sql = sql.ConsumerSQL("", sql.SQLITE_NOW, "")
+        self._file = file
+
+    def engine(self) -> Engine:
+        """See Sinks."""
+        self._file.ensure()
+        return self._file._engine
+
+    def begin(self, connection: Connection) -> None:
+        """See Sinks."""
+        # The connection may have been one that only reads.
+        for setting in (*sql.SQLITE_SETTINGS, sql.SQLITE_WRITES):
+            connection.exec_driver_sql(setting)
+        connection.commit()  # SQLAlchemy has begun one, of which the driver knows nothing yet.
+        connection.exec_driver_sql(sql.SQLITE_BEGIN)
+
+    def hold(self, connection: Connection, key: dict[str, Any], lease_us: int) -> int | None:
+        """See Sinks."""
+        row = connection.execute(text(self.sql.lease), {**key, "lease_us": lease_us}).fetchone()
+        return None if row is None else row[0]
+
+    def translated(self, error: BaseException | None) -> StoreError:
+        """See Sinks."""
+        return self._file.translated(error) if isinstance(error, sqlite3.Error) else StoreError(str(error))
 
 
 def _apply(driver: Driver) -> None:

@@ -12,12 +12,16 @@ import msgspec
 
 
 class SnapshotKey(NamedTuple):
-    """Whose snapshot it is. Another version of a projector never sees it."""
+    """Whose snapshot it is. Another version of a projector never sees it, nor code that knows other types.
+
+    `types` is the digest of the application's event types, empty where there are none.
+    """
 
     namespace: str
     session_id: str
     projector: str
     projector_version: int
+    types: bytes = b""
 
 
 class Snapshot(msgspec.Struct):
@@ -31,6 +35,8 @@ class Snapshot(msgspec.Struct):
         size_bytes: About how much memory it takes.
         durable: The version that was last stored in the log's own database, 0 if none was.
         listings: Which chunks lay there then, where this process knows.
+        incomplete: Something could not be read that may belong into the view; it is kept in memory
+            alone where the view does not say so itself.
         verified_s: When this process last saw it agree with the log, on its monotonic clock. The one
             field that changes, and of no meaning elsewhere.
     """
@@ -42,6 +48,7 @@ class Snapshot(msgspec.Struct):
     size_bytes: int
     durable: int = 0
     listings: tuple[bytes, ...] | None = None
+    incomplete: bool = False
     verified_s: float = -math.inf
 
 

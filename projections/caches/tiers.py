@@ -270,10 +270,10 @@ def due(snapshot: Snapshot, codec: Codec) -> bool:
     """
     since = snapshot.version - snapshot.durable
     view = snapshot.view
-    if since >= _DUE_EVENTS:
-        return not (isinstance(view, View) and view.incomplete)
-    if since < _DUE_AT_LEAST or not isinstance(view, View) or view.incomplete:
+    if snapshot.incomplete or since < _DUE_AT_LEAST:
         return False
+    if since >= _DUE_EVENTS or not isinstance(view, View):
+        return since >= _DUE_EVENTS
     if len(view.turns) and view.turns[-1].status in ("open", "paused"):
         return False
     entries = codec.listings(snapshot)[0]
@@ -282,7 +282,7 @@ def due(snapshot: Snapshot, codec: Codec) -> bool:
 
 
 def _place(key: SnapshotKey, codec: Codec) -> Place:
-    return Place(*key, codec.fingerprint)
+    return Place(*key[:4], codec.fingerprint)
 
 
 def _mark(snapshot: Snapshot) -> Mark:

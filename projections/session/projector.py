@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Literal
 
-from kern_events import Event
+from kern_events import Event, EventTypes
 from projections.session import messages, turns
 from projections.session.builder import Builder
 from projections.session.messages import Payload
@@ -48,19 +48,23 @@ _HANDLERS: Final[Mapping[str, _Handler | None]] = {
 """What each type of the vocabulary does; None leaves the view unchanged."""
 
 HANDLED: Final = frozenset(_HANDLERS)
-"""The types that are known here; all are of version 1."""
+"""The types of the vocabulary; all are of version 1."""
 
 
 class SessionProjector:
     """Folds a session into a `View`.
 
     It never fails: of an event that is erased, malformed, of an unknown type or of a newer type
-    version it takes what it can, marks the view `incomplete` and says so in `problems`.
+    version it takes what it can, marks the view `incomplete` and says so in `problems`. Types that the
+    log knows (`types`) change nothing in the view, and leave it complete.
     """
 
     name: Final = "session"
     version: Final = 1
     scope: Final[Literal["live", "log"]] = "live"
+
+    def __init__(self, types: EventTypes | None = None) -> None:
+        self.types: Final = types or EventTypes()
 
     def initial(self) -> View:
         """The view of a session without events."""
@@ -79,23 +83,29 @@ class SessionProjector:
             builder.version = event.version
             handler = _HANDLERS.get(event.type, _unknown)
             payload = event.payload
-            if event.type_version != 1 or type(payload) is not dict:
+            if handler is _unknown:
+                self._foreign(builder, event)
+            elif event.type_version != 1 or type(payload) is not dict:
                 _unreadable(builder, event, handler)
             elif handler is not None and (problem := handler(builder, event, payload)) is not None:
                 builder.note(event, problem)
         builder.session_id = events[-1].session_id
         return builder.finish()
 
+    def _foreign(self, builder: Builder, event: Event) -> None:
+        """An event that is not of the vocabulary."""
+        if self.types.is_newer(event):
+            builder.note(event, f"a newer type version, {event.type_version}")
+        elif event.type not in self.types.versions:
+            builder.note(event, "an unknown type")
 
-def _unknown(builder: Builder, event: Event, payload: Payload) -> str:
-    return "an unknown type"
+
+def _unknown(builder: Builder, event: Event, payload: Payload) -> None:
+    """Stands for the handler of a type that is not of the vocabulary."""
 
 
 def _unreadable(builder: Builder, event: Event, handler: _Handler | None) -> None:
     """An event of which only the header can be read: its handler does what that says."""
-    if handler is _unknown:
-        builder.note(event, "an unknown type")
-        return
     if event.type_version != 1:
         builder.note(event, f"a newer type version, {event.type_version}")
     elif handler is not None:

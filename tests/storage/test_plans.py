@@ -270,7 +270,7 @@ def test_postgres_goes_back_by_version_and_sorts_nothing(explained, statement):
 UNEXPLAINED = {
     "copy", "move_locked",  # not sent through execute
     "joined_head", "append_listing_keyed",  # as locked_head and append_listing
-    "head_rows", "orphans", "applied", "lockers", "sequence_cache",  # of all sessions
+    "head_rows", "orphans", "applied", "lockers", "feed_held_by", "sequence_cache",  # of all
     "append_keyed",  # NOT EXISTS, see kern_events_key
 }  # fmt: skip
 

@@ -44,7 +44,7 @@ def test_the_tables_may_be_in_a_schema_of_their_own(postgres_url, schema):
         assert [info.session_id for info in log.sessions()] == ["s"]
         assert log.verify().ok
     query = f"SELECT count(*) FROM pg_tables WHERE schemaname = '{schema}'"
-    assert run(postgres_url, query) == [(5,)]
+    assert run(postgres_url, query) == [(6,)]
 
 
 def test_schemas_see_nothing_of_each_other(postgres_url):

@@ -12,7 +12,7 @@ from kern_events.errors import SchemaOutdated, StoreError
 from kern_events.store import migrate
 from tests.writers import in_processes, notes, pile_up_at
 
-OURS = {"kern_sessions", "kern_events", "kern_snapshots", "kern_consumers", "kern_migrations"}
+OURS = {"kern_sessions", "kern_events", "kern_snapshots", "kern_consumers", "kern_parked", "kern_migrations"}
 NEWEST = migrate.latest("sqlite")
 
 NAMES = {

@@ -23,6 +23,8 @@ TREE = {
     "InvalidEvent": "KernError ValueError",
     "ChainBroken": "KernError",
     "DecodeError": "KernError",
+    "UpcastFailed": "KernError",
+    "UnknownEventType": "KernError",
     "SchemaOutdated": "KernError",
     "StoreError": "KernError",
     "StoreBusy": "StoreError",

@@ -18,6 +18,8 @@ PINNED = {
     "0001_log.sqlite.sql": "c3bcf5e7e8ca531663f4d16a3f3b9bec4fbf06fe1edc7c5c7b4db189bc6809b8",
     "0002_forks.postgres.sql": "9e965d3a7c381d2e5feb19814768e4de601f2cda20a1e56feb1de5a711575808",
     "0002_forks.sqlite.sql": "0b8ab3b89b2c811b0dcc4ce071f29c2de7f916769bb432b52c816ee4e5db8209",
+    "0003_parked.postgres.sql": "cc8b70eef8b0e45a31ba65e1a3a638f7a47a9f8df017bd0bac9ad6f9d2f6c294",
+    "0003_parked.sqlite.sql": "bceda7b0b3aa759495fe023e0f3793039bc560989008bd811fcdef74ba5fc3f4",
 }
 DIALECTS = ("sqlite", "postgres")
 

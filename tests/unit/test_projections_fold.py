@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kern_events import Draft, Erased, Event, SessionLog
+from kern_events import Draft, Erased, Event, EventTypes, SessionLog
 from projections import ProjectionFailed, SessionProjector, View
 from projections.fold import fold
 from projections.session.projector import _HANDLERS
@@ -160,14 +160,14 @@ def recorded(*types: str) -> list[Event]:
 @pytest.mark.parametrize("projector", [Failing(), Quick()])
 def test_a_failure_names_projector_session_and_version(projector: Failing) -> None:
     with pytest.raises(ProjectionFailed) as caught:
-        fold(projector, 0, recorded("app.fine", "app.poison"))
+        fold(projector, 0, recorded("app.fine", "app.poison"), EventTypes())
 
     assert (caught.value.projector, caught.value.session_id, caught.value.version) == ("failing", "s", 2)
     assert isinstance(caught.value.__cause__, ValueError)
 
 
 def test_a_fold_that_raises_does_no_harm_where_evolve_does_not() -> None:
-    assert fold(Quick(), 0, recorded("a", "b")) == 2
+    assert fold(Quick(), 0, recorded("a", "b"), EventTypes()).view == 2
 
 
 def test_the_error_survives_a_process_boundary() -> None:

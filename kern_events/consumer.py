@@ -1,0 +1,321 @@
+"""Consumers: the feed handed on to another system, from where it was left, by one of several workers.
+
+A sink in the log's own database gets the connection of the transaction in which its position is stored, so
+every event has its effect exactly once. Any other sink gets every event at least once. An event that the
+sink refuses sets its session aside: that session's later events wait, all others go on.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import threading
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from sqlalchemy.engine import Connection
+
+from kern_events.batch import StoredRow
+from kern_events.codec import check_id
+from kern_events.errors import (
+    DecodeError,
+    KernError,
+    StoreBusy,
+    StoreError,
+    StoreUnavailable,
+    UpcastFailed,
+)
+from kern_events.events import Event
+from kern_events.feed import LATEST_S, Follower
+from kern_events.store.base import Held, Parked
+from kern_events.store.consumers import Fenced
+
+if TYPE_CHECKING:
+    from kern_events.log import SessionLog
+
+logger: Final = logging.getLogger("kern_events")
+
+LEASE_S: Final = 0.7  # so that the next one takes over within a second of a death
+_RENEWED_S: Final = LEASE_S / 3
+_RETRY_S: Final = (0.1, 60.0)  # before the second attempt at an event, and at the most before a later one
+_FAR: Final = 10_000  # positions of other namespaces that are not to be passed over again
+_DOWN_S: Final = (0.05, 2.0)  # between attempts while the database does not answer
+
+Handler = Callable[[Sequence[Event]], object]
+SQLHandler = Callable[[Sequence[Event], Connection], object]
+
+
+class ConsumerStep(NamedTuple):
+    """What one step of a consumer did.
+
+    Attributes:
+        events: Events that the handler took.
+        parked: Sessions that were set aside.
+        position: Everything at or below it is done, or waits in a session that is set aside.
+        active: Whether this worker is the one that works; the others stand by.
+        more: Whether there is something to do at once.
+    """
+
+    events: int
+    parked: int
+    position: int
+    active: bool
+    more: bool
+
+
+class Consumer:
+    """Hands the events of a log to a handler, and remembers how far it has come. See SessionLog.consumer."""
+
+    def __init__(
+        self,
+        log: SessionLog,
+        name: str,
+        handle: Handler | SQLHandler,
+        *,
+        transactional: bool,
+        batch_size: int,
+        attempts: int,
+    ) -> None:
+        if inspect.iscoroutinefunction(handle):
+            raise TypeError("a coroutine function is awaited by AsyncSessionLog.consumer")
+        if batch_size < 1 or attempts < 1:
+            raise ValueError("batch_size and attempts are numbers from 1")
+        self.name: Final = check_id(name, "name")
+        self._log = log
+        self._handle: Callable[..., object] = handle
+        self._transactional = transactional
+        self._batch_size = batch_size
+        self._attempts = attempts
+        self._owner = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        self._follower = Follower(log._store, log.namespace, 0)
+        self._stopped = threading.Event()
+        self._woken = threading.Event()
+
+    # --------------------------------------------------------------------------------- working
+
+    def run(self, *, until_idle: bool = False) -> int:
+        """Work until `stop` is called, or until nothing is left; gives the number of events handled.
+
+        Of several workers of one name, in whatever processes, one works and the others stand by; when
+        it dies, another one goes on within a second. A database that does not answer is waited for.
+
+        Args:
+            until_idle: Return once everything that is final is done.
+
+        Raises:
+            FeedRegressed: The log ends before the consumer's position.
+            FeedUnavailable: This server cannot give a gap-safe feed.
+        """
+        self._log._wakeups.add(self)
+        handled, down_s = 0, _DOWN_S[0]
+        try:
+            while not self._stopped.is_set() and not self._log._closing:
+                self._woken.clear()
+                try:
+                    step = self.step()
+                except StoreError as error:
+                    if not _passes(error):
+                        raise
+                    logger.warning("consumer %r waits for the database: %s", self.name, error)
+                    self._stopped.wait(down_s)
+                    down_s = min(2 * down_s, _DOWN_S[1])
+                    continue
+                handled, down_s = handled + step.events, _DOWN_S[0]
+                if step.more:
+                    continue
+                if until_idle and step.active and not self._follower.held:
+                    break
+                self._woken.wait(LATEST_S if step.active or self._follower.held else _RENEWED_S)
+        finally:
+            self._log._wakeups.remove(self)
+            self._give_back()
+        return handled
+
+    def step(self) -> ConsumerStep:
+        """Handle one batch, if this worker is the one that works and there is something new."""
+        consumers, key = self._log._store.consumers, (self._log.namespace, self.name, self._owner)
+        lease_us = int(LEASE_S * 1_000_000)
+        if self._transactional:
+            with consumers.in_transaction(*key, lease_us) as held:
+                return self._worked(held)
+        held = consumers.leased(*key, lease_us)
+        if held is None:
+            return self._worked(None)
+        try:
+            with self._renewed():
+                return self._worked(held)
+        except Fenced:
+            return ConsumerStep(0, 0, self._follower.position, False, False)
+
+    def stop(self) -> None:
+        """Have `run` return after the batch that it is at; from any thread or signal handler."""
+        self._stopped.set()
+        self._woken.set()
+
+    def wake(self) -> None:
+        """Look for new events now."""
+        self._woken.set()
+
+    # ------------------------------------------------------------------------------ inspecting
+
+    def position(self) -> int:
+        """Everything at or below this position is done, or waits in a session that is set aside."""
+        rows = self._log._store.consumers.all(self._log.namespace)
+        return next((row.position for row in rows if row.name == self.name), 0)
+
+    def parked(self) -> list[Parked]:
+        """The sessions that are set aside, the longest first."""
+        return list(self._log._store.consumers.parked(self._log.namespace, self.name))
+
+    def retry(self, session_id: str) -> bool:
+        """Try a session that was set aside again, from the event that failed; False if it is not."""
+        return self._log._store.consumers.retry(self._log.namespace, self.name, session_id)
+
+    def skip(self, session_id: str, version: int) -> bool:
+        """Pass over the event that a session was set aside for; False if it does not wait there."""
+        return self._log._store.consumers.skip(self._log.namespace, self.name, session_id, version)
+
+    # ------------------------------------------------------------------------------- one batch
+
+    def _worked(self, held: Held | None) -> ConsumerStep:
+        if held is None:
+            return ConsumerStep(0, 0, self._follower.position, False, False)
+        self._follower.position = held.position
+        tried = self._try_again(held)
+        rows = self._follower.poll(self._batch_size)
+        taken, parked = self._take(held, rows)
+        position = self._follower.position
+        if rows or position - held.position >= _FAR:
+            held.move(position)
+        return ConsumerStep(taken, parked, position, True, bool(tried or rows))
+
+    def _take(self, held: Held, rows: Sequence[tuple[str, StoredRow]]) -> tuple[int, int]:
+        """Hand a batch over: together, or, where that fails, one recorded event after the other."""
+        aside = held.parked_ids() if rows else set[str]()
+        found = [self._read(session_id, row) for session_id, row in rows if session_id not in aside]
+        events = [event for each in found for event in each.events]
+        if not any(each.problem for each in found) and (not events or self._accepts(held, events) is None):
+            return len(events), 0
+        taken, parked = 0, set[str]()
+        for each in found:
+            if each.session_id in parked:
+                continue
+            problem = each.problem or self._accepts(held, each.events)
+            if problem is None:
+                taken += len(each.events)
+            else:
+                parked.add(each.session_id)
+                self._set_aside(held, each.session_id, each.version, 1, problem)
+        return taken, len(parked)
+
+    def _read(self, session_id: str, row: StoredRow) -> _Recorded:
+        try:
+            return _Recorded(session_id, row[0], self._log._events_of(session_id, row), None)
+        except (DecodeError, UpcastFailed) as error:
+            return _Recorded(session_id, row[0], (), _described(error))
+
+    def _accepts(self, held: Held, events: Sequence[Event]) -> str | None:
+        """Whether the handler takes some events; if not, what it raised, without its text."""
+        if not events:
+            return None
+        try:
+            with held.attempt():
+                if self._transactional:
+                    self._handle(events, held.connection)
+                else:
+                    self._handle(events)
+        except Exception as error:
+            if isinstance(error, Fenced) or (isinstance(error, StoreError) and _passes(error)):
+                raise
+            if held.connection is not None and held.connection.invalidated:
+                raise StoreUnavailable(f"the database went away in a transaction of {self.name!r}") from error
+            return _described(error)
+        return None
+
+    def _set_aside(self, held: Held, session_id: str, version: int, attempts: int, problem: str) -> None:
+        """The event failed so many times by now."""
+        given_up = attempts >= self._attempts
+        delay_s = min(_RETRY_S[0] * 4 ** (attempts - 1), _RETRY_S[1])
+        held.park(session_id, version, attempts, None if given_up else int(delay_s * 1_000_000), problem)
+        logger.log(
+            logging.ERROR if given_up else logging.WARNING,
+            "consumer %r failed at version %d of session %r, attempt %d of %d: %s",
+            self.name, version, session_id, attempts, self._attempts, problem,
+        )  # fmt: skip
+
+    def _try_again(self, held: Held) -> bool:
+        """One session that was set aside and is due: from the event that failed up to the position."""
+        due = held.due()
+        if due is None:
+            return False
+        session_id, version, attempts = due
+        for each in self._waiting(session_id, version, held.position):
+            problem = each.problem or self._accepts(held, each.events)
+            if problem is not None:
+                again = attempts + 1 if each.version == version else 1
+                self._set_aside(held, session_id, each.version, again, problem)
+                return True
+        held.unpark(session_id)
+        return True
+
+    def _waiting(self, session_id: str, version: int, position: int) -> Iterator[_Recorded]:
+        """What waits of a session, one recorded event after the other."""
+        after, namespace = version - 1, self._log.namespace
+        while rows := self._log._store.rows(namespace, session_id, after, None, self._batch_size):
+            yield from (self._read(session_id, row) for row in rows if row[1] <= position)
+            after = rows[-1][0]
+
+    # ---------------------------------------------------------------------------------- leases
+
+    @contextmanager
+    def _renewed(self) -> Iterator[None]:
+        """Keep the lease while the handler is at work, however long that takes."""
+        over = threading.Event()
+
+        def renew() -> None:
+            key = (self._log.namespace, self.name, self._owner, int(LEASE_S * 1_000_000))
+            while not over.wait(_RENEWED_S):
+                try:
+                    self._log._store.consumers.leased(*key)
+                except KernError as error:
+                    logger.debug("the lease of consumer %r was not renewed: %s", self.name, error)
+
+        thread = threading.Thread(target=renew, name="kern_lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _give_back(self) -> None:
+        """The next one need not wait for the end of the lease."""
+        try:
+            self._log._store.consumers.release(self._log.namespace, self.name, self._owner)
+        except KernError as error:
+            logger.debug("the lease of consumer %r was not given back: %s", self.name, error)
+
+
+class _Recorded(NamedTuple):
+    """A recorded event as what it is today, or why that cannot be said."""
+
+    session_id: str
+    version: int
+    events: Sequence[Event]
+    problem: str | None
+
+
+def _passes(error: StoreError) -> bool:
+    """Whether it may be otherwise in a moment."""
+    return isinstance(error, (StoreBusy, StoreUnavailable))
+
+
+def _described(error: BaseException) -> str:
+    """The type of an exception and where it was raised; never its text, which may hold content."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{where}"[:200]

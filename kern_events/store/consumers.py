@@ -1,0 +1,357 @@
+"""Where the consumers of the feed stand, and what they have set aside; SQLAlchemy does the work here.
+
+A consumer is worked on by one process at a time. A sink in the log's own database does so in a transaction
+that holds the consumer's row, so position and effect are committed together, and a process that dies gives
+both back. Other sinks take a lease that ends by itself; whoever lost one cannot move the position.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Final, Protocol
+
+from sqlalchemy import text
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from kern_events.clock import now_us
+from kern_events.errors import StoreBusy, StoreError
+from kern_events.store import sql
+from kern_events.store.base import ConsumerRow, Held, Parked
+from kern_events.store.connections import survive_forks
+
+
+class Fenced(Exception):
+    """The lease is somebody else's by now; nothing was changed."""
+
+
+class Sinks(Protocol):
+    """What differs between the databases."""
+
+    sql: sql.ConsumerSQL
+
+    def engine(self) -> Engine:
+        """The engine, with the tables in place."""
+
+    def begin(self, connection: Connection) -> None:
+        """Begin a durable transaction that writes."""
+
+    def hold(self, connection: Connection, key: dict[str, Any], lease_us: int) -> int | None:
+        """The position of a consumer that is ours until the end of the transaction."""
+
+    def translated(self, error: BaseException | None) -> StoreError:
+        """What the driver's error is to the log."""
+
+
+class SQLConsumers:
+    """See Consumers."""
+
+    def __init__(self, sinks: Sinks) -> None:
+        self._sinks = sinks
+        self._begun: set[tuple[str, str]] = set()
+
+    @contextmanager
+    def in_transaction(self, namespace: str, name: str, owner: str, lease_us: int) -> Iterator[Held | None]:
+        """See Consumers."""
+        key = self._begin(namespace, name, owner)
+        with self._transaction() as connection:
+            position = self._sinks.hold(connection, key, lease_us)
+            yield None if position is None else _InTransaction(self._sinks.sql, key, connection, position)
+
+    def leased(self, namespace: str, name: str, owner: str, lease_us: int) -> Held | None:
+        """See Consumers."""
+        key = self._begin(namespace, name, owner)
+        row = self._one(self._sinks.sql.lease, {**key, "lease_us": lease_us})
+        if row is None:
+            return None
+        leased = {**key, "epoch": row[1], "lease_us": lease_us}
+        return _Leased(self._sinks.sql, leased, self._transaction, row[0])
+
+    def release(self, namespace: str, name: str, owner: str) -> None:
+        """See Consumers."""
+        key = {"namespace": namespace, "name": name, "owner": owner}
+        with self._transaction() as connection:
+            row = connection.execute(text(self._sinks.sql.lease), {**key, "lease_us": 0}).fetchone()
+            if row is not None:
+                connection.execute(text(self._sinks.sql.release), {**key, "epoch": row[1]})
+
+    def all(self, namespace: str) -> Sequence[ConsumerRow]:
+        """See Consumers."""
+        with self._transaction(read_only=True) as connection:
+            found = connection.execute(text(self._sinks.sql.all), {"namespace": namespace})
+            return [ConsumerRow(*row) for row in found]
+
+    def parked(self, namespace: str, name: str) -> Sequence[Parked]:
+        """See Consumers."""
+        with self._transaction(read_only=True) as connection:
+            found = connection.execute(text(self._sinks.sql.parked), {"namespace": namespace, "name": name})
+            return [Parked(*row) for row in found]
+
+    def retry(self, namespace: str, name: str, session_id: str) -> bool:
+        """See Consumers."""
+        key = {"namespace": namespace, "name": name, "session_id": session_id}
+        return self._changes(self._sinks.sql.retry, key)
+
+    def skip(self, namespace: str, name: str, session_id: str, version: int) -> bool:
+        """See Consumers."""
+        key = {"namespace": namespace, "name": name, "session_id": session_id, "version": version}
+        return self._changes(self._sinks.sql.skip, key)
+
+    def _begin(self, namespace: str, name: str, owner: str) -> dict[str, Any]:
+        """The key of a consumer, whose row is there afterwards."""
+        key = {"namespace": namespace, "name": name}
+        if (namespace, name) not in self._begun:
+            self._changes(self._sinks.sql.begin, key)
+            self._begun.add((namespace, name))
+        return {**key, "owner": owner}
+
+    def _one(self, statement: str, values: dict[str, Any]) -> Any:
+        with self._transaction() as connection:
+            return connection.execute(text(statement), values).fetchone()
+
+    def _changes(self, statement: str, values: dict[str, Any]) -> bool:
+        with self._transaction() as connection:
+            return connection.execute(text(statement), values).rowcount > 0
+
+    @contextmanager
+    def _transaction(self, *, read_only: bool = False) -> Iterator[Connection]:
+        try:
+            with self._sinks.engine().connect() as connection:
+                if not read_only:
+                    self._sinks.begin(connection)
+                yield connection
+                connection.commit()
+        except DBAPIError as error:
+            raise self._sinks.translated(error.orig) from error
+        except PoolTimeout as error:
+            raise StoreBusy(f"the engine has no connection to spare: {error}") from error
+
+
+class _Parking:
+    """What a transaction can do about sessions that are set aside."""
+
+    def __init__(self, statements: sql.ConsumerSQL, key: dict[str, Any]) -> None:
+        self._sql = statements
+        self._key = key
+
+    def parked_in(self, connection: Connection) -> set[str]:
+        return {row[0] for row in connection.execute(text(self._sql.parked_ids), self._key)}
+
+    def due_in(self, connection: Connection) -> tuple[str, int, int] | None:
+        row = connection.execute(text(self._sql.due), self._key).fetchone()
+        return None if row is None else (row[0], row[1], row[2])
+
+    def park_in(
+        self, connection: Connection, session_id: str, version: int, attempts: int,
+        delay_us: int | None, error: str,
+    ) -> None:  # fmt: skip
+        values = {
+            **self._key, "session_id": session_id, "version": version, "attempts": attempts,
+            "again": delay_us is not None, "delay_us": delay_us or 0, "error": error,
+        }  # fmt: skip
+        connection.execute(text(self._sql.park), values)
+
+    def unpark_in(self, connection: Connection, session_id: str) -> None:
+        connection.execute(text(self._sql.unpark), {**self._key, "session_id": session_id})
+
+
+class _InTransaction(_Parking):
+    """See Held: everything in the one transaction."""
+
+    def __init__(
+        self, statements: sql.ConsumerSQL, key: dict[str, Any], connection: Connection, position: int
+    ) -> None:
+        super().__init__(statements, key)
+        self.connection: Connection | None = connection
+        self._within: Final = connection
+        self.position = position
+
+    def attempt(self) -> AbstractContextManager[Any]:
+        return self._within.begin_nested()
+
+    def move(self, position: int) -> None:
+        self._within.execute(text(self._sql.move), {**self._key, "position": position})
+        self.position = position
+
+    def parked_ids(self) -> set[str]:
+        return self.parked_in(self._within)
+
+    def due(self) -> tuple[str, int, int] | None:
+        return self.due_in(self._within)
+
+    def park(self, session_id: str, version: int, attempts: int, delay_us: int | None, error: str) -> None:
+        self.park_in(self._within, session_id, version, attempts, delay_us, error)
+
+    def unpark(self, session_id: str) -> None:
+        self.unpark_in(self._within, session_id)
+
+
+class _Leased(_Parking):
+    """See Held: each method a transaction of its own, in which the lease has to be ours."""
+
+    def __init__(
+        self,
+        statements: sql.ConsumerSQL,
+        key: dict[str, Any],
+        transaction: Callable[[], AbstractContextManager[Connection]],
+        position: int,
+    ) -> None:
+        super().__init__(statements, key)
+        self.connection: Connection | None = None
+        self._transaction = transaction
+        self.position = position
+
+    def attempt(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def move(self, position: int) -> None:
+        with self._transaction() as connection:
+            moved = connection.execute(text(self._sql.move_leased), {**self._key, "position": position})
+            if moved.rowcount != 1:
+                raise Fenced
+        self.position = position
+
+    def parked_ids(self) -> set[str]:
+        with self._transaction() as connection:
+            return self.parked_in(connection)
+
+    def due(self) -> tuple[str, int, int] | None:
+        with self._transaction() as connection:
+            return self.due_in(connection)
+
+    def park(self, session_id: str, version: int, attempts: int, delay_us: int | None, error: str) -> None:
+        with self._held() as connection:
+            self.park_in(connection, session_id, version, attempts, delay_us, error)
+
+    def unpark(self, session_id: str) -> None:
+        with self._held() as connection:
+            self.unpark_in(connection, session_id)
+
+    @contextmanager
+    def _held(self) -> Iterator[Connection]:
+        with self._transaction() as connection:
+            if connection.execute(text(self._sql.held), self._key).fetchone() is None:
+                raise Fenced
+            yield connection
+
+
+class MemoryConsumers:
+    """See Consumers: in one process, where a handler that raises has no transaction to undo."""
+
+    def __init__(self) -> None:
+        self._positions: dict[tuple[str, str], ConsumerRow] = {}
+        self._parked: dict[tuple[str, str], dict[str, Parked]] = {}
+        self._owned: dict[tuple[str, str], tuple[str, int]] = {}
+        self._lock = threading.RLock()
+        survive_forks(self)
+
+    def forget(self) -> None:
+        """In a forked child: another thread of the parent may have held the lock."""
+        self._lock = threading.RLock()
+
+    @contextmanager
+    def in_transaction(self, namespace: str, name: str, owner: str, lease_us: int) -> Iterator[Held | None]:
+        """See Consumers."""
+        yield self.leased(namespace, name, owner, lease_us)
+
+    def leased(self, namespace: str, name: str, owner: str, lease_us: int) -> Held | None:
+        """See Consumers."""
+        key = (namespace, name)
+        with self._lock:
+            whose, until = self._owned.get(key, (owner, 0))
+            if whose != owner and until > now_us():
+                return None
+            self._owned[key] = (owner, now_us() + lease_us)
+            row = self._positions.setdefault(key, ConsumerRow(name, 0, owner, None, now_us()))
+            return _InMemory(self, key, owner, row.position)
+
+    def release(self, namespace: str, name: str, owner: str) -> None:
+        """See Consumers."""
+        with self._lock:
+            if self._owned.get((namespace, name), ("", 0))[0] == owner:
+                del self._owned[namespace, name]
+
+    def all(self, namespace: str) -> Sequence[ConsumerRow]:
+        """See Consumers."""
+        with self._lock:
+            return sorted(row for key, row in self._positions.items() if key[0] == namespace)
+
+    def parked(self, namespace: str, name: str) -> Sequence[Parked]:
+        """See Consumers."""
+        with self._lock:
+            found = self._parked.get((namespace, name), {}).values()
+            return sorted(found, key=lambda each: (each.parked_us, each.session_id))
+
+    def retry(self, namespace: str, name: str, session_id: str) -> bool:
+        """See Consumers."""
+        return self._again(namespace, name, session_id, None)
+
+    def skip(self, namespace: str, name: str, session_id: str, version: int) -> bool:
+        """See Consumers."""
+        return self._again(namespace, name, session_id, version)
+
+    def _again(self, namespace: str, name: str, session_id: str, version: int | None) -> bool:
+        with self._lock:
+            parked = self._parked.get((namespace, name), {})
+            found = parked.get(session_id)
+            if found is None or (version is not None and version != found.version):
+                return False
+            parked[session_id] = found._replace(
+                version=found.version + (version is not None), attempts=0, retry_us=now_us()
+            )
+            return True
+
+
+class _InMemory:
+    """See Held."""
+
+    connection: Connection | None = None
+
+    def __init__(self, whole: MemoryConsumers, key: tuple[str, str], owner: str, position: int) -> None:
+        self._whole = whole
+        self._key = key
+        self._owner = owner
+        self.position = position
+
+    def attempt(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def move(self, position: int) -> None:
+        with self._mine():
+            self._whole._positions[self._key] = ConsumerRow(
+                self._key[1], position, self._owner, None, now_us()
+            )
+        self.position = position
+
+    def parked_ids(self) -> set[str]:
+        with self._whole._lock:
+            return set(self._whole._parked.get(self._key, ()))
+
+    def due(self) -> tuple[str, int, int] | None:
+        now = now_us()
+        with self._whole._lock:
+            found = self._whole._parked.get(self._key, {}).values()
+            ready = [each for each in found if each.retry_us is not None and each.retry_us <= now]
+        first = min(ready, key=lambda each: each.retry_us or 0, default=None)
+        return None if first is None else (first.session_id, first.version, first.attempts)
+
+    def park(self, session_id: str, version: int, attempts: int, delay_us: int | None, error: str) -> None:
+        with self._mine():
+            parked = self._whole._parked.setdefault(self._key, {})
+            since = parked[session_id].parked_us if session_id in parked else now_us()
+            again = None if delay_us is None else now_us() + delay_us
+            parked[session_id] = Parked(session_id, version, attempts, again, since, error)
+
+    def unpark(self, session_id: str) -> None:
+        with self._mine():
+            self._whole._parked.get(self._key, {}).pop(session_id, None)
+
+    @contextmanager
+    def _mine(self) -> Iterator[None]:
+        with self._whole._lock:
+            if self._whole._owned.get(self._key, ("", 0))[0] != self._owner:
+                raise Fenced
+            yield
