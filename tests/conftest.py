@@ -57,6 +57,17 @@ def postgres_url(postgres_server: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def pgbouncer_binary() -> Iterator[servers.Binary]:
+    """A PgBouncer that can be started; only long tests need it, so they are skipped without one."""
+    with ExitStack() as stack:
+        try:
+            binary = stack.enter_context(servers.pgbouncer_binary())
+        except servers.NoServer as missing:
+            pytest.skip(str(missing))
+        yield binary
+
+
+@pytest.fixture(scope="session")
 def redis_server() -> Iterator[str]:
     """The URL of a Redis or Valkey for the whole run, one per xdist worker."""
     yield from _given_or_started(servers.REDIS_URL, servers.redis)

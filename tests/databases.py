@@ -8,13 +8,21 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
-from sqlalchemy.engine import make_url
+from sqlalchemy import create_engine
+from sqlalchemy.engine import Engine, make_url
 
 
 def connect(url: str, **options: Any) -> psycopg.Connection[Any]:
     """A psycopg connection to an SQLAlchemy URL, in autocommit."""
     plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
     return psycopg.connect(plain, autocommit=True, **options)
+
+
+def engine(url: str) -> Engine:
+    """An SQLAlchemy engine of the caller's own; the log's option in a URL is set as its driver wants it."""
+    address = make_url(url)
+    pooled = {"prepare_threshold": None} if address.query.get("prepare_threshold") == "none" else {}
+    return create_engine(address.difference_update_query(pooled), connect_args=pooled)
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from kern_events import AsyncConsumer, AsyncSessionLog, AsyncSubscription, Async
 from projections import AsyncSessions, Sessions
 
 FACADES = ("sync", "async")
+# Postgres through PgBouncer, as a parameter beside the other backends.
+PGBOUNCER = pytest.param("pgbouncer", marks=pytest.mark.long)
 _PATIENCE_S = 120.0
 _AWAITED = (AsyncTurnRecorder, AsyncSubscription, AsyncConsumer)
 
@@ -104,8 +106,9 @@ def opened(facade: str, url: Any, **options: Any) -> Iterator[Any]:
 
 
 def only_on(*backends: str) -> pytest.MarkDecorator:
-    """For a test of what only these backends have."""
-    return pytest.mark.parametrize("backend", backends, indirect=True)
+    """For a test of what only these backends have; what Postgres has, it has through PgBouncer."""
+    behind = [PGBOUNCER] if "postgres" in backends else []
+    return pytest.mark.parametrize("backend", [*backends, *behind], indirect=True)
 
 
 def store_of(log: Any) -> Any:

@@ -192,8 +192,6 @@ class CuttingProxy:
                 server.sendall(data)
                 if mode == "during":
                     break
-                if mode == "after":
-                    return
         self._end(client, server)
 
     def _answer(self, client: socket.socket, server: socket.socket, cut: threading.Event) -> None:

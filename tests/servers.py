@@ -8,6 +8,8 @@ test process, however it ends. What is used is the first of these that exists:
 3. the binaries in the wheels of the `test` extra, so that everybody tests against the same ones;
 4. the machine's own.
 
+PgBouncer is the machine's own, or Debian's package, which is downloaded and unpacked but not installed.
+
 `KERN_EVENTS_TEST_PG_VERSION=16` passes over the Postgres binaries of another major version.
 
 Run as a program, it starts and stops every server it finds: `python tests/servers.py`.
@@ -31,12 +33,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 PG_DSN = "KERN_EVENTS_TEST_PG_DSN"
 PG_BINDIR = "KERN_EVENTS_TEST_PG_BINDIR"
 PG_VERSION = "KERN_EVENTS_TEST_PG_VERSION"
 REDIS_URL = "KERN_EVENTS_TEST_REDIS_URL"
 REDIS_BIN = "KERN_EVENTS_TEST_REDIS_BIN"
+PGBOUNCER_BIN = "KERN_EVENTS_TEST_PGBOUNCER_BIN"
 
 START_WITHIN_S = 30.0
 STOP_WITHIN_S = 20.0
@@ -72,7 +76,7 @@ class Binary:
 
     @property
     def name(self) -> str:
-        """postgres, redis or valkey."""
+        """postgres, redis, valkey or pgbouncer."""
         return self.path.name.removesuffix("-server")
 
     def __str__(self) -> str:
@@ -175,6 +179,65 @@ def redis(binary: Binary | None = None, *options: str) -> Iterator[str]:
     """
     with redis_process(binary, *options) as process:
         yield process.url
+
+
+@contextmanager
+def pgbouncer_binary() -> Iterator[Binary]:
+    """The PgBouncer to use; one that had to be downloaded is there while the context lasts.
+
+    It is the one thing that stays, some megabytes in /tmp, if the tests are killed.
+
+    Raises:
+        NoServer: There is none, and none can be downloaded.
+    """
+    if found := _runnable(_pgbouncer_places()):
+        yield found[0]
+        return
+    with _folder() as folder:
+        folder.chmod(0o755)  # Whoever it is to run as has to come at it.
+        binary = Binary(_unpacked(folder), "Debian's package")
+        if not binary.version:
+            raise NoServer("Debian's PgBouncer does not run here: install one")
+        yield binary
+
+
+@contextmanager
+def pgbouncer(binary: Binary, server: str, pool_size: int = 2, settings: Sequence[str] = ()) -> Iterator[str]:
+    """A PgBouncer in transaction mode in front of a Postgres while the context lasts.
+
+    Args:
+        binary: From `pgbouncer_binary()`.
+        server: The URL of that Postgres; it has a user, and its host may be a folder with a socket.
+        pool_size: How many server connections all clients of a database share.
+        settings: More lines for pgbouncer.ini.
+
+    Yields:
+        The SQLAlchemy URL of the same database through it.
+    """
+    address = urlsplit(server)
+    query = dict(parse_qsl(address.query))
+    host, user = address.hostname or query.get("host", ""), unquote(address.username or "postgres")
+    port = _free_port()
+    with _folder() as folder:
+        password = unquote(address.password or "")
+        (folder / "users").write_text(f'"{user}" "{password}"\n')
+        lines = ["[databases]", f"* = host={host} port={address.port or query.get('port', 5432)}"]
+        lines += ["[pgbouncer]", "listen_addr = 127.0.0.1", f"listen_port = {port}", "unix_socket_dir ="]
+        lines += ["auth_type = trust", f"auth_file = {folder}/users", "max_client_conn = 500"]
+        lines += ["pool_mode = transaction", f"default_pool_size = {pool_size}", "server_login_retry = 0.1"]
+        lines += [*settings, ""]
+        (folder / "ini").write_text("\n".join(lines))
+        prefix, identity = _not_root(binary.path, folder)
+
+        def ready() -> bool:
+            with suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                return True
+            return False
+
+        command: Command = [*prefix, binary.path, folder / "ini"]
+        with _running(command, folder, ready, stop="TERM", **identity):
+            yield f"postgresql+psycopg://{user}@127.0.0.1:{port}{address.path}"
 
 
 class RedisProcess:
@@ -368,6 +431,38 @@ def _redis_places() -> Iterator[tuple[Path, str]]:
     for name in ("redis-server", "valkey-server"):
         if on_path := shutil.which(name):
             yield Path(on_path), "PATH"
+
+
+def _pgbouncer_places() -> Iterator[tuple[Path, str]]:
+    if path := os.environ.get(PGBOUNCER_BIN):
+        yield Path(path), "environment"
+    if on_path := shutil.which("pgbouncer"):
+        yield Path(on_path), "PATH"
+    yield Path("/usr/sbin/pgbouncer"), "system"
+
+
+def _unpacked(folder: Path) -> Path:
+    """A program that runs PgBouncer out of Debian's packages, which need no root to be unpacked."""
+    try:
+        said = _output(["apt-cache", "depends", "pgbouncer"], folder)
+        needed = set(re.findall(r"^ +Depends: (lib\S+)$", said, re.MULTILINE)) - {"libc6"}
+        _output(["apt-get", "download", "pgbouncer", *sorted(needed)], folder)
+        for package in folder.glob("*.deb"):
+            _output(["dpkg", "-x", package, folder / "root"], folder)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise NoServer(f"no PgBouncer found, and Debian's cannot be downloaded: {error}") from error
+    libraries = sorted({str(library.parent) for library in folder.glob("root/**/*.so.*")})
+    program = folder / "pgbouncer"
+    start = f'exec "{folder}/root/usr/sbin/pgbouncer" "$@"'
+    program.write_text(f"#!/bin/sh\nexport LD_LIBRARY_PATH={':'.join(libraries)}\n{start}\n")
+    program.chmod(0o755)
+    return program
+
+
+def _output(command: Command, folder: Path) -> str:
+    return subprocess.run(
+        command, cwd=folder, env={**os.environ, "LC_ALL": "C"}, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def _wheel(package: str) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import threading
 import time
@@ -19,10 +20,10 @@ from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 from kern_events.clock import now_us
 from kern_events.errors import StoreBusy, StoreCorrupt, StoreError, StoreUnavailable
 from kern_events.events import Head
-from kern_events.store import migrate, sql
+from kern_events.store import migrate, pooler, sql
 from kern_events.store.base import AnswerLost
 from kern_events.store.connections import Connections, Lease, keep_inherited, survive_forks
-from kern_events.store.wire import Cursor, binary_cursor
+from kern_events.store.wire import Cursor, binary_cursor, made_binary
 
 T = TypeVar("T")
 
@@ -48,10 +49,12 @@ class PostgresServer:
         self.sql: Final = sql.PostgresSQL(self.prefix)
         self._schema = schema
         self._own = engine is None
-        self._engine = engine or _create_engine(url, pool_size, lock_timeout_s)
+        lock_timeout_ms = max(1, int(lock_timeout_s * 1000))
+        self._engine = engine or _create_engine(url, pool_size, lock_timeout_ms)
+        pooled = self._own and pooler.in_transaction_mode(url)
         self._connections = Connections(
             self._engine,
-            _prepare,
+            functools.partial(_prepare, lock_timeout_ms=lock_timeout_ms if pooled else None),
             _restore,
             keep=pool_size if self._own else 0,
             limit=pool_size if self._own else None,
@@ -101,7 +104,7 @@ class PostgresServer:
             lease = self._take()
             bases: list[Head] = []
             try:
-                lease.driver.cursor.execute(sql.POSTGRES_BEGIN)
+                pooler.begin(lease.driver.cursor, sql.POSTGRES_BEGIN)
                 result = work(lease.driver, bases)
                 lease.driver.cursor.execute(sql.COMMIT if result is not None else sql.ROLLBACK)
             except psycopg.Error as error:
@@ -173,7 +176,7 @@ class PostgresServer:
         self.ensure()
         lease = self._take()
         try:
-            lease.driver.cursor.execute(sql.POSTGRES_BEGIN_READ)
+            pooler.begin(lease.driver.cursor, sql.POSTGRES_BEGIN_READ)
             yield lease.driver.cursor
             lease.driver.cursor.execute(sql.COMMIT)
         except psycopg.Error as error:
@@ -238,6 +241,8 @@ class PostgresServer:
         try:
             connection = lease.driver.connection
             with connection.transaction(), connection.cursor() as cursor:
+                if isinstance(lease.driver.cursor, pooler.TransactionCursor):
+                    lease.driver.cursor.limit()
                 cursor.execute(sql.POSTGRES_MIGRATION_LOCK)
                 yield cursor
         except psycopg.Error as error:
@@ -260,7 +265,8 @@ class PostgresServer:
         applied, min_writer = cursor.execute(self.sql.applied).fetchall()[0]
         migrate.check_writer("postgres", applied, min_writer)
         for step in migrate.pending("postgres", applied):
-            cursor.execute(step.text.encode())
+            # Many statements, which cannot be prepared: prepare_threshold=0 in the URL would.
+            cursor.execute(step.text.encode(), prepare=False)
             note = (step.number, step.name, step.sha256, migrate.MIN_WRITER[step.number], now_us())
             cursor.execute(sql.POSTGRES_NOTE_MIGRATION, note)
 
@@ -295,27 +301,35 @@ class PostgresSinks:
         return translated(error) if isinstance(error, psycopg.Error) else StoreError(str(error))
 
 
-def _create_engine(url: URL, pool_size: int, lock_timeout_s: float) -> Engine:
-    options = f"-c lock_timeout={max(1, int(lock_timeout_s * 1000))} -c plan_cache_mode=force_generic_plan"
-    given = url.query.get("options")
-    connect_args: dict[str, Any] = {"options": f"{given} {options}" if given else options}
+def _create_engine(url: URL, pool_size: int, lock_timeout_ms: int) -> Engine:
+    connect_args: dict[str, Any] = {**pooler.prepare_threshold(url)}
+    if not pooler.in_transaction_mode(url):
+        options = f"-c lock_timeout={lock_timeout_ms} -c plan_cache_mode=force_generic_plan"
+        given = url.query.get("options")
+        connect_args["options"] = f"{given} {options}" if given else options
     if "connect_timeout" not in url.query:
         connect_args["connect_timeout"] = 10
-    return create_engine(
+    engine = create_engine(
         url.set(drivername="postgresql+psycopg"),
         poolclass=QueuePool,
         pool_size=pool_size,
         max_overflow=-1,
         connect_args=connect_args,
     )
+    if pooler.in_transaction_mode(url):
+        pooler.limit_transactions(engine, lock_timeout_ms)
+    return engine
 
 
-def _prepare(checked_out: PoolProxiedConnection) -> Session:
+def _prepare(checked_out: PoolProxiedConnection, lock_timeout_ms: int | None) -> Session:
+    """Ready for use; with a lock timeout if each transaction is to set it."""
     connection = checked_out.driver_connection
     assert isinstance(connection, psycopg.Connection)
     checked_out.info["kern_autocommit"] = connection.autocommit
     connection.autocommit = True
-    return Session(connection, binary_cursor(connection))
+    if lock_timeout_ms is None:
+        return Session(connection, binary_cursor(connection))
+    return Session(connection, made_binary(pooler.TransactionCursor(connection, lock_timeout_ms)))
 
 
 def _restore(checked_out: PoolProxiedConnection) -> None:

@@ -560,6 +560,8 @@ POSTGRES_ISOLATION: Final = "SELECT current_setting('transaction_isolation')"
 POSTGRES_BEGIN_READ: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 # Begin a writing transaction.
 POSTGRES_BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
+# How long the transaction waits for a lock, where a session may not have a setting of its own.
+POSTGRES_LOCK_TIMEOUT: Final = "SELECT set_config('lock_timeout', %b, true)"
 # One migrator at a time; the number is ours alone and means nothing.
 POSTGRES_MIGRATION_LOCK: Final = "SELECT pg_advisory_xact_lock(7308332046109602405)"
 # Where the tables of a migration go.

@@ -85,7 +85,12 @@ _DUMPERS: Final[dict[type, type[Dumper]]] = {
 
 def binary_cursor(connection: psycopg.Connection[Any]) -> Cursor:
     """A cursor that takes our arrays and answers in binary."""
-    cursor: Cursor = connection.cursor(binary=True)
+    return made_binary(connection.cursor())
+
+
+def made_binary(cursor: Cursor) -> Cursor:
+    """The cursor, which takes our arrays and answers in binary from now on."""
+    cursor.format = Format.BINARY
     for kind, dumper in _DUMPERS.items():
         cursor.adapters.register_dumper(kind, dumper)
     return cursor

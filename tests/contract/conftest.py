@@ -2,6 +2,7 @@
 
 On Postgres all tests of a run share a database and have a namespace each, which is quick, and a
 test of namespaces by itself. What harms a database takes `postgres_url` and has one of its own.
+With `--long` most of them run once more on Postgres through PgBouncer: `-k pgbouncer`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests import databases, facade
+from tests import databases, facade, servers
 
-BACKENDS = ("memory", "sqlite", "postgres")
+BACKENDS = ("memory", "sqlite", "postgres", facade.PGBOUNCER)
 
 
 class Address(NamedTuple):
@@ -42,6 +43,16 @@ def shared_postgres_url(postgres_server: str) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def pooled_postgres_url(postgres_server: str, pgbouncer_binary: servers.Binary) -> Iterator[str]:
+    """One database more, through a PgBouncer with fewer server connections than a test has clients."""
+    with (
+        databases.database(postgres_server) as url,
+        servers.pgbouncer(pgbouncer_binary, url, pool_size=3) as pooled,
+    ):
+        yield f"{pooled}?prepare_threshold=none"
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     """The name of a backend."""
@@ -64,6 +75,8 @@ def address(backend: str, tmp_path: Path, request: pytest.FixtureRequest) -> Add
         return Address(backend, "memory:", namespace)
     if backend == "sqlite":
         return Address(backend, f"sqlite:///{tmp_path}/log.db", namespace)
+    if backend == "pgbouncer":
+        return Address("postgres", request.getfixturevalue("pooled_postgres_url"), namespace)
     return Address(backend, request.getfixturevalue("shared_postgres_url"), namespace)
 
 

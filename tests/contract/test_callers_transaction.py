@@ -17,7 +17,8 @@ from kern_events.errors import (
     StoreError,
     VersionConflict,
 )
-from tests.facade import only_on
+from tests import databases
+from tests.facade import PGBOUNCER, only_on
 from tests.writers import in_threads, note, notes, pick, texts
 
 
@@ -25,7 +26,7 @@ class Undo(Exception):
     """Rolls a transaction back."""
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", "postgres", PGBOUNCER])
 def backend(request):
     return request.param
 
@@ -33,7 +34,7 @@ def backend(request):
 @pytest.fixture
 def engine(address):
     """The caller's engine; on SQLite it begins its transactions immediately, as it has to."""
-    engine = create_engine(address.url)
+    engine = databases.engine(address.url)
     if address.backend == "sqlite":
 
         @event.listens_for(engine, "connect")

@@ -87,7 +87,7 @@ def check(sessions: Any, naive: Naive) -> int:
     return points
 
 
-CASES = {"memory": 300, "sqlite": 25, "postgres": 15}
+CASES = {"memory": 300, "sqlite": 25, "postgres": 15, "pgbouncer": 15}
 
 
 @pytest.mark.parametrize("facade_kind", ["sync"], indirect=True)

@@ -195,13 +195,16 @@ def proxy(postgres_url):
     proxy.close()
 
 
-@pytest.fixture
-def behind(proxy, postgres_url):
-    """A log whose connections go through the proxy, and one whose do not."""
+@pytest.fixture(params=["session", "transaction"])
+def behind(request, proxy, postgres_url):
+    """A log whose connections go through the proxy, and one whose do not.
+
+    With a setting for each session, and with one for each transaction, as behind a pooler.
+    """
     url = make_url(postgres_url)
-    through = url.set(
-        host="127.0.0.1", port=proxy.port, query={"sslmode": "disable", "gssencmode": "disable"}
-    )
+    query = {"sslmode": "disable", "gssencmode": "disable"}
+    query |= {"prepare_threshold": "none"} if request.param == "transaction" else {}
+    through = url.set(host="127.0.0.1", port=proxy.port, query=query)
     with SessionLog(through) as log, SessionLog(url) as honest:
         honest.append("s", [note("first")])
         log.head("s")
@@ -401,7 +404,8 @@ def test_a_server_that_is_away_is_unavailable_and_may_come_back(behind, proxy):
 @pytest.mark.parametrize(
     "count", [pytest.param(60, id="60"), pytest.param(5_000, id="5000", marks=pytest.mark.long)]
 )
-def test_backends_that_are_terminated_lose_and_double_nothing(postgres_url, count):
+@pytest.mark.parametrize("query", ["", "?prepare_threshold=none"])
+def test_backends_that_are_terminated_lose_and_double_nothing(postgres_url, query, count):
     """An administrator ends our sessions again and again, at any moment of an append."""
     killed, done = 0, threading.Event()
 
@@ -415,7 +419,7 @@ def test_backends_that_are_terminated_lose_and_double_nothing(postgres_url, coun
                 ).fetchall()
                 killed += len(rows)
 
-    with SessionLog(postgres_url) as log:
+    with SessionLog(postgres_url + query) as log:
         log.append("s", [note(0)])
         killer = threading.Thread(target=kill)
         killer.start()

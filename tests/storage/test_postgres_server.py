@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import psycopg
 import pytest
@@ -201,6 +201,106 @@ def test_a_sequence_that_is_drawn_in_advance_gives_no_feed(postgres_url):
         with pytest.raises(FeedUnavailable, match="CACHE 1"):
             list(log.read_all())
         assert log.append("s", notes(1)).version == 2
+
+
+# ------------------------------------------------------------------------------------- poolers
+
+
+@contextmanager
+def session_of(log):
+    """A connection that the log has, and its cursor."""
+    lease = log._store._server._connections.take()
+    yield lease.driver
+    log._store._server._connections.give(lease)
+
+
+@pytest.mark.parametrize(
+    ("query", "threshold", "setting"),
+    [
+        ("", 5, "5s"),
+        ("?prepare_threshold=0", 0, "5s"),
+        ("?prepare_threshold=3", 3, "5s"),
+        ("?prepare_threshold=none", None, "0"),
+        ("?prepare_threshold=None", None, "0"),
+    ],
+)
+def test_for_a_pooler_nothing_is_left_in_a_session(postgres_url, query, threshold, setting):
+    with SessionLog(postgres_url + query) as log:
+        for version in range(9):
+            log.append("s", notes(1), expected=version)
+        log.append_many([("s", notes(1), None), ("t", notes(1), None)])
+        assert log.verify().ok
+
+        with session_of(log) as (connection, _):
+            assert connection.prepare_threshold == threshold
+            [(prepared,)] = connection.execute("SELECT count(*) FROM pg_prepared_statements").fetchall()
+            assert (prepared > 0) == (threshold is not None)
+            assert connection.execute("SHOW lock_timeout").fetchall() == [(setting,)]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda log: log.append("s", notes(1)),
+        lambda log: log.append_many([("s", notes(1), None)]),
+        lambda log: log.delete("s"),
+        lambda log: log.head("s"),
+        lambda log: log.verify(),
+        lambda log: log.migrate(),
+    ],
+)
+def test_for_a_pooler_each_transaction_has_its_lock_timeout(postgres_url, use):
+    address = f"{postgres_url}?prepare_threshold=none"
+    with SessionLog(address, lock_timeout_s=0.1) as log, databases.connect(postgres_url) as other:
+        log.append("s", notes(1))
+        with other.transaction():
+            other.execute("LOCK TABLE kern_sessions, kern_events, kern_migrations")
+            with pytest.raises(StoreBusy) as caught:
+                use(log)
+
+        assert isinstance(caught.value.__cause__, psycopg.errors.LockNotAvailable)
+        assert log.append("s", notes(1)).version == 2
+
+
+def _stuck(pipeline):
+    """The reason comes, and the driver cannot leave the pipeline with a connection that looks whole."""
+    raise psycopg.errors.AdminShutdown("terminating connection due to administrator command")
+    yield
+
+
+def _cut(pipeline):
+    """The rows of the statement come, and the connection ends before the commit, without an error."""
+    yield from pipeline._fetch_gen(flush=True)
+    pipeline._conn.close()
+
+
+@pytest.mark.parametrize("end", [_stuck, _cut])
+def test_a_pipeline_that_does_not_come_to_its_end_leaves_the_outcome_open(postgres_url, monkeypatch, end):
+    with SessionLog(f"{postgres_url}?prepare_threshold=none") as log:
+        log.append("s", notes(1))
+        ends = []
+
+        def once(pipeline):
+            monkeypatch.undo()
+            ends.append(pipeline)
+            return end(pipeline)
+
+        monkeypatch.setattr(psycopg.Pipeline, "_exit_gen", once)
+        receipt = log.append("s", notes(2))
+
+        assert len(ends) == 1
+        assert receipt.version == 3
+        assert texts(log.read("s")) == [0, 0, 1]
+        assert log.verify().ok
+
+
+@pytest.mark.parametrize("value", ["never", "-1", "1.5", "\u0663", "9" * 10, "1&prepare_threshold=2"])
+def test_an_option_that_the_driver_would_not_take_is_refused(value):
+    with pytest.raises(ValueError, match=r"prepare_threshold= .* whole number, or none") as caught:
+        SessionLog(f"postgresql://user:my-password@localhost/db?prepare_threshold={value}")
+
+    assert "my-password" not in str(caught.value)
+    assert "localhost" not in str(caught.value)
 
 
 # -------------------------------------------------------------------------------------- server
