@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         tool_failed,
         tool_returned,
     )
+    from kern_events.imports import EventsReport, import_events
     from kern_events.log import PendingReceipt, SessionLog
     from kern_events.transfer import ImportReport, import_transcripts
     from kern_events.turn import TurnRecorder
@@ -60,6 +61,7 @@ __all__ = [
     "Draft",
     "Erased",
     "Event",
+    "EventsReport",
     "Finding",
     "Fork",
     "Head",
@@ -71,6 +73,7 @@ __all__ = [
     "SessionLog",
     "Sessions",
     "TurnRecorder",
+    "import_events",
     "import_transcripts",
     "message",
     "state_changed",
@@ -87,6 +90,7 @@ _MODULES = {
         *("Branch", "Branches", "Draft", "Erased", "Event", "Fork", "Head", "Receipt", "SessionInfo"),
         *("message", "state_changed", "tool_called", "tool_failed", "tool_returned"),
     ),
+    "imports": ("EventsReport", "import_events"),
     "log": ("PendingReceipt", "SessionLog"),
     "transfer": ("ImportReport", "import_transcripts"),
     "turn": ("TurnRecorder",),

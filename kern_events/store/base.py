@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from sqlalchemy.engine import Connection
 
 from kern_events import chain
-from kern_events.batch import LISTING, Batch, Linked, StoredRow
+from kern_events.batch import LISTING, Batch, Linked, Row, StoredRow
 from kern_events.events import Head, Kind, Receipt, SessionInfo
 
 logger: Final = logging.getLogger("kern_events")
@@ -104,6 +104,39 @@ class Origin(NamedTuple):
     epoch: int
 
 
+class Adoption(NamedTuple):
+    """Rows of another log, checked, to be recorded as they are.
+
+    `whose` is a batch without events. `base` is exactly the head that they go on from, None if the
+    session must be new; `head`, `listing` and `created_us` are its head row after them. A new fork
+    needs its parent to be of `parent_epoch`. `erasures` of the rows are tombstones; what is before
+    `erase_before` loses its content.
+    """
+
+    whose: Batch
+    base: Head | None
+    rows: Sequence[StoredRow]
+    head: Head
+    listing: tuple[str | None, ...]
+    created_us: int
+    fork_parent: str | None
+    fork_version: int | None
+    parent_epoch: int
+    erasures: int
+    erase_before: int
+
+    @property
+    def linked(self) -> Linked:
+        """The rows as those of an append, which sets all listing columns."""
+        rows: list[Row] = [(row[0], *row[2:16], *row[17:]) for row in self.rows]
+        return Linked(rows, self.head, dict(zip(LISTING, self.listing, strict=True)))
+
+    @property
+    def commits(self) -> list[bytes | None]:
+        """What stands for the content of each row, if it is erased."""
+        return [row[16] for row in self.rows]
+
+
 class StoredChunk(NamedTuple):
     """One row of kern_snapshots: opaque bytes under a name, and the version that they are of."""
 
@@ -152,6 +185,9 @@ class Store(Protocol):
 
     def fork(self, batch: Batch, origin: Origin) -> Landed | Refused | None:
         """Begin a session with the batch; refused if it exists, None if the parent is gone or erased from."""
+
+    def adopt(self, adoption: Adoption) -> bool:
+        """Record rows of another log; False if the session, or a fork's parent, is not where they go on."""
 
     def head(self, namespace: str, session_id: str) -> Head | None:
         """The head, or None if the session is unknown."""
