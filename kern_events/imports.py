@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Final
 import msgspec
 
 from kern_events import chain, lineage
-from kern_events.batch import StoredRow
+from kern_events.batch import Linked, Row, StoredRow
 from kern_events.bundle import Section, namespace_of, parse, row_line
 from kern_events.errors import InvalidEvent
 from kern_events.events import Head
@@ -312,42 +312,46 @@ class _Session:
     def parts(self, head: Head | None) -> Iterator[Adoption]:
         """What is missing behind a head, a transaction each."""
         assert self._beginning is not None and self.incoming is not None
+        epoch = head.epoch if head else _epoch_of(self._log, self.section.fork_parent)
         if self._file is None:
             after = head.version if head else 0
-            yield self._part(self.incoming, head, [row for row in self._rows if row[0] > after])
+            yield self._part(self.incoming, head, epoch, [row for row in self._rows if row[0] > after])
             return
         walk, rows, size_bytes = self._walk(self._beginning), [], 0
-        self._file.seek(0)
-        for line in self._file:
-            row = parse(line)
-            assert not isinstance(row, Section)
+        for row in self._replayed(self._file):
             walk.take(row)
             if head is not None and row[0] <= head.version:
                 continue
             rows.append(row)
             size_bytes += _size_bytes(row)
             if len(rows) >= _PART_EVENTS or size_bytes > _PART_BYTES:
-                yield (part := self._part(walk, head, rows))
-                head, rows, size_bytes = part.head, [], 0
+                yield (part := self._part(walk, head, epoch, rows))
+                head, epoch, rows, size_bytes = part.linked.head, part.linked.head.epoch, [], 0
         if rows:
-            yield self._part(walk, head, rows)
+            yield self._part(walk, head, epoch, rows)
 
-    def _part(self, walk: Incoming, base: Head | None, rows: Sequence[StoredRow]) -> Adoption:
-        assert self._beginning is not None
-        before = base or self._beginning.head
-        erasures = sum(version > before.version for version in walk.tombstones)
+    def _replayed(self, file: IO[bytes]) -> Iterator[StoredRow]:
+        file.seek(0)
+        for line in file:
+            row = parse(line)
+            assert not isinstance(row, Section)
+            yield row
+
+    def _part(self, walk: Incoming, base: Head | None, epoch: int, rows: Sequence[StoredRow]) -> Adoption:
+        before = base.version if base else self.section.origin
+        erasures = sum(version > before for version in walk.tombstones)
+        made: list[Row] = [(row[0], *row[2:16], *row[17:]) for row in rows]
         return Adoption(
             self._log._scope_of(self.section.session_id),
             base,
-            rows,
-            walk.head(before.epoch + erasures),
-            tuple(walk.listing.values()),
+            Linked(made, walk.head(epoch + erasures), walk.listing),
+            [row[16] for row in rows],
             walk.created_us,
             self.section.fork_parent,
             self.section.fork_version,
-            self._beginning.head.epoch,
-            erasures,
-            walk.deleted if walk.deleted > before.version else 0,
+            parent_epoch=epoch,
+            erasures=erasures,
+            erase_before=walk.deleted if walk.deleted > before else 0,
         )
 
     def _walk(self, beginning: Beginning) -> Incoming:
@@ -386,9 +390,13 @@ def _beginning(log: SessionLog, section: Section) -> Beginning:
     def turn_at(version: int) -> int:
         return lineage.turn_at(store, namespace, parent, version)
 
-    return Beginning(
-        Head(version, genesis, turn_at(version), 0, head.epoch, "open", rows[0][8]), turn_at, parent
-    )
+    return Beginning(Head(version, genesis, turn_at(version), at_us=rows[0][8]), turn_at, parent)
+
+
+def _epoch_of(log: SessionLog, parent: str | None) -> int:
+    """The epoch that a session begins with: its parent's."""
+    head = None if parent is None else log._store.head(log.namespace, parent)
+    return head.epoch if head else 0
 
 
 def _check_namespace(line: bytes, namespace: str) -> None:

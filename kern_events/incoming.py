@@ -31,7 +31,7 @@ class Beginning(msgspec.Struct, frozen=True):
 
     Attributes:
         head: Version 0 and the genesis hash; or a fork's origin, with the fork's genesis hash, and
-            turn, time and epoch of the parent there.
+            the parent's turn and time there.
         turn_at: The highest turn started at a version of the parent.
         parent: The session that it was forked from.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -41,6 +42,33 @@ def fill(log: Any) -> list[str]:
     log.fork("left", "third orphan")
     log.delete("left")
     return ["s", "fork", "fork of it", "gone", "orphan", "second orphan", "left", "third orphan"]
+
+
+def grow(log: SessionLog, chance: random.Random, steps: int) -> list[str]:
+    """Sessions of random appends, turns, restores, forks, deletions and reopenings; their ids."""
+    ids = ["s0"]
+    log.append("s0", [note(0)])
+    for step in range(steps):
+        id = chance.choice(ids)
+        head = log.head(id)
+        match chance.randrange(8):
+            case 0 if head.status == "open" and chance.random() < 0.3:
+                log.delete(id)
+            case _ if head.status != "open":
+                log.append(id, [Draft("session.created", {"name": f"again {step}"})])
+            case 1 | 2:
+                into = f"s{len(ids)}"
+                log.fork(id, into, version=chance.randint(1, head.version))
+                ids.append(into)
+            case 3:
+                restore(log, id, chance.randint(0, head.version))
+            case 4 | 5:
+                log.append(id, [Draft("turn.started", {}), note(step), Draft("turn.completed", {})])
+            case 6 if chance.random() < 0.2:
+                log.append(id, [Draft("session.closed", {})])
+            case _:
+                log.append(id, [note(step, native=b"\xff", actor="a")], idempotency_key=f"k{step}")
+    return ids
 
 
 def restore(log: Any, session_id: str, target: int) -> None:

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Final
 
 import click
 
-from kern_events.cli.opening import database, refusing, sessions_at
+from kern_events.cli.opening import database, failure, refusing, sessions_at
 
 if TYPE_CHECKING:
     from kern_events import Event, Sessions
@@ -43,7 +43,7 @@ def export(session: str | None, form: str, output: str | None, db: str, namespac
             write(_events(sessions, session), file)
         else:
             _put(file, _lines(sessions, session, form))
-    if output is not None:
+    if output is not None and os.path.isfile(output):
         console(stderr=True).print(f"{os.path.getsize(output):,} bytes written")
 
 
@@ -105,6 +105,11 @@ def _opened(output: str | None) -> Iterator[IO[bytes]]:
     if output is None:
         yield sys.stdout.buffer
         return
+    if os.path.exists(output) and not os.path.isfile(output):
+        with _said(output), open(output, "wb") as file:  # A device or a pipe stays what it is.
+            yield file
+        return
+    output = os.path.realpath(output)
     part = f"{output}.part"
     try:
         with _said(part), open(part, "wb") as file:
@@ -114,7 +119,7 @@ def _opened(output: str | None) -> Iterator[IO[bytes]]:
         with _said(output):
             os.replace(part, output)
     except BaseException:
-        if os.path.exists(part):
+        if os.path.isfile(part):
             os.unlink(part)
         raise
 
@@ -122,8 +127,6 @@ def _opened(output: str | None) -> Iterator[IO[bytes]]:
 @contextmanager
 def _said(path: str) -> Iterator[None]:
     """What the operating system has against a file, on one line."""
-    from kern_events.cli.opening import failure
-
     try:
         yield
     except OSError as error:

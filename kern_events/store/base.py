@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from sqlalchemy.engine import Connection
 
 from kern_events import chain
-from kern_events.batch import LISTING, Batch, Linked, Row, StoredRow
+from kern_events.batch import LISTING, Batch, Linked, StoredRow
 from kern_events.events import Head, Kind, Receipt, SessionInfo
 
 logger: Final = logging.getLogger("kern_events")
@@ -107,17 +107,16 @@ class Origin(NamedTuple):
 class Adoption(NamedTuple):
     """Rows of another log, checked, to be recorded as they are.
 
-    `whose` is a batch without events. `base` is exactly the head that they go on from, None if the
-    session must be new; `head`, `listing` and `created_us` are its head row after them. A new fork
-    needs its parent to be of `parent_epoch`. `erasures` of the rows are tombstones; what is before
-    `erase_before` loses its content.
+    `whose` is a batch without events, `base` exactly the head that the rows go on from, or None if the
+    session must be new. `linked` sets every listing column, `commits` are what stands for the content
+    of each row, if it is erased. A new fork needs its parent to be of `parent_epoch`. `erasures` of the
+    rows are tombstones; what is before `erase_before` loses its content.
     """
 
     whose: Batch
     base: Head | None
-    rows: Sequence[StoredRow]
-    head: Head
-    listing: tuple[str | None, ...]
+    linked: Linked
+    commits: Sequence[bytes | None]
     created_us: int
     fork_parent: str | None
     fork_version: int | None
@@ -126,15 +125,14 @@ class Adoption(NamedTuple):
     erase_before: int
 
     @property
-    def linked(self) -> Linked:
-        """The rows as those of an append, which sets all listing columns."""
-        rows: list[Row] = [(row[0], *row[2:16], *row[17:]) for row in self.rows]
-        return Linked(rows, self.head, dict(zip(LISTING, self.listing, strict=True)))
+    def namespace(self) -> str:
+        """The tenant."""
+        return self.whose.namespace
 
     @property
-    def commits(self) -> list[bytes | None]:
-        """What stands for the content of each row, if it is erased."""
-        return [row[16] for row in self.rows]
+    def session_id(self) -> str:
+        """The session."""
+        return self.whose.session_id
 
 
 class StoredChunk(NamedTuple):

@@ -161,17 +161,16 @@ class MemoryStore:
 
     def adopt(self, adoption: Adoption) -> bool:
         """See Store."""
-        whose, parent = adoption.whose, adoption.fork_parent
-        key = (whose.namespace, whose.session_id)
+        key, parent = (adoption.namespace, adoption.session_id), adoption.fork_parent
         with self._locked():
             session = self._sessions.get(key)
             if (session.head if session else None) != adoption.base:
                 return False
             if session is None and parent is not None:
-                begun = self._sessions.get((whose.namespace, parent))
+                begun = self._sessions.get((adoption.namespace, parent))
                 if begun is None or begun.head.epoch != adoption.parent_epoch:
                     return False
-            self._write(whose, adoption.linked, adoption.commits)
+            self._write(adoption.whose, adoption.linked, adoption.commits)
             if session is None:
                 session = self._sessions[key]
                 session.created_us = adoption.created_us

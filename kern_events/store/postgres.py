@@ -208,7 +208,7 @@ class PostgresStore:
         """See Store."""
         self._server.ensure()
         whose, parent = adoption.whose, adoption.fork_parent
-        scope = (whose.namespace, whose.session_id)
+        scope = (adoption.namespace, adoption.session_id)
 
         def work(session: Session, bases: list[Head]) -> bool | None:
             cursor = session.cursor
@@ -233,11 +233,12 @@ class PostgresStore:
 
     def _adopt_head(self, cursor: Cursor, adoption: Adoption) -> bool:
         """False if somebody else has just created the session."""
-        whose, linked = adoption.whose, adoption.linked
+        linked = adoption.linked
         if adoption.base is not None:
-            cursor.execute(self._sql.move_locked, (*_rewritten(linked), whose.namespace, whose.session_id))
+            place = (adoption.namespace, adoption.session_id)
+            cursor.execute(self._sql.move_locked, (*_rewritten(linked), *place))
             return True
-        values = list(_created(whose, linked))
+        values = list(_created(adoption.whose, linked))
         values[10] = adoption.created_us
         cursor.execute(self._sql.adopt_head, (*values, adoption.fork_parent, adoption.fork_version))
         return cursor.rowcount == 1
@@ -676,9 +677,8 @@ def _copy(cursor: Cursor, statement: str, batches: Sequence[Batch], linked: Sequ
 
 def _adopt_rows(cursor: Cursor, statement: str, adoption: Adoption) -> None:
     """Send rows of another log as one binary COPY."""
-    whose = adoption.whose
     with cursor.copy(statement) as copy:
         copy.write(_COPY_HEADER)
         for row, commit in zip(adoption.linked.rows, adoption.commits, strict=True):
-            copy.write(adopted_row(whose.namespace, whose.session_id, row, commit))
+            copy.write(adopted_row(adoption.namespace, adoption.session_id, row, commit))
         copy.write(_COPY_TRAILER)

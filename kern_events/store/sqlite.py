@@ -160,7 +160,7 @@ class SQLiteStore:
 
     def adopt(self, adoption: Adoption) -> bool:
         """See Store."""
-        scope, parent = (adoption.whose.namespace, adoption.whose.session_id), adoption.fork_parent
+        scope, parent = (adoption.namespace, adoption.session_id), adoption.fork_parent
 
         def work(driver: Driver, bases: list[Head]) -> bool:
             row = driver.execute(sql.SQLITE_LOCKED_HEAD, scope).fetchone()
@@ -542,7 +542,7 @@ def _create_head(driver: Driver, batch: Batch, linked: Linked) -> int:
 
 def _adopt_head(driver: Driver, adoption: Adoption, session: int | None) -> int:
     """Write the head row of rows of another log; returns its id."""
-    linked, after = adoption.linked, adoption.head
+    linked, after = adoption.linked, adoption.linked.head
     if session is not None:
         columns = (after.at_us // HOUR_US, *listing_values(linked), session)
         driver.execute(sql.SQLITE_REWRITE_HEAD, (*_moved(after), *columns))

@@ -8,10 +8,12 @@ import pytest
 
 from kern_events import Draft, SessionLog, import_events, imports, message
 from kern_events.errors import InvalidEvent, SessionNotFound
+from kern_events.exports.sessions import every_line
 from kern_events.store.base import AnswerLost
-from tests.bundles import everything, fill
+from tests import hostile
+from tests.bundles import everything, fill, grow
 from tests.facade import store_of, sync_of
-from tests.writers import in_threads, note, notes
+from tests.writers import in_threads, note, notes, pick
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
@@ -30,6 +32,12 @@ def memory(address):
     """Another log of the same namespace."""
     with SessionLog("memory:", namespace=address.namespace) as memory:
         yield memory
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """As if four events were very many."""
+    monkeypatch.setattr(imports, "_PART_EVENTS", 4)
 
 
 def moved(log, into, *session_ids):
@@ -73,6 +81,39 @@ def test_an_import_goes_on_like_any_session(log, other):
     assert other.append("s", [note("native")], idempotency_key="x").first_version == log.head("s").version + 1
     assert other.verify().ok
     assert [e.type for e in other.read_all()][-1] == "note.taken"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_forests_come_back_bit_for_bit(log, memory, seed, small_parts):
+    ids = grow(sync_of(log), pick(seed), 80)
+    report = import_events(memory, every_line(sync_of(log)))
+    found, expected = everything(memory, ids), everything(log, ids)
+
+    assert report.ok, report.problems
+    # What is deleted is exported as the parent of something only.
+    assert all(found[id] == expected[id] or log.head(id).status == "deleted" for id in ids)
+    assert memory.verify().ok
+    assert import_events(memory, every_line(sync_of(log))).events == 0
+
+
+def test_what_can_be_recorded_can_be_imported(log, memory):
+    drafts = [note(value) for value in hostile.values() if hostile.recordable(value)]
+    for start in range(0, len(drafts), 500):
+        log.append("s", drafts[start : start + 500])
+
+    assert import_events(memory, log.export("s")).ok
+    assert everything(memory, ["s"]) == everything(log, ["s"])
+
+
+def test_large_payloads_come_back_and_a_log_may_take_less(open_log, memory, address):
+    log = open_log(max_payload_bytes=4 << 20)
+    log.append("s", [note("é" * (1 << 20), native=b"n" * (2 << 20), meta={"m": 1})])
+    refused = import_events(memory, log.export("s"))
+    with SessionLog("memory:", namespace=address.namespace, max_payload_bytes=4 << 20) as larger:
+        assert import_events(larger, log.export("s")).ok
+        assert everything(larger, ["s"]) == everything(log, ["s"])
+
+    assert refused.problems[0].reason == "native: 2,097,152 bytes, the limit is 1,048,576"
 
 
 def test_importing_again_changes_nothing(log, memory):
@@ -238,13 +279,26 @@ def test_another_namespace_is_told_before_anything_is_written(log):
         assert another.sessions() == []
 
 
+def test_a_parent_that_is_deleted_while_its_fork_is_imported(log, other, monkeypatch):
+    log.append("s", [note("secret")])
+    log.fork("s", "f")
+    moved(log, other, "s")
+    adopt, deleted = store_of(other).adopt, []
+
+    def late(adoption):
+        if not deleted:
+            deleted.append(other.delete("s"))
+        return adopt(adoption)
+
+    monkeypatch.setattr(store_of(other), "adopt", late)
+    report = moved(log, other, "f")[0]
+
+    assert (report.ok, report.new) == (True, 1)
+    assert other.head("f").epoch == other.head("s").epoch == 1
+    assert other.verify().ok
+
+
 # ------------------------------------------------------------------------------------ many events
-
-
-@pytest.fixture
-def small_parts(monkeypatch):
-    """As if four events were very many."""
-    monkeypatch.setattr(imports, "_PART_EVENTS", 4)
 
 
 def test_a_long_session_is_recorded_in_parts(log, other, small_parts):

@@ -145,6 +145,16 @@ def test_a_file_that_cannot_be_written_is_one_line_on_stderr(run: Run, log: Sess
     assert "no/such/folder.part: No such file or directory" in result.stderr
 
 
+def test_a_device_stays_one_and_a_link_leads_to_its_file(run: Run, log: SessionLog, tmp_path: Path) -> None:
+    log.append("s", notes(1))
+    (tmp_path / "link").symlink_to("target")
+
+    assert run("export", "s", "--output", "/dev/null").exit_code == 0
+    assert run("export", "s", "--output", "link").exit_code == 0
+    assert not Path("/dev/null").is_file()
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").is_file()
+
+
 def test_a_missing_extra_is_one_line_on_stderr(
     run: Run, log: SessionLog, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
