@@ -96,15 +96,9 @@ def owner_of(store: Store, namespace: str, session_id: str, version: int) -> str
 
 
 def segments(store: Store, namespace: str, session_id: str, version: int) -> list[Segment]:
-    """The sessions in whose rows a session up to a version lies, the one without a parent first.
-
-    Of a parent, that is what was forked from it; and if something of it was erased since, what is
-    recorded up to that erasure, without which the rest would look as if somebody had taken it away.
-    """
+    """The sessions in whose rows a session up to a version lies, the one without a parent first."""
     found: list[Segment] = []
     for owner, lineage in _line(store, namespace, session_id):
-        if found:
-            version = max(version, erased_until(store, namespace, owner))
         found.append(Segment(owner, lineage.parent, lineage.origin, version))
         version = lineage.origin
     found.reverse()

@@ -366,7 +366,8 @@ class SessionLog:
             yield from map(bundle.row_line, rows)
             after = rows[-1][0]
             if after == until:
-                # If something was erased meanwhile, the event that says so belongs to it.
+                # What was erased would look as if somebody had taken it away, without what says so: of a
+                # parent that is recorded behind the fork, of any session while it is exported.
                 until = max(until, lineage.erased_until(self._store, self.namespace, session_id))
 
     def read_all(self, *, after: int = 0, limit: int | None = None) -> Iterator[Event]:

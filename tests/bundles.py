@@ -88,13 +88,20 @@ def _unplaced(row: StoredRow) -> StoredRow:
     return (row[0], *row[2:])
 
 
-def forged(lines: Iterable[bytes], namespace: str, change: Callable[[dict[str, Any]], object]) -> list[bytes]:
+def forged(
+    lines: Iterable[bytes],
+    namespace: str,
+    change: Callable[[dict[str, Any]], object],
+    parent_hash: bytes | None = None,
+) -> list[bytes]:
     """The lines of one session after a change to its rows, with hashes that fit again."""
     header, head, *rest = lines
     section = parse(head)
     assert isinstance(section, Section)
     scope = chain.scope(namespace, section.session_id)
     previous, made = chain.genesis(scope), [header, head]
+    if section.fork_parent is not None and parent_hash is not None:
+        previous = chain.fork_genesis(scope, section.fork_parent, section.origin, parent_hash)
     for line in rest:
         fields = json.loads(line)
         change(fields)
