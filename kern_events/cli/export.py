@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Final
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import IO, TYPE_CHECKING, Final, TypeVar
 
 import click
 
 from kern_events.cli.opening import database, failure, refusing, sessions_at
 
 if TYPE_CHECKING:
-    from kern_events import Event, Sessions
+    from kern_events import Sessions
 
 _FORMATS: Final = ("jsonl", "cloudevents", "agui", "otel", "parquet")
 
-Counted = Callable[[bytes], None]
+T = TypeVar("T")
 
 
 @click.command()
 @click.argument("session", required=False)
 @click.option("--format", "form", type=click.Choice(_FORMATS), default="jsonl", show_default=True)
-@click.option(
-    "--output", "-o", type=click.Path(dir_okay=False), help="A file; it is there whole, or not at all."
-)
+@click.option("--output", type=click.Path(dir_okay=False), help="A file; it is there whole, or not at all.")
 @database
 def export(session: str | None, form: str, output: str | None, db: str, namespace: str) -> None:
     """Write SESSION, or all sessions, as JSON lines, or as a Parquet file.
@@ -40,7 +38,7 @@ def export(session: str | None, form: str, output: str | None, db: str, namespac
         if form == "parquet":
             from kern_events.exports.parquet import write
 
-            write(_events(sessions, session), file)
+            write(_of_each(sessions, session, sessions.read), file)
         else:
             _put(file, _lines(sessions, session, form))
     if output is not None and os.path.isfile(output):
@@ -64,39 +62,30 @@ def _put(file: IO[bytes], lines: Iterator[bytes]) -> None:
 
 
 def _lines(sessions: Sessions, session: str | None, form: str) -> Iterator[bytes]:
-    from kern_events.exports.sessions import every_line
+    from kern_events.exports import agui, cloudevents, otel
+    from kern_events.exports.sessions import every_line, live_events
 
     if form == "jsonl":
         return every_line(sessions) if session is None else sessions.export(session)
-    made = (_converted(sessions, each, form) for each in _ids(sessions, session))
-    return (line for lines in made for line in lines)
+    convert: Mapping[str, Callable[[str], Iterator[bytes]]] = {
+        "cloudevents": lambda each: cloudevents.lines(sessions.read(each)),
+        "agui": lambda each: agui.lines(live_events(sessions, each), each),
+        "otel": lambda each: otel.lines(sessions.read(each)),
+    }
+    return _of_each(sessions, session, convert[form])
 
 
-def _converted(sessions: Sessions, session: str, form: str) -> Iterator[bytes]:
-    """One session in a format of others."""
-    from kern_events.exports import agui, cloudevents, otel
-    from kern_events.exports.sessions import live_events
-
-    if form == "agui":
-        return agui.lines(live_events(sessions, session), session)
-    events = sessions.read(session)
-    return cloudevents.lines(events) if form == "cloudevents" else otel.lines(events)
-
-
-def _events(sessions: Sessions, session: str | None) -> Iterator[Event]:
-    return (event for each in _ids(sessions, session) for event in sessions.read(each))
-
-
-def _ids(sessions: Sessions, session: str | None) -> Iterator[str]:
-    """The session, or all of them but those that are deleted meanwhile."""
+def _of_each(sessions: Sessions, session: str | None, convert: Callable[[str], Iterator[T]]) -> Iterator[T]:
+    """What there is of the session, or of all but those that are deleted meanwhile."""
+    from kern_events.errors import SessionNotFound
     from kern_events.exports.sessions import every_session
 
     if session is not None:
-        yield session
+        yield from convert(session)
         return
     for info in every_session(sessions):
-        if sessions.head(info.session_id).status != "deleted":
-            yield info.session_id
+        with suppress(SessionNotFound):
+            yield from convert(info.session_id)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -164,6 +165,32 @@ def test_a_missing_extra_is_one_line_on_stderr(
 
     assert result.stderr == "Error: Parquet export needs: pip install 'kern-events[parquet]'\n"
     assert not list(tmp_path.glob("out*"))
+
+
+def test_progress_is_shown_beside_the_lines(url: str, log: SessionLog) -> None:
+    log.append("s", [message("user", "\x1b[31m")])
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "kern_events", "export", "--db", url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, stdin=theirs) as process:
+        os.close(theirs)
+        output, _ = process.communicate()
+    shown = os.read(ours, 65_536)
+    os.close(ours)
+
+    assert output == b"".join(log.export("s"))
+    assert b"exporting" in shown and b"\x1b[31m" not in output
+
+
+def test_a_session_that_is_deleted_meanwhile_is_left_out(
+    run: Run, log: SessionLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.append_many([("a", notes(1), 0), ("b", notes(1), 0)])
+    found = log.sessions()
+    log.delete("a")
+    monkeypatch.setattr("kern_events.exports.sessions.every_session", lambda log: iter(found))
+
+    lines = run("export", "--format", "cloudevents").stdout.splitlines()
+    assert [json.loads(line)["subject"] for line in lines] == ["b"]
 
 
 def test_whoever_reads_may_go_away(url: str, log: SessionLog) -> None:
