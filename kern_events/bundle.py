@@ -119,7 +119,7 @@ def row_line(row: StoredRow) -> bytes:
 def is_header(line: bytes) -> bool:
     """Whether a file that begins with this line is one of ours, of whatever version."""
     try:
-        value = msgspec.json.decode(line.removeprefix(BOM_UTF8)) if len(line) < 1_000 else None
+        value = msgspec.json.decode(line.removeprefix(BOM_UTF8)) if len(line) < _LONGEST_SECTION else None
     except (ValueError, RecursionError):
         return False
     return isinstance(value, dict) and value.get("format") == FORMAT

@@ -55,6 +55,8 @@ class _Stream:
         self._last: str | None = None
         self._parent: str | None = None
         self._messages: list[Made] = []
+        self._carrying: tuple[str, int] | None = None
+        """The message, and its turn, that a call without one of its own made last: more may follow."""
         self._state: dict[str, Any] = {}
 
     def taken(self) -> list[Made]:
@@ -181,13 +183,18 @@ class _Stream:
         self._remember({"id": message_id, "role": "tool", "toolCallId": call_id, "content": content})
 
     def _called(self, event: Event) -> None:
-        """A call that no message carries; of the others the message has told."""
+        """A call that no message carries, nor one before it; of the others the message has told."""
         payload = event.payload
         calls = _calls([{**payload, "id": payload.get("call_id")}])
-        if calls:
-            message_id = event.event_id.hex()
-            self._call(message_id, *calls[0])
-            self._remember(_message(message_id, "assistant", "", calls, {}))
+        if not calls:
+            return
+        carrier = self._messages[-1] if self._messages else None
+        if carrier is None or self._carrying != (carrier["id"], event.turn):
+            carrier = _message(event.event_id.hex(), "assistant", "", [], {})
+            self._remember(carrier)
+            self._carrying = (carrier["id"], event.turn)
+        carrier["toolCalls"] = [*carrier.get("toolCalls", ()), *_shown(calls)]
+        self._call(carrier["id"], *calls[0])
 
     def _returned(self, event: Event) -> None:
         call_id = event.payload.get("call_id")
@@ -199,8 +206,8 @@ class _Stream:
 
     def _replaced(self, event: Event) -> None:
         payload, id = event.payload, event.payload.get("id")
-        index = next((i for i, each in enumerate(self._messages) if each["id"] == id), None)
-        if index is None:
+        known = (i for i in reversed(range(len(self._messages))) if self._messages[i]["id"] == id)
+        if (index := next(known, None)) is None:
             return
         if event.type == "message.removed":
             del self._messages[index]
@@ -278,11 +285,15 @@ def _message(
     """A message as a snapshot has it."""
     made: Made = {"id": message_id, "role": role, "content": text, **name}
     if calls and role == "assistant":
-        made["toolCalls"] = [
-            {"id": id, "type": "function", "function": {"name": tool, "arguments": arguments}}
-            for id, tool, arguments in calls
-        ]
+        made["toolCalls"] = _shown(calls)
     return made
+
+
+def _shown(calls: list[tuple[str, str, str]]) -> list[Made]:
+    return [
+        {"id": id, "type": "function", "function": {"name": tool, "arguments": arguments}}
+        for id, tool, arguments in calls
+    ]
 
 
 def _calls(value: Any) -> list[tuple[str, str, str]]:

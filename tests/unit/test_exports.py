@@ -200,6 +200,23 @@ def test_a_tool_call_is_started_filled_ended_and_answered(log):
     assert made[7]["content"] == '{"n":1}'
 
 
+def test_calls_without_a_message_are_carried_as_the_view_has_them(log):
+    with log.turn("s") as recorder:
+        first, second = recorder.tool_call("a", {"x": 1}), recorder.tool_call("b")
+        recorder.tool_result(first, "one")
+        recorder.tool_error(second, "two")
+        recorder.tool_call("c")
+        recorder.message("assistant", "done", id="m")
+        recorder.record(Draft("message.replaced", {"id": "m", "content": "really done"}))
+    made = streamed(log, "s")
+    parents = [event["parentMessageId"] for event in made if event["type"] == "TOOL_CALL_START"]
+    [snapshot] = [event["messages"] for event in made if event["type"] == "MESSAGES_SNAPSHOT"]
+
+    assert parents[0] == parents[1] != parents[2]
+    assert told(made) == viewed(log, "s")
+    assert [len(each.get("toolCalls", ())) for each in snapshot] == [2, 0, 0, 1, 0]
+
+
 ENDS = {
     "turn.completed": ({"usage": {"input_tokens": 3}}, "RUN_FINISHED", {"type": "success"}),
     "turn.cancelled": ({}, "RUN_FINISHED", {"type": "cancelled"}),
