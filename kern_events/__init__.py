@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         tool_returned,
     )
     from kern_events.feed import AsyncSubscription, Subscription
+    from kern_events.imports import EventsReport, import_events
     from kern_events.log import PendingReceipt, SessionLog
     from kern_events.transfer import ImportReport, import_transcripts
     from kern_events.turn import TurnRecorder
@@ -68,6 +69,7 @@ __all__ = [
     "Event",
     "EventType",
     "EventTypes",
+    "EventsReport",
     "Finding",
     "Fork",
     "Head",
@@ -81,6 +83,7 @@ __all__ = [
     "Split",
     "Subscription",
     "TurnRecorder",
+    "import_events",
     "import_transcripts",
     "message",
     "state_changed",
@@ -99,6 +102,7 @@ _MODULES = {
         *("message", "state_changed", "tool_called", "tool_failed", "tool_returned"),
     ),
     "feed": ("AsyncSubscription", "Subscription"),
+    "imports": ("EventsReport", "import_events"),
     "log": ("PendingReceipt", "SessionLog"),
     "transfer": ("ImportReport", "import_transcripts"),
     "turn": ("TurnRecorder",),

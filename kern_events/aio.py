@@ -310,10 +310,16 @@ class AsyncSessionLog:
         """See SessionLog.feed_held_by."""
         return await self._in_thread(self.log.feed_held_by)
 
-    async def _pages(self, events: Iterator[Event]) -> AsyncIterator[Event]:
-        while page := await self._in_thread(take, events, _PAGE):
-            for event in page:
-                yield event
+    async def export(self, session_id: str) -> AsyncIterator[bytes]:
+        """See SessionLog.export; SessionNotFound is raised when the first line is asked for."""
+        lines = await self._in_thread(self.log.export, session_id)
+        async for line in self._pages(lines):
+            yield line
+
+    async def _pages(self, items: Iterator[T]) -> AsyncIterator[T]:
+        while page := await self._in_thread(take, items, _PAGE):
+            for item in page:
+                yield item
 
     async def head(self, session_id: str) -> Head:
         """See SessionLog.head."""

@@ -20,7 +20,8 @@ from kern_events.codec import encode
 from kern_events.errors import InvalidEvent
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_LAST_US: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+LAST_US: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+"""The last time that a datetime can say, in microseconds since 1970."""
 
 Status = Literal["open", "closed", "deleted"]
 Json = Any  # None, bool, int, float, str, list and dict, nested: what JSON can say.
@@ -329,7 +330,7 @@ class Branches(msgspec.Struct, frozen=True):
 
 def to_datetime(at_us: int) -> datetime:
     """Microseconds since 1970 as an aware UTC datetime, at most the last that there is."""
-    return _EPOCH + timedelta(microseconds=min(max(at_us, 0), _LAST_US))
+    return _EPOCH + timedelta(microseconds=min(max(at_us, 0), LAST_US))
 
 
 def to_microseconds(at: datetime) -> int:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from kern_events.errors import SessionNotFound, StoreCorrupt
 from kern_events.events import Branch, Branches, Fork, Head
 from kern_events.store.base import Lineage, Store
+
+_LAST: Final = 2**63 - 1
+_TOMBSTONES: Final = (*["session.erased"] * 4, "session.deleted")  # five, see newest_of
 
 
 class Range(NamedTuple):
@@ -22,6 +25,15 @@ class Range(NamedTuple):
     session_id: str
     first: int
     last: int
+
+
+class Segment(NamedTuple):
+    """A session's own rows up to a version, and what it was forked from: `parent` at `origin`."""
+
+    session_id: str
+    parent: str | None
+    origin: int
+    version: int
 
 
 class Mark(NamedTuple):
@@ -81,6 +93,22 @@ def owner_of(store: Store, namespace: str, session_id: str, version: int) -> str
     """The session in whose rows a version of this session lies."""
     line = _line(store, namespace, session_id)
     return next((owner for owner, lineage in line if version > lineage.origin), session_id)
+
+
+def segments(store: Store, namespace: str, session_id: str, version: int) -> list[Segment]:
+    """The sessions in whose rows a session up to a version lies, the one without a parent first."""
+    found: list[Segment] = []
+    for owner, lineage in _line(store, namespace, session_id):
+        found.append(Segment(owner, lineage.parent, lineage.origin, version))
+        version = lineage.origin
+    found.reverse()
+    return found
+
+
+def erased_until(store: Store, namespace: str, session_id: str) -> int:
+    """The version of the last tombstone in the rows of a session; 0 if there is none."""
+    row = store.newest_of(namespace, session_id, _TOMBSTONES, _LAST)
+    return row[0] if row else 0
 
 
 def turn_at(store: Store, namespace: str, session_id: str, version: int) -> int:

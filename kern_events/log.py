@@ -16,11 +16,11 @@ from typing import Any, Final, NamedTuple, Self, TypeVar, overload
 from sqlalchemy import URL
 from sqlalchemy.engine import Connection, Engine
 
-from kern_events import chain, lineage
+from kern_events import bundle, chain, lineage
 from kern_events.batch import LISTING, Batch, StoredRow, event_of, prepare
 from kern_events.codec import LARGEST_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, check_id
 from kern_events.consumer import Consumer, Handler, SQLHandler
-from kern_events.errors import FeedRegressed, InvalidEvent, SessionNotFound, StoreError
+from kern_events.errors import FeedRegressed, InvalidEvent, SessionNotFound, StoreCorrupt, StoreError
 from kern_events.events import Branches, Draft, Event, Head, Kind, Receipt, SessionInfo
 from kern_events.feed import FeedHolder, Subscription, Wakeups, settled_end
 from kern_events.store import open_store
@@ -345,6 +345,45 @@ class SessionLog:
             size = _PAGE if left is None else min(left, _PAGE)
             last = rows[-1][0]
             rows = self._store.rows(self.namespace, session_id, last, until, size) if size else ()
+
+    def export(self, session_id: str) -> Iterator[bytes]:
+        """A session as JSON lines, every recorded column of every row, for import_events.
+
+        The first line says what the file is. Of a fork, what it shares with its parents comes in
+        front, theirs by their ids. What was erased is exported as that. The lines end with a line
+        break and are ASCII; the rows are read in pages as the caller goes on.
+
+        Raises:
+            SessionNotFound: The session has no events or was deleted; raised at once.
+        """
+        head = self.head(session_id)
+        if head.version == 0 or head.status == "deleted":
+            raise SessionNotFound(session_id)
+        segments = lineage.segments(self._store, self.namespace, session_id, head.version)
+        return self._exported(segments)
+
+    def _exported(self, segments: Sequence[lineage.Segment]) -> Iterator[bytes]:
+        yield bundle.header_line(self.namespace)
+        for segment in segments:
+            yield from self._section(segment)
+
+    def _section(self, segment: lineage.Segment) -> Iterator[bytes]:
+        """The lines of one session's own rows."""
+        session_id, parent, origin, until = segment
+        yield bundle.section_line(
+            bundle.Section(session_id, until, parent, origin if parent is not None else None)
+        )
+        after = 0
+        while after < until:
+            rows = self._store.rows(self.namespace, session_id, after, until, _PAGE)
+            if not rows:
+                raise StoreCorrupt(f"session {session_id!r} ends at version {after} of {until}")
+            yield from map(bundle.row_line, rows)
+            after = rows[-1][0]
+            if after == until:
+                # What was erased would look as if somebody had taken it away, without what says so: of a
+                # parent that is recorded behind the fork, of any session while it is exported.
+                until = max(until, lineage.erased_until(self._store, self.namespace, session_id))
 
     def read_all(self, *, after: int = 0, limit: int | None = None) -> Iterator[Event]:
         """The events of all sessions of the namespace in log order, up to where the log stands now.
@@ -679,11 +718,11 @@ def _cursor(after: str | None) -> tuple[int, str] | None:
     return int(updated), check_id(session_id, "after")
 
 
-def take(events: Iterable[Event], count: int) -> list[Event]:
-    """The next events of an iterator; for the async facade."""
+def take(items: Iterable[T], count: int) -> list[T]:
+    """The next items of an iterator; for the async facade."""
     taken = []
-    for event in events:
-        taken.append(event)
+    for item in items:
+        taken.append(item)
         if len(taken) == count:
             break
     return taken

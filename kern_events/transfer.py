@@ -35,12 +35,12 @@ _MESSAGE_TYPES: Final = ("message.added", "tool.returned")
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """A conversation that was not imported, and why.
+    """A conversation, or an exported session, that was not imported, and why.
 
     Attributes:
         line: The line of the file, from 1.
-        kind: `bad_line` (not a conversation that can be recorded), `diverged` (something else is
-            recorded) or `refused` (the session was closed, deleted or restored).
+        kind: `bad_line` (nothing that can be recorded), `diverged` (something else is recorded) or
+            `refused` (the session was closed, deleted or restored, or cannot be recorded here).
         reason: One sentence.
         session_id: The session, where the line says it.
         version: Where the session diverges: the recorded event; None if it ends before.

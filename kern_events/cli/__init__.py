@@ -1,6 +1,7 @@
-"""`kern-events`: import conversations, list and show sessions, follow them, go back in them, verify them.
+"""`kern-events`: import and export, list and show sessions, follow them, go back in them, verify them.
 
-The commands are in app.py and past.py. What they need is imported when they run, so that `--help` is fast.
+The commands are in app.py, export.py and past.py. What they need is imported when they run, so that
+`--help` is fast.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import IO, Any, Final
 import click
 
 from kern_events import __version__
+from kern_events.cli.export import export
 from kern_events.cli.opening import database, failure, refusing, sessions_at
 from kern_events.cli.options import as_json, at_time
 from kern_events.cli.past import branches, diff, fork, replay, restore
@@ -47,10 +48,10 @@ def cli() -> None:
 @database
 @as_json
 def import_(file: IO[bytes], db: str, namespace: str, as_json: bool) -> None:
-    """Record the conversations of FILE (- is stdin), one JSON line each, in OpenAI chat form.
+    """Record FILE (- is stdin): conversations, one JSON line each, in OpenAI chat form; or an export.
 
-    Importing a file again records only what is new. Exit code 1: a line is bad, or a conversation
-    differs from what is recorded.
+    The first line tells which. Importing a file again records only what is new. Exit code 1: a line
+    is bad, or a conversation or session differs from what is recorded.
     """
     from kern_events.cli.reports import import_file
 
@@ -180,5 +181,5 @@ def completion(shell: str) -> None:
     click.echo(completer(cli, {}, "kern-events", "_KERN_EVENTS_COMPLETE").source())
 
 
-for command in (restore, fork, branches, replay, diff):
+for command in (export, restore, fork, branches, replay, diff):
     cli.add_command(command)

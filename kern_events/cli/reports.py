@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import IO, TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -14,10 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from kern_events.bundle import is_header
 from kern_events.cli.text import console, counted, moment, one_line, put_json
 from kern_events.events import SessionInfo
+from kern_events.imports import EventsReport, import_events
 from kern_events.transcript import lines_of
-from kern_events.transfer import MAX_PROBLEMS, ImportReport, import_transcripts
+from kern_events.transfer import MAX_PROBLEMS, ImportReport, Problem, import_transcripts
 from kern_events.verify import Finding, Report
 
 if TYPE_CHECKING:
@@ -77,11 +80,51 @@ def put_verified(out: Console, report: Report) -> None:
 
 
 def import_file(log: SessionLog, file: IO[bytes], *, as_json: bool = False) -> bool:
-    """Import a file of transcripts, and print what became of it; whether all of it is recorded."""
+    """Import transcripts or an export, and print what became of it; whether all of it is recorded."""
+    lines = lines_of(file)
+    first = next(lines, b"")
+    if is_header(first):
+        return _import_events(log, file, chain([first], lines), as_json=as_json)
+    return _import_transcripts(log, file, chain([first], lines), as_json=as_json)
+
+
+def _import_events(log: SessionLog, file: IO[bytes], lines: Iterable[bytes], *, as_json: bool) -> bool:
+    with progress("importing", _size_bytes(file)) as advance:
+        report = import_events(
+            log,
+            lines,
+            progress=lambda report: advance(
+                report.size_bytes,
+                f"{counted(report.read, 'event')}, {report.events_per_s:,.0f} per second",
+            ),
+        )
+    if as_json:
+        speed = {"ok": report.ok, "events_per_s": report.events_per_s}
+        put_json(console(), {**speed, **msgspec.to_builtins(report)})
+    else:
+        put_imported_events(console(), console(stderr=True), report)
+    return report.ok
+
+
+def put_imported_events(out: Console, errors: Console, report: EventsReport) -> None:
+    """Print a report of an import of events; what was not imported goes to `errors`."""
+    _put_problems(errors, report.problems, report.bad_lines + report.diverged + report.failed)
+    kinds = ("new", "extended", "unchanged", "diverged", "failed")
+    counts = [f"{getattr(report, kind):,} {kind}" for kind in kinds if getattr(report, kind)]
+    out.print(f"{counted(report.sessions, 'session')}: {', '.join(counts) or 'none'}")
+    if report.bad_lines:
+        out.print(counted(report.bad_lines, "bad line"))
+    out.print(
+        f"{counted(report.events, 'event')} of {report.read:,} recorded in {report.seconds:.2f} s, "
+        f"{report.events_per_s:,.0f} events per second"
+    )
+
+
+def _import_transcripts(log: SessionLog, file: IO[bytes], lines: Iterable[bytes], *, as_json: bool) -> bool:
     with progress("importing", _size_bytes(file)) as advance:
         report = import_transcripts(
             log,
-            lines_of(file),
+            lines,
             progress=lambda report: advance(
                 report.size_bytes,
                 f"{counted(report.messages, 'message')}, {report.messages_per_s:,.0f} per second",
@@ -97,13 +140,7 @@ def import_file(log: SessionLog, file: IO[bytes], *, as_json: bool = False) -> b
 
 def put_imported(out: Console, errors: Console, report: ImportReport) -> None:
     """Print a report of an import; what was not imported goes to `errors`."""
-    for problem in report.problems:
-        session = f" ({one_line(problem.session_id)})" if problem.session_id else ""
-        said = f"line {problem.line:,}{session}: {problem.kind.replace('_', ' ')}: {one_line(problem.reason)}"
-        errors.print(said, style="red", soft_wrap=True)
-    failed = report.bad_lines + report.diverged + report.refused
-    if failed > MAX_PROBLEMS:
-        errors.print(f"and {failed - MAX_PROBLEMS:,} more", style="red")
+    _put_problems(errors, report.problems, report.bad_lines + report.diverged + report.refused)
     kinds = ("new", "extended", "unchanged", "diverged", "refused")
     counts = [f"{getattr(report, kind):,} {kind}" for kind in kinds if getattr(report, kind)]
     out.print(f"{counted(report.conversations, 'conversation')}: {', '.join(counts) or 'none'}")
@@ -117,6 +154,15 @@ def put_imported(out: Console, errors: Console, report: ImportReport) -> None:
         f"{counted(report.events, 'event')} recorded in {report.seconds:.2f} s, "
         f"{report.messages_per_s:,.0f} messages per second"
     )
+
+
+def _put_problems(errors: Console, problems: Sequence[Problem], failed: int) -> None:
+    for problem in problems:
+        session = f" ({one_line(problem.session_id)})" if problem.session_id else ""
+        said = f"line {problem.line:,}{session}: {problem.kind.replace('_', ' ')}: {one_line(problem.reason)}"
+        errors.print(said, style="red", soft_wrap=True)
+    if failed > MAX_PROBLEMS:
+        errors.print(f"and {failed - MAX_PROBLEMS:,} more", style="red")
 
 
 @contextmanager

@@ -106,6 +106,37 @@ class Origin(NamedTuple):
     epoch: int
 
 
+class Adoption(NamedTuple):
+    """Rows of another log, checked, to be recorded as they are.
+
+    `whose` is a batch without events, `base` exactly the head that the rows go on from, or None if the
+    session must be new. `linked` sets every listing column, `commits` are what stands for the content
+    of each row, if it is erased. A new fork needs its parent to be of `parent_epoch`. `erasures` of the
+    rows are tombstones; what is before `erase_before` loses its content.
+    """
+
+    whose: Batch
+    base: Head | None
+    linked: Linked
+    commits: Sequence[bytes | None]
+    created_us: int
+    fork_parent: str | None
+    fork_version: int | None
+    parent_epoch: int
+    erasures: int
+    erase_before: int
+
+    @property
+    def namespace(self) -> str:
+        """The tenant."""
+        return self.whose.namespace
+
+    @property
+    def session_id(self) -> str:
+        """The session."""
+        return self.whose.session_id
+
+
 class StoredChunk(NamedTuple):
     """One row of kern_snapshots: opaque bytes under a name, and the version that they are of."""
 
@@ -257,6 +288,9 @@ class Store(Protocol):
 
     def fork(self, batch: Batch, origin: Origin) -> Landed | Refused | None:
         """Begin a session with the batch; refused if it exists, None if the parent is gone or erased from."""
+
+    def adopt(self, adoption: Adoption) -> bool:
+        """Record rows of another log; False if the session, or a fork's parent, is not where they go on."""
 
     def head(self, namespace: str, session_id: str) -> Head | None:
         """The head, or None if the session is unknown."""

@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any, Final, NoReturn
 
 from msgspec.structs import replace
@@ -22,6 +23,7 @@ from kern_events.errors import StoreError
 from kern_events.events import Head, Kind, SessionInfo
 from kern_events.store.base import (
     HOUR_US,
+    Adoption,
     Base,
     Bound,
     Consumers,
@@ -133,15 +135,20 @@ class MemoryStore:
                 return None
             batch = tombstone(session.head)
             result = self._write(batch, link(batch, session.head, now_us()))
-            session.rows[:] = [_erased(row, result.head.version) for row in session.rows]
-            touched = self._descendants(namespace, session_id)
-            for other in touched:
-                fork = self._sessions[namespace, other]
-                fork.head = replace(fork.head, epoch=fork.head.epoch + 1)
-            for key in [key for key in self._snapshots if key[0] == namespace]:
-                if key[1] == session_id or key[1] in touched:
-                    del self._snapshots[key]
+            self._erase(namespace, session_id, result.head.version, 1)
             return result
+
+    def _erase(self, namespace: str, session_id: str, before: int, erasures: int) -> None:
+        """Erase the content of all rows before a tombstone, and what was folded from them."""
+        session = self._sessions[namespace, session_id]
+        session.rows[:] = [_erased(row, before) for row in session.rows]
+        touched = self._descendants(namespace, session_id)
+        for other in touched:
+            fork = self._sessions[namespace, other]
+            fork.head = replace(fork.head, epoch=fork.head.epoch + erasures)
+        for key in [key for key in self._snapshots if key[0] == namespace]:
+            if key[1] == session_id or key[1] in touched:
+                del self._snapshots[key]
 
     def fork(self, batch: Batch, origin: Origin) -> Landed | Refused | None:
         """See Store."""
@@ -157,6 +164,26 @@ class MemoryStore:
             child = self._sessions[batch.namespace, batch.session_id]
             child.parent, child.origin = origin.parent, origin.version
             return result
+
+    def adopt(self, adoption: Adoption) -> bool:
+        """See Store."""
+        key, parent = (adoption.namespace, adoption.session_id), adoption.fork_parent
+        with self._locked():
+            session = self._sessions.get(key)
+            if (session.head if session else None) != adoption.base:
+                return False
+            if session is None and parent is not None:
+                begun = self._sessions.get((adoption.namespace, parent))
+                if begun is None or begun.head.epoch != adoption.parent_epoch:
+                    return False
+            self._write(adoption.whose, adoption.linked, adoption.commits)
+            if session is None:
+                session = self._sessions[key]
+                session.created_us = adoption.created_us
+                session.parent, session.origin = parent, adoption.fork_version or 0
+            if adoption.erasures:
+                self._erase(*key, adoption.erase_before, adoption.erasures)
+            return True
 
     def head(self, namespace: str, session_id: str) -> Head | None:
         """See Store."""
@@ -395,23 +422,23 @@ class MemoryStore:
             return Refused(head)
         return link(batch, head, now_us())
 
-    def _write(self, batch: Batch, linked: Linked) -> Landed:
+    def _write(self, batch: Batch, linked: Linked, commits: Sequence[bytes | None] = ()) -> Landed:
         key = (batch.namespace, batch.session_id)
         session = self._sessions.get(key)
         if session is None:
             session = self._sessions[key] = _Session(linked.head)
             session.created_us = linked.head.at_us
-        for row in linked.rows:
+        for row, commit in zip_longest(linked.rows, commits):
             self._feed.append((key, len(session.rows)))
-            session.rows.append(_stored(row, len(self._feed)))
+            session.rows.append(_stored(row, len(self._feed), commit))
         session.head = linked.head
         session.listing.update(linked.listing or {})
         self.on_commit()
         return landed(batch, linked, len(self._feed))
 
 
-def _stored(row: Row, position: int) -> StoredRow:
-    return (row[0], position, *row[1:15], None, *row[15:])
+def _stored(row: Row, position: int, commit: bytes | None) -> StoredRow:
+    return (row[0], position, *row[1:15], commit, *row[15:])
 
 
 def _erased(row: StoredRow, before: int) -> StoredRow:

@@ -26,6 +26,7 @@ from kern_events.events import Head, SessionInfo
 from kern_events.store import sql
 from kern_events.store.base import (
     HOUR_US,
+    Adoption,
     Base,
     Bound,
     Consumers,
@@ -56,6 +57,7 @@ from kern_events.store.consumers import SQLConsumers
 from kern_events.store.postgres_server import PostgresServer, PostgresSinks, Session, translated
 from kern_events.store.wire import (
     Cursor,
+    adopted_row,
     binary_cursor,
     bytea_array,
     copy_row,
@@ -177,7 +179,7 @@ class PostgresStore:
 
         return self._transact(work)
 
-    def _touch(self, cursor: Cursor, batch: Batch) -> None:
+    def _touch(self, cursor: Cursor, batch: Batch, erasures: int = 1) -> None:
         """What an erasure does beyond its own session: its forks are of another epoch now."""
         scope = {"namespace": batch.namespace, "session_id": batch.session_id}
         forks: list[str] = []
@@ -188,7 +190,7 @@ class PostgresStore:
             forks = found
             # While we waited for a lock, somebody may have forked what we are about to lock.
             cursor.execute(self._sql.locked_forks, (batch.namespace, text_array(forks)))
-        if forks:
+        for _ in range(erasures if forks else 0):
             cursor.execute(self._sql.touch, (batch.namespace, text_array(forks)))
         cursor.execute(self._sql.forget, (batch.namespace, text_array([batch.session_id, *forks])))
 
@@ -211,6 +213,45 @@ class PostgresStore:
             return landed(batch, linked, max(row[0] for row in rows)) if rows else Refused(head)
 
         return self._transact(work)
+
+    def adopt(self, adoption: Adoption) -> bool:
+        """See Store."""
+        self._server.ensure()
+        whose, parent = adoption.whose, adoption.fork_parent
+        scope = (adoption.namespace, adoption.session_id)
+
+        def work(session: Session, bases: list[Head]) -> bool | None:
+            cursor = session.cursor
+            row = cursor.execute(self._sql.locked_head, scope).fetchone()
+            if (Head(*row) if row else None) != adoption.base:
+                return None
+            if row is None and parent is not None:
+                begun = cursor.execute(self._sql.parent_head, (scope[0], parent)).fetchone()
+                if begun is None or begun[4] != adoption.parent_epoch:
+                    return None
+            bases.append(adoption.base or unknown_head(whose))
+            if not self._adopt_head(cursor, adoption):
+                return None
+            _adopt_rows(cursor, self._sql.adopt, adoption)
+            if adoption.erasures:
+                self._erase(cursor, whose, adoption.erase_before)
+                self._touch(cursor, whose, adoption.erasures)
+            self._remember(whose, None)
+            return True
+
+        return bool(self._server.in_transaction(work))
+
+    def _adopt_head(self, cursor: Cursor, adoption: Adoption) -> bool:
+        """False if somebody else has just created the session."""
+        linked = adoption.linked
+        if adoption.base is not None:
+            place = (adoption.namespace, adoption.session_id)
+            cursor.execute(self._sql.move_locked, (*_rewritten(linked), *place))
+            return True
+        values = list(_created(adoption.whose, linked))
+        values[10] = adoption.created_us
+        cursor.execute(self._sql.adopt_head, (*values, adoption.fork_parent, adoption.fork_version))
+        return cursor.rowcount == 1
 
     def _head_for(self, batch: Batch, base: Base) -> Head:
         """The head to link to, from what is at hand: the guard decides whether it is the right one."""
@@ -648,4 +689,13 @@ def _copy(cursor: Cursor, statement: str, batches: Sequence[Batch], linked: Sequ
         copy.write(_COPY_HEADER)
         for batch, one in zip(batches, linked, strict=True):
             copy.write(b"".join([copy_row(batch.namespace, batch.session_id, row) for row in one.rows]))
+        copy.write(_COPY_TRAILER)
+
+
+def _adopt_rows(cursor: Cursor, statement: str, adoption: Adoption) -> None:
+    """Send rows of another log as one binary COPY."""
+    with cursor.copy(statement) as copy:
+        copy.write(_COPY_HEADER)
+        for row, commit in zip(adoption.linked.rows, adoption.commits, strict=True):
+            copy.write(adopted_row(adoption.namespace, adoption.session_id, row, commit))
         copy.write(_COPY_TRAILER)

@@ -243,6 +243,13 @@ SQLITE_ORPHANS: Final = (
 )
 
 
+# Insert an event of another log, which may be erased.
+SQLITE_ADOPT: Final = (
+    f"INSERT INTO kern_events (session, {_ROW}, payload_commit) "
+    f"VALUES ({', '.join('?' * (len(ROW_COLUMNS) + 2))})"
+)
+
+
 @functools.cache
 def sqlite_insert(count: int) -> str:
     """Insert so many events in one statement."""
@@ -370,6 +377,8 @@ class PostgresSQL:
         )
         # A new fork.
         self.fork = guarded(_FORK)
+        # The head of a session of another log, a fork or not.
+        self.adopt_head = filled(_FORK)
         # The parent's head; no erasure may come between it and the fork.
         self.parent_head = self.head + " FOR KEY SHARE"
         # Where a session comes from.
@@ -552,6 +561,8 @@ class PostgresSQL:
         self.copy = filled(
             f"COPY {{s}}kern_events (namespace, session_id, {_ROW}) FROM STDIN (FORMAT BINARY)"
         )
+        # Events of another log, which may be erased.
+        self.adopt = self.copy.replace(f"{_ROW})", f"{_ROW}, payload_commit)")
 
 
 # The isolation level of the caller's transaction.

@@ -23,6 +23,7 @@ from kern_events.events import Head, SessionInfo
 from kern_events.store import sql
 from kern_events.store.base import (
     HOUR_US,
+    Adoption,
     AnswerLost,
     Base,
     Bound,
@@ -169,6 +170,31 @@ class SQLiteStore:
 
         outcome: Landed | Refused | None = self._group.run(work)
         return outcome
+
+    def adopt(self, adoption: Adoption) -> bool:
+        """See Store."""
+        scope, parent = (adoption.namespace, adoption.session_id), adoption.fork_parent
+
+        def work(driver: Driver, bases: list[Head]) -> bool:
+            row = driver.execute(sql.SQLITE_LOCKED_HEAD, scope).fetchone()
+            if (Head(*row[:7]) if row else None) != adoption.base:
+                return False
+            if row is None and parent is not None:
+                begun = driver.execute(sql.SQLITE_LOCKED_HEAD, (scope[0], parent)).fetchone()
+                if begun is None or begun[4] != adoption.parent_epoch:
+                    return False
+            bases.append(adoption.base or unknown_head(adoption.whose))
+            session = _adopt_head(driver, adoption, row[7] if row else None)
+            _adopt_rows(driver, adoption, session)
+            if adoption.erasures:
+                _erase(driver, session, adoption.erase_before)
+                driver.execute(sql.SQLITE_FORGET, scope)
+            for _ in range(adoption.erasures):
+                driver.execute(sql.SQLITE_TOUCH, scope)
+            return True
+
+        adopted: bool = self._group.run(work)
+        return adopted
 
     def within(
         self, connection: Connection, batch: Batch, base: Base
@@ -535,6 +561,25 @@ def _insert_rows(driver: Driver, linked: Linked, session: int) -> int:
 def _create_head(driver: Driver, batch: Batch, linked: Linked) -> int:
     session: int = driver.execute(sql.SQLITE_NEW_HEAD, _head_values(batch, linked)).fetchone()[0]
     return session
+
+
+def _adopt_head(driver: Driver, adoption: Adoption, session: int | None) -> int:
+    """Write the head row of rows of another log; returns its id."""
+    linked, after = adoption.linked, adoption.linked.head
+    if session is not None:
+        columns = (after.at_us // HOUR_US, *listing_values(linked), session)
+        driver.execute(sql.SQLITE_REWRITE_HEAD, (*_moved(after), *columns))
+        return session
+    values = list(_head_values(adoption.whose, linked))
+    values[10] = adoption.created_us
+    place = (adoption.fork_parent, adoption.fork_version)
+    created: int = driver.execute(sql.SQLITE_FORK_HEAD, (*values, *place)).fetchone()[0]
+    return created
+
+
+def _adopt_rows(driver: Driver, adoption: Adoption, session: int) -> None:
+    rows = zip(adoption.linked.rows, adoption.commits, strict=True)
+    driver.executemany(sql.SQLITE_ADOPT, [(session, *row, commit) for row, commit in rows])
 
 
 def _head_values(batch: Batch, linked: Linked) -> tuple[Any, ...]:

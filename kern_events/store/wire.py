@@ -158,6 +158,11 @@ def copy_row(namespace: str, session_id: str, row: Row) -> bytes:
     )  # fmt: skip
 
 
+def adopted_row(namespace: str, session_id: str, row: Row, commit: bytes | None) -> bytes:
+    """As copy_row, with what stands for the content of an event that is erased."""
+    return _I16(20) + copy_row(namespace, session_id, row)[2:] + _field(commit)
+
+
 @functools.lru_cache(maxsize=1024)
 def _copy_head(namespace: str, session_id: str) -> bytes:
     return _I16(19) + _field(namespace.encode()) + _field(session_id.encode())

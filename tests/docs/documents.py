@@ -27,7 +27,7 @@ from sqlalchemy.engine import Engine
 from kern_events.cli.app import cli
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "docs/events.md", "docs/robustness.md")
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "docs/events.md", "docs/export.md", "docs/robustness.md")
 POSTGRES_URL = "postgresql+psycopg://user@host/database"
 REDIS_URL = "redis://localhost"
 
@@ -37,7 +37,7 @@ _SAID = re.compile(r"print\(.*\)  # (.*)|^    # (.*)")  # or, where a loop print
 _MASKS = (
     (re.compile(r"^note: SQLite .*\n", re.MULTILINE), ""),
     (re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ"), "TIME"),
-    (re.compile(r"\d+\.\d\d s, [\d,]+ messages per second"), "SPEED"),
+    (re.compile(r"\d+\.\d\d s, [\d,]+ (messages|events) per second"), "SPEED"),
     (re.compile(r"\b[0-9a-f]{32,64}\b"), "HEX"),
 )
 

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import make_url
 
-from kern_events import Draft, SessionLog, spi
+from kern_events import Draft, SessionLog, import_events, spi
 from kern_events.errors import VersionConflict
 from kern_events.store import sql
 from tests.writers import note, notes
@@ -42,6 +42,8 @@ USES = {
     "snapshot names": lambda log: spi.SnapshotTable(log, "p").names("s5"),
     "snapshot chunks": lambda log: spi.SnapshotTable(log, "p").chunks("s5", ["00", "01", "02"]),
     "put a snapshot": lambda log: _put(log, 60, drop=[50]),
+    "import": lambda log: _imported(log),
+    "import of a deletion": lambda log: _imported(log, delete=True),
     "delete": lambda log: log.delete("s6"),
     "delete what has forks": lambda log: log.delete("s5"),
 }
@@ -53,6 +55,19 @@ NOT_HOT = re.compile(
 def _put(log, version, session_id="s5", drop=()):
     chunks = {f"{number:02x}": b"chunk" for number in range(20)}
     return spi.SnapshotTable(log, "p").put(session_id, 0, version, chunks=chunks, head=b"head", drop=drop)
+
+
+def _imported(log, delete=False):
+    """A session, a fork of it, and what came later."""
+    with SessionLog("memory:") as other:
+        for text in ("first", "later"):
+            other.append(f"imported {delete}", [note(text)])
+            if text == "first":
+                other.fork(f"imported {delete}", f"fork {delete}")
+            elif delete:
+                other.delete(f"imported {delete}")
+            assert import_events(log, other.export(f"fork {delete}")).ok
+            assert delete or import_events(log, other.export(f"imported {delete}")).ok
 
 
 def _refused(log):
@@ -268,7 +283,7 @@ def test_postgres_goes_back_by_version_and_sorts_nothing(explained, statement):
 
 
 UNEXPLAINED = {
-    "copy", "move_locked",  # not sent through execute
+    "copy", "adopt",  # not sent through execute
     "joined_head", "append_listing_keyed",  # as locked_head and append_listing
     "head_rows", "orphans", "applied", "lockers", "feed_held_by", "sequence_cache",  # of all
     "append_keyed",  # NOT EXISTS, see kern_events_key

@@ -1,0 +1,215 @@
+"""`kern-events export`, and `import` of what it wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+from click.testing import CliRunner, Result
+
+from kern_events import SessionLog, message
+from kern_events.cli.app import cli
+from tests.bundles import everything, fill
+from tests.transcripts import conversations, jsonl
+from tests.writers import eventually, notes
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/log.db"
+
+
+@pytest.fixture
+def run(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, db: str = url, **options: Any) -> Result:
+        return CliRunner().invoke(cli, arguments, env={"KERN_EVENTS_DB": db}, **options)
+
+    return run
+
+
+@pytest.fixture
+def log(url: str) -> Iterator[SessionLog]:
+    with SessionLog(url) as log:
+        yield log
+
+
+def program(url: str, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "kern_events", *arguments]
+    environment = {**os.environ, "KERN_EVENTS_DB": url}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+    )
+
+
+def test_a_session_goes_to_standard_output(run: Run, log: SessionLog) -> None:
+    fill(log)
+
+    assert run("export", "fork").stdout_bytes == b"".join(log.export("fork"))
+
+
+def test_all_sessions_come_back_from_a_file(run: Run, log: SessionLog, tmp_path: Path) -> None:
+    ids = fill(log)
+    exported = run("export", "--output", "all.jsonl")
+    imported = run("import", "all.jsonl", db="sqlite:///other.db")
+    again = run("import", "all.jsonl", "--json", db="sqlite:///other.db")
+
+    assert "bytes written" in exported.stderr
+    assert "8 sessions: 8 new" in imported.stdout
+    report = json.loads(again.stdout)
+    assert (report["ok"], report["unchanged"], report["events"]) == (True, 8, 0)
+    assert sorted(path.name for path in tmp_path.glob("all*")) == ["all.jsonl"]
+    with SessionLog("sqlite:///other.db") as other:
+        assert everything(other, ids) == everything(log, ids)
+
+
+def test_import_tells_an_export_from_transcripts_by_the_first_line(run: Run, log: SessionLog) -> None:
+    log.append("s", notes(2))
+    lines = b"".join(log.export("s"))
+    transcripts = b"".join(jsonl(conversations()))
+
+    assert "1 session: 1 unchanged" in run("import", "-", input=lines).stdout
+    assert "1 session: 1 unchanged" in run("import", "-", input=b"\xef\xbb\xbf" + lines).stdout
+    assert "10 conversations: 10 new" in run("import", "-", input=transcripts).stdout
+
+
+def test_a_bad_line_is_named_and_exits_1(run: Run, log: SessionLog) -> None:
+    log.append("s", [message("user", "\x1b[31m secret")])
+    data = b"".join(log.export("s")).replace(b"secret", b"sacred")
+    result = run("import", "-", input=data, db="sqlite:///other.db")
+
+    assert result.exit_code == 1
+    assert "line 3 (s): bad line: hash: the event does not hash to what the line says" in result.stderr
+    assert "1 session: 1 failed" in result.stdout
+    assert "sacred" not in result.output
+
+
+def test_another_namespace_or_version_is_one_line_on_stderr(run: Run, log: SessionLog) -> None:
+    log.append("s", notes(1))
+    data = b"".join(log.export("s"))
+    other = run("import", "-", "--namespace", "other", input=data)
+    newer = run("import", "-", input=data.replace(b'"version":1,"namespace"', b'"version":2,"namespace"'))
+
+    assert (other.exit_code, newer.exit_code) == (1, 1)
+    assert "the file is of namespace 'default'" in other.stderr
+    assert "not a file of kern-events, version 1" in newer.stderr
+    assert len(other.stderr.splitlines()) == len(newer.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("form", ["cloudevents", "agui", "otel"])
+@pytest.mark.parametrize("session", ["s", None])
+def test_other_formats_are_lines_of_json(run: Run, log: SessionLog, form: str, session: str | None) -> None:
+    fill(log)
+    result = run("export", *([session] if session else []), "--format", form)
+
+    assert result.exit_code == 0
+    assert result.stdout.isascii() and len(result.stdout.splitlines()) > 1
+    assert all(json.loads(line) for line in result.stdout.splitlines())
+
+
+def test_parquet_needs_a_file(run: Run, log: SessionLog) -> None:
+    fill(log)
+
+    assert run("export", "--format", "parquet").exit_code == 2
+    assert run("export", "--format", "parquet", "--output", "log.parquet").exit_code == 0
+    assert pyarrow.parquet.read_table("log.parquet").num_rows == 29
+
+
+@pytest.mark.parametrize("form", ["jsonl", "cloudevents", "agui", "otel", "parquet"])
+def test_an_unknown_session_is_told_and_leaves_no_file(
+    run: Run, log: SessionLog, tmp_path: Path, form: str
+) -> None:
+    log.append("s", notes(1))
+    result = run("export", "nobody", "--format", form, "--output", "out")
+
+    assert (result.exit_code, result.stderr) == (1, "Error: session 'nobody' does not exist\n")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_file_that_cannot_be_written_is_one_line_on_stderr(run: Run, log: SessionLog) -> None:
+    log.append("s", notes(1))
+    result = run("export", "s", "--output", "no/such/folder")
+
+    assert result.exit_code == 1
+    assert "no/such/folder.part: No such file or directory" in result.stderr
+
+
+def test_a_device_stays_one_and_a_link_leads_to_its_file(run: Run, log: SessionLog, tmp_path: Path) -> None:
+    log.append("s", notes(1))
+    (tmp_path / "link").symlink_to("target")
+
+    assert run("export", "s", "--output", "/dev/null").exit_code == 0
+    assert run("export", "s", "--output", "link").exit_code == 0
+    assert not Path("/dev/null").is_file()
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").is_file()
+
+
+def test_a_missing_extra_is_one_line_on_stderr(
+    run: Run, log: SessionLog, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    log.append("s", notes(1))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    result = run("export", "s", "--format", "parquet", "--output", "out")
+
+    assert result.stderr == "Error: Parquet export needs: pip install 'kern-events[parquet]'\n"
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_progress_is_shown_beside_the_lines(url: str, log: SessionLog) -> None:
+    log.append("s", [message("user", "\x1b[31m")])
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "kern_events", "export", "--db", url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, stdin=theirs) as process:
+        os.close(theirs)
+        output, _ = process.communicate()
+    shown = os.read(ours, 65_536)
+    os.close(ours)
+
+    assert output == b"".join(log.export("s"))
+    assert b"exporting" in shown and b"\x1b[31m" not in output
+
+
+def test_a_session_that_is_deleted_meanwhile_is_left_out(
+    run: Run, log: SessionLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.append_many([("a", notes(1), 0), ("b", notes(1), 0)])
+    found = log.sessions()
+    log.delete("a")
+    monkeypatch.setattr("kern_events.exports.sessions.every_session", lambda log: iter(found))
+
+    lines = run("export", "--format", "cloudevents").stdout.splitlines()
+    assert [json.loads(line)["subject"] for line in lines] == ["b"]
+
+
+def test_whoever_reads_may_go_away(url: str, log: SessionLog) -> None:
+    log.append("s", [message("user", "x" * 100_000) for _ in range(50)])
+    with program(url, "export", "s") as process:
+        assert process.stdout and process.stderr
+        process.stdout.read(10)
+        process.stdout.close()
+
+        assert b"Traceback" not in process.stderr.read()
+
+
+def test_ctrl_c_leaves_no_half_file(url: str, log: SessionLog, tmp_path: Path) -> None:
+    for _ in range(40):
+        log.append("s", [message("user", "x" * 50_000) for _ in range(50)])
+    with program(url, "export", "s", "--output", str(tmp_path / "out"), cwd=tmp_path) as process:
+        eventually(lambda: (tmp_path / "out.part").exists())
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+        assert process.returncode == 130
+    assert not list(tmp_path.glob("out*"))
