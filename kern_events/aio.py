@@ -23,7 +23,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from kern_events.batch import Batch
 from kern_events.codec import MAX_PAYLOAD_BYTES
-from kern_events.consumer import Consumer, ConsumerStep, Handler, SQLHandler
+from kern_events.consumer import Consumer, ConsumerStatus, ConsumerStep, Handler, SQLHandler
 from kern_events.errors import KernError
 from kern_events.events import (
     Branches,
@@ -297,14 +297,26 @@ class AsyncSessionLog:
         name: str,
         handle: Handler | SQLHandler,
         *,
+        after: int | None = 0,
         transactional: bool = False,
         batch_size: int = 500,
         attempts: int = 5,
     ) -> AsyncConsumer:
         """See SessionLog.consumer; `handle` may be a coroutine function where it is not transactional."""
+        check_numbers(after=after)
         return AsyncConsumer(
-            self, name, handle, transactional=transactional, batch_size=batch_size, attempts=attempts
+            self,
+            name,
+            handle,
+            after=after,
+            transactional=transactional,
+            batch_size=batch_size,
+            attempts=attempts,
         )
+
+    async def consumers(self) -> list[ConsumerStatus]:
+        """See SessionLog.consumers."""
+        return await self._in_thread(self.log.consumers)
 
     async def feed_held_by(self) -> list[FeedHolder]:
         """See SessionLog.feed_held_by."""
@@ -369,6 +381,7 @@ class AsyncConsumer:
         name: str,
         handle: Handler | SQLHandler,
         *,
+        after: int | None,
         transactional: bool,
         batch_size: int,
         attempts: int,
@@ -381,7 +394,13 @@ class AsyncConsumer:
                 raise TypeError("a transactional handler is a plain function: its connection is no async one")
             chosen = functools.partial(self._on_loop, handle)
         self._consumer = Consumer(
-            outer.log, name, chosen, transactional=transactional, batch_size=batch_size, attempts=attempts
+            outer.log,
+            name,
+            chosen,
+            after=after,
+            transactional=transactional,
+            batch_size=batch_size,
+            attempts=attempts,
         )
         self.name: Final = name
 

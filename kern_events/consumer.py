@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from sqlalchemy.engine import Connection
 
 from kern_events.batch import StoredRow
+from kern_events.clock import now_us
 from kern_events.codec import check_id
 from kern_events.errors import (
     DecodeError,
@@ -31,7 +32,7 @@ from kern_events.errors import (
 )
 from kern_events.events import Event
 from kern_events.feed import LATEST_S, Follower
-from kern_events.store.base import Held, Parked
+from kern_events.store.base import ConsumerRow, Held, Parked, Store
 from kern_events.store.consumers import Fenced
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ logger: Final = logging.getLogger("kern_events")
 LEASE_S: Final = 0.7  # so that the next one takes over within a second of a death
 _RENEWED_S: Final = LEASE_S / 3
 _RETRY_S: Final = (0.1, 60.0)  # before the second attempt at an event, and at the most before a later one
+_COUNTED: Final = 10_000
+_NEWEST: Final = 2**62
 _FAR: Final = 10_000  # positions of other namespaces that are not to be passed over again
 _DOWN_S: Final = (0.05, 2.0)  # between attempts while the database does not answer
 
@@ -76,6 +79,7 @@ class Consumer:
         name: str,
         handle: Handler | SQLHandler,
         *,
+        after: int | None,
         transactional: bool,
         batch_size: int,
         attempts: int,
@@ -87,6 +91,8 @@ class Consumer:
         self.name: Final = check_id(name, "name")
         self._log = log
         self._handle: Callable[..., object] = handle
+        self._after = after
+        self._begun = False
         self._transactional = transactional
         self._batch_size = batch_size
         self._attempts = attempts
@@ -138,6 +144,7 @@ class Consumer:
     def step(self) -> ConsumerStep:
         """Handle one batch, if this worker is the one that works and there is something new."""
         consumers, key = self._log._store.consumers, (self._log.namespace, self.name, self._owner)
+        self._begin()
         lease_us = int(LEASE_S * 1_000_000)
         if self._transactional:
             with consumers.in_transaction(*key, lease_us) as held:
@@ -150,6 +157,14 @@ class Consumer:
                 return self._worked(held)
         except Fenced:
             return ConsumerStep(0, 0, self._follower.position, False, False)
+
+    def _begin(self) -> None:
+        """The consumer's row, which is there from then on."""
+        if not self._begun:
+            store = self._log._store
+            after = store.feed_last() if self._after is None else self._after
+            store.consumers.begin(self._log.namespace, self.name, after)
+            self._begun = True
 
     def stop(self) -> None:
         """Have `run` return after the batch that it is at; from any thread or signal handler."""
@@ -300,6 +315,42 @@ class Consumer:
             self._log._store.consumers.release(self._log.namespace, self.name, self._owner)
         except KernError as error:
             logger.debug("the lease of consumer %r was not given back: %s", self.name, error)
+
+
+class ConsumerStatus(NamedTuple):
+    """How far a consumer has come.
+
+    Attributes:
+        name: The consumer.
+        position: Everything at or below it is done, or waits in a session that is set aside.
+        behind: Events that it has not come to, counted up to 10,000.
+        lag_s: The age of the oldest of those, in seconds; 0 if there is none.
+        updated_us: When it last moved or was taken over, microseconds since 1970.
+        parked: Sessions that are set aside.
+        given_up: Those of them that wait for somebody.
+    """
+
+    name: str
+    position: int
+    behind: int
+    lag_s: float
+    updated_us: int
+    parked: int
+    given_up: int
+
+
+def statuses(store: Store, namespace: str) -> list[ConsumerStatus]:
+    """How far each consumer of a namespace has come."""
+    return [_status(store, namespace, row) for row in store.consumers.all(namespace)]
+
+
+def _status(store: Store, namespace: str, row: ConsumerRow) -> ConsumerStatus:
+    behind = store.feed_count(namespace, row.position, _COUNTED)
+    oldest = store.feed(namespace, row.position, _NEWEST, 1) if behind else ()
+    lag_s = max(0.0, (now_us() - oldest[0][1][8]) / 1e6) if oldest else 0.0
+    parked = store.consumers.parked(namespace, row.name)
+    given_up = sum(each.retry_us is None for each in parked)
+    return ConsumerStatus(row.name, row.position, behind, lag_s, row.updated_at, len(parked), given_up)
 
 
 class _Recorded(NamedTuple):

@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection, Engine
 from kern_events import bundle, chain, lineage
 from kern_events.batch import LISTING, Batch, StoredRow, event_of, prepare
 from kern_events.codec import LARGEST_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, check_id
-from kern_events.consumer import Consumer, Handler, SQLHandler
+from kern_events.consumer import Consumer, ConsumerStatus, Handler, SQLHandler, statuses
 from kern_events.errors import FeedRegressed, InvalidEvent, SessionNotFound, StoreCorrupt, StoreError
 from kern_events.events import Branches, Draft, Event, Head, Kind, Receipt, SessionInfo
 from kern_events.feed import FeedHolder, Subscription, Wakeups, settled_end
@@ -431,6 +431,7 @@ class SessionLog:
         name: str,
         handle: Handler | SQLHandler,
         *,
+        after: int | None = 0,
         transactional: bool = False,
         batch_size: int = 500,
         attempts: int = 5,
@@ -445,15 +446,27 @@ class SessionLog:
             name: Names the position: 1 to 200 bytes.
             handle: Gets a list of events; an exception refuses them. What it does has to bear
                 repetition: after a crash the last batch is given again.
+            after: Where a consumer that is new begins: behind this position; None is the end of the log.
             transactional: The handler gets an SQLAlchemy connection as well, in whose transaction the
                 position is stored: what it writes there happens exactly once. It holds that
                 transaction while it works, so it should be brief; on SQLite nobody else writes then.
             batch_size: At most so many recorded events at once.
             attempts: How often an event is tried before its session waits for somebody.
         """
+        check_numbers(after=after)
         return Consumer(
-            self, name, handle, transactional=transactional, batch_size=batch_size, attempts=attempts
+            self,
+            name,
+            handle,
+            after=after,
+            transactional=transactional,
+            batch_size=batch_size,
+            attempts=attempts,
         )
+
+    def consumers(self) -> list[ConsumerStatus]:
+        """How far each consumer has come, and what it has set aside."""
+        return statuses(self._store, self.namespace)
 
     def feed_held_by(self) -> list[FeedHolder]:
         """The transactions that have appended and not ended, the oldest first: the feed waits for them."""

@@ -17,7 +17,7 @@ from kern_events.batch import event_of, expected_hash
 from kern_events.codec import check_id
 from kern_events.events import TYPES, Draft, Event, Head, Kind, Receipt, to_datetime, to_microseconds
 from kern_events.lineage import Range
-from kern_events.store.base import StoredChunk, head_name
+from kern_events.store.base import SnapshotPut, StoredChunk, head_name
 from kern_events.turn import Claim, Claims, TurnRecorder
 
 if TYPE_CHECKING:
@@ -28,8 +28,10 @@ __all__ = [
     "TYPES",
     "Claim",
     "Kind",
+    "NewSnapshot",
     "Range",
     "SnapshotTable",
+    "Standing",
     "StoredHead",
     "Tail",
     "descendants",
@@ -43,6 +45,7 @@ __all__ = [
     "restores",
     "resumed",
     "resumed_async",
+    "sizes",
     "tail",
     "to_datetime",
     "to_microseconds",
@@ -201,13 +204,61 @@ class SnapshotTable:
         Returns:
             False if the session is of another epoch by now, or deleted: nothing is stored then.
         """
-        rows = [StoredChunk(name, version, data) for name, data in chunks.items()]
-        if head is not None:
-            rows.append(StoredChunk(head_name(version), version, head))
-        dropped = [head_name(each) for each in drop]
-        return self._log._store.put_snapshot(
-            self._log.namespace, session_id, self._projector, epoch, rows, dropped
-        )
+        one = NewSnapshot(session_id, epoch, version, chunks, head, drop)
+        return self.put_all([one])[0]
+
+    def put_all(self, snapshots: Sequence[NewSnapshot]) -> list[bool]:
+        """As put, for several sessions in one transaction."""
+        puts = [each.rows() for each in snapshots]
+        return self._log._store.put_snapshots(self._log.namespace, self._projector, puts)
+
+    def plan(self, after: str, limit: int) -> list[Standing]:
+        """Sessions by id, and how far each is stored; deleted ones are left out."""
+        rows = self._log._store.snapshot_plan(self._log.namespace, self._projector, after, limit)
+        return [
+            Standing(session_id, version, first, 0 if name is None else int(name[1:]))
+            for session_id, version, first, name in rows
+        ]
+
+    def forget_others(self, session_id: str, projectors: str) -> int:
+        """Drop what is stored under other names that begin with `projectors`; how many rows that was."""
+        return self._log._store.forget_snapshots(self._log.namespace, session_id, projectors, self._projector)
+
+
+class NewSnapshot(NamedTuple):
+    """What is to be stored of one session; see SnapshotTable.put."""
+
+    session_id: str
+    epoch: int
+    version: int
+    chunks: Mapping[str, bytes] = NOTHING
+    head: bytes | None = None
+    drop: Sequence[int] = ()
+
+    def rows(self) -> SnapshotPut:
+        """As the store takes it."""
+        rows = [StoredChunk(name, self.version, data) for name, data in self.chunks.items()]
+        if self.head is not None:
+            rows.append(StoredChunk(head_name(self.version), self.version, self.head))
+        return SnapshotPut(self.session_id, self.epoch, rows, [head_name(each) for each in self.drop])
+
+
+class Standing(NamedTuple):
+    """How far a session is stored.
+
+    `version` is its last one, `origin` the last that it shares with its parent, `stored` that of the
+    newest head stored, 0 if there is none.
+    """
+
+    session_id: str
+    version: int
+    origin: int
+    stored: int
+
+
+def sizes(log: SessionLog) -> tuple[int, int]:
+    """How many sessions there are that are not deleted, and how many events are in their rows."""
+    return log._store.sizes(log.namespace)
 
 
 class StoredHead(NamedTuple):

@@ -94,6 +94,9 @@ class EventTypes:
         for each in types:
             self._check(each)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EventTypes, tuple(self._types.values())
+
     def __len__(self) -> int:
         return len(self._types)
 

@@ -45,6 +45,7 @@ from projections.caches import MemoryCache, RedisCache
 from projections.errors import ProjectionFailed
 from projections.history import History, history
 from projections.projector import Projector
+from projections.rebuild import Failure, RebuildReport
 from projections.session import Message, SessionProjector, ToolCall, Turn, View
 from projections.sessions import Sessions
 from projections.travel import Diff
@@ -52,11 +53,13 @@ from projections.travel import Diff
 __all__ = [
     "AsyncSessions",
     "Diff",
+    "Failure",
     "History",
     "MemoryCache",
     "Message",
     "ProjectionFailed",
     "Projector",
+    "RebuildReport",
     "RedisCache",
     "SessionProjector",
     "Sessions",

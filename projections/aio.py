@@ -7,15 +7,17 @@ returns.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, Unpack, overload
 
-from kern_events import AsyncSessionLog, AsyncTurnRecorder, Event, Head, Receipt, spi
+from kern_events import AsyncConsumer, AsyncSessionLog, AsyncTurnRecorder, Event, Head, Receipt, spi
 from projections.history import History
 from projections.projector import Projector
+from projections.rebuild import RebuildReport
 from projections.session import View
 from projections.sessions import Cache, LogOptions, Sessions
 from projections.travel import Diff
@@ -223,6 +225,32 @@ class AsyncSessions(AsyncSessionLog):
                 if pace is not None and after_s > 0:
                     await asyncio.sleep(after_s / pace)
                 yield event, view
+
+    def warmer(self, projector: Projector[Any] | None = None) -> AsyncConsumer:
+        """See Sessions.warmer: `await sessions.warmer().run()`."""
+        return self.consumer(*self._sessions._warming(projector), after=None)
+
+    async def rebuild(
+        self,
+        projector: Projector[Any] | None = None,
+        *,
+        workers: int = 1,
+        executor: Executor | None = None,
+        check: bool = False,
+        prune: bool = False,
+        progress: Callable[[RebuildReport], None] | None = None,
+    ) -> RebuildReport:
+        """See Sessions.rebuild."""
+        return await spi.in_thread(
+            self,
+            self._sessions.rebuild,
+            projector,
+            workers=workers,
+            executor=executor,
+            check=check,
+            prune=prune,
+            progress=progress,
+        )
 
     def resume(
         self,

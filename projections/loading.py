@@ -50,13 +50,13 @@ class Loader:
     ) -> None:
         self._log = log
         self._memory = memory
-        self._shared = shared
+        self.shared = shared
         self._durable = durable
         self._flights = _Flights()
 
     def recent(self, session_id: str, projector: Projector[Any]) -> Snapshot | None:
         """The snapshot kept in memory, if it agreed with the log less than a second ago."""
-        snapshot = self._memory.get(self._key(session_id, projector))
+        snapshot = self._memory.get(self.key(session_id, projector))
         if snapshot is None or time.monotonic() - snapshot.verified_s >= MAX_AGE_S:
             return None
         return snapshot
@@ -68,7 +68,7 @@ class Loader:
             SessionNotFound: There is no such session, or it was deleted.
             ProjectionFailed: The projector raised.
         """
-        key = self._key(session_id, projector)
+        key = self.key(session_id, projector)
         snapshot = self._memory.get(key)
         asked_s = time.monotonic()
         if snapshot is not None:
@@ -84,11 +84,15 @@ class Loader:
 
     def past(self, session_id: str, projector: Projector[Any], version: int) -> Snapshot:
         """The session as of a version that the log has. What is cached stays as it is."""
-        key = self._key(session_id, projector)
+        key = self.key(session_id, projector)
         base = self._memory.get(key)
         if base is not None and base.version > version:
             base = None
         return self._folded(key, projector, base, None, version).snapshot
+
+    def folded(self, session_id: str, projector: Projector[Any]) -> tuple[Snapshot, Snapshot | None]:
+        """The session as it is now, and the snapshot that it was folded from; nothing is kept."""
+        return self._folded(self.key(session_id, projector), projector, None, None)
 
     def window(self, session_id: str, projector: Projector[Any]) -> Snapshot | None:
         """The session as it is now, with closed chunks that are read when they are looked into.
@@ -96,7 +100,7 @@ class Loader:
         None where that saves nothing: the view is in memory, or no stored snapshot can be used. It is
         for a moment's use, and looking into it may raise Unreadable.
         """
-        key, codec = self._key(session_id, projector), self._codec(projector)
+        key, codec = self.key(session_id, projector), self.codec(projector)
         if codec is None or self._memory.get(key) is not None:
             return None
         base = next(self._stored(key, codec, None, lazily=True), None)
@@ -115,13 +119,13 @@ class Loader:
 
     def keep(self, session_id: str, projector: Projector[Any], snapshot: Snapshot) -> None:
         """Keep a snapshot in every tier, however few events after the one before."""
-        key, codec = self._key(session_id, projector), self._codec(projector)
+        key, codec = self.key(session_id, projector), self.codec(projector)
         self._memory.put(key, snapshot)
         if codec is None:
             return
         with _storable(key):
-            if self._shared:
-                self._shared.put(key, codec, snapshot, None)
+            if self.shared:
+                self.shared.put(key, codec, snapshot, None)
             if self._durable and not snapshot.incomplete:
                 self._durable.put(key, codec, snapshot)
 
@@ -129,8 +133,8 @@ class Loader:
         """Forget what is kept of a session whose content was erased."""
         if isinstance(self._memory, MemoryCache):
             self._memory.purge(self._log.namespace, session_id)
-        if self._shared:
-            self._shared.redis.purge(self._log.namespace, session_id, epoch)
+        if self.shared:
+            self.shared.redis.purge(self._log.namespace, session_id, epoch)
 
     def settle(self) -> None:
         """Wait until every snapshot that is to be stored in the database is there."""
@@ -141,14 +145,16 @@ class Loader:
         """Store what waits to be stored, and give the connections to Redis back."""
         if self._durable:
             self._durable.close()
-        if self._shared:
-            self._shared.redis.close()
+        if self.shared:
+            self.shared.redis.close()
 
-    def _key(self, session_id: str, projector: Projector[Any]) -> SnapshotKey:
+    def key(self, session_id: str, projector: Projector[Any]) -> SnapshotKey:
+        """Whose snapshot it is."""
         types = self._log.types.digest
         return SnapshotKey(self._log.namespace, session_id, projector.name, projector.version, types)
 
-    def _codec(self, projector: Projector[Any]) -> Codec | None:
+    def codec(self, projector: Projector[Any]) -> Codec | None:
+        """How its views are stored, if they can be."""
         return codec_of(projector, self._log.types.digest)
 
     def _tail(self, session_id: str, base: Snapshot | None) -> Tail:
@@ -175,15 +181,15 @@ class Loader:
         """Put what is new into the tiers that want it."""
         snapshot, base = folded
         self._memory.put(key, snapshot)
-        codec = self._codec(projector)
+        codec = self.codec(projector)
         if codec is None or (base is not None and base.version == snapshot.version):
             return
         # First, so that what goes to Redis says so.
         with _storable(key):
             if self._durable and due(snapshot, codec):
                 self._durable.put(key, codec, snapshot)
-            if self._shared and (isinstance(snapshot.view, View) or not snapshot.incomplete):
-                self._shared.put(key, codec, snapshot, base)
+            if self.shared and (isinstance(snapshot.view, View) or not snapshot.incomplete):
+                self.shared.put(key, codec, snapshot, base)
 
     def _folded(
         self,
@@ -194,7 +200,7 @@ class Loader:
         until: int | None = None,
     ) -> _Folded:
         """The snapshot at a version, by default the head's; anew if something is erased meanwhile."""
-        codec = self._codec(projector)
+        codec = self.codec(projector)
         stored = self._stored(key, codec, until)
         while True:
             if base is None:
@@ -287,7 +293,7 @@ class Loader:
         """What the tiers behind the memory have: Redis the newest, the database one at or below a version."""
         if codec is None:
             return
-        if until is None and self._shared and (found := self._shared.get(key, codec, lazily=lazily)):
+        if until is None and self.shared and (found := self.shared.get(key, codec, lazily=lazily)):
             yield found
         last = _NEWEST if until is None else until
         if self._durable and (found := self._durable.newest(key, codec, last, lazily=lazily)):
@@ -307,8 +313,8 @@ class Loader:
     def _drop(self, key: SnapshotKey, codec: Codec | None, snapshot: Snapshot) -> None:
         """Forget a snapshot that does not agree with the log, wherever it came from."""
         self._memory.drop(key)
-        if codec is not None and self._shared:
-            self._shared.drop(key, codec, snapshot)
+        if codec is not None and self.shared:
+            self.shared.drop(key, codec, snapshot)
         if codec is not None and self._durable and snapshot.durable == snapshot.version:
             self._durable.drop(key, codec, snapshot)
 

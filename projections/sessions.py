@@ -5,33 +5,36 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict, TypeVar, Unpack, overload
 
 from msgspec.structs import replace
+from sqlalchemy import URL
 
-from kern_events import Event, EventTypes, Head, Receipt, SessionLog, TurnRecorder, spi
-from kern_events.errors import KernError, StoreError, TurnNotPaused, VersionConflict
+from kern_events import Consumer, Event, EventTypes, Head, Receipt, SessionLog, TurnRecorder, spi
+from kern_events.errors import KernError, SessionNotFound, StoreError, TurnNotPaused, VersionConflict
 from projections.caches import MemoryCache, RedisCache, SnapshotCache
 from projections.caches.tiers import DurableTier, SharedTier
 from projections.frozen import thaw
 from projections.history import History, history
 from projections.loading import Loader
 from projections.projector import Projector
+from projections.rebuild import Place, Rebuild, RebuildReport, processes
 from projections.session import SessionProjector, View
 from projections.stored import Unreadable
 from projections.travel import Diff, Replay, Step, diff_views
 
 if TYPE_CHECKING:
-    from sqlalchemy import URL
     from sqlalchemy.engine import Engine
 
 V = TypeVar("V")
 Cache = SnapshotCache | RedisCache | str
 
 logger: Final = logging.getLogger("projections")
+_OUTSTANDING: Final = 64  # tasks that an executor has at a time
 _SLOWEST: Final = 0.001  # a thousandth of the original pace; a wait has to be one that can be waited for
 
 
@@ -68,6 +71,10 @@ class Sessions(SessionLog):
         **options: Unpack[LogOptions],
     ) -> None:
         super().__init__(url_or_engine, namespace=namespace, **options)
+        self._recipe = (
+            url_or_engine,
+            {"cache": cache, "durable": durable, "namespace": namespace, **options},
+        )
         self._projector: Final = SessionProjector(self.types)
         if isinstance(cache, str):
             cache = RedisCache(cache)
@@ -355,6 +362,92 @@ class Sessions(SessionLog):
             actor=actor,
             meta=meta,
         )
+
+    def rebuild(
+        self,
+        projector: Projector[Any] | None = None,
+        *,
+        workers: int = 1,
+        executor: Executor | None = None,
+        check: bool = False,
+        prune: bool = False,
+        progress: Callable[[RebuildReport], None] | None = None,
+    ) -> RebuildReport:
+        """Make the stored snapshots of all sessions anew, after a projector or event types have changed.
+
+        Never needed for a right answer: a load folds what is not stored. It may be stopped at any time,
+        by kill -9 too, and goes on where it was when it is called again; appends go on meanwhile, and so
+        do processes with other versions of the projector. A session that fails is reported, the others
+        are done. Sessions of fewer than 64 events are folded, and stored in Redis alone.
+
+        Args:
+            projector: Whose snapshots; None is the session view. Another one needs a `view_type`.
+            workers: How many processes; 1 works in this one.
+            executor: Works there instead: any of `concurrent.futures` or with its interface, as Dask's.
+            check: Compare what is stored with fresh folds, and store nothing; differences count as failed.
+            prune: Drop the snapshots by other versions of the projector, of each session that is done.
+            progress: Called now and then with the report so far.
+
+        Returns:
+            The report; `report.ok` says whether no session failed.
+
+        Raises:
+            ValueError: The projector has no `view_type`, or other processes cannot open this log.
+            StoreError: The database failed. What is stored stays.
+        """
+        chosen = self._chosen(projector)
+        if workers < 1:
+            raise ValueError("workers is a number from 1")
+        elsewhere = workers > 1 or not (executor is None or isinstance(executor, ThreadPoolExecutor))
+        place = Place(self._address(elsewhere), projector, check, prune)
+        rebuild = Rebuild(self, chosen, place, progress)
+        if executor is not None:
+            return rebuild.run(executor, _OUTSTANDING)
+        if workers == 1:
+            return rebuild.run(None, 0)
+        pool = processes(workers)
+        try:
+            return rebuild.run(pool, 2 * workers)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def warmer(self, projector: Projector[Any] | None = None) -> Consumer:
+        """A worker that loads what others append, so that it lies in Redis when it is asked for.
+
+        For processes that only write, and to have snapshots in the database although nobody loads:
+        `sessions.warmer().run()`. What it begins with is what is appended from then on; `rebuild` is for
+        what was before. Any number may run, and one works; `consumers` tells its lag.
+
+        Args:
+            projector: Whose views; None is the session view.
+        """
+        return self.consumer(*self._warming(projector), after=None)
+
+    def _warming(self, projector: Projector[Any] | None) -> tuple[str, Callable[[Sequence[Event]], None]]:
+        """The name of a warmer, and what it does."""
+        chosen = self._chosen(projector)
+
+        def warm(events: Sequence[Event]) -> None:
+            for session_id in dict.fromkeys(event.session_id for event in events):
+                with suppress(SessionNotFound):  # It was deleted since.
+                    self._loader.current(session_id, chosen)
+
+        return f"warmer:{chosen.name}:{chosen.version}", warm
+
+    def _address(self, elsewhere: bool) -> tuple[type[Sessions], tuple[Any, ...], dict[str, Any]]:
+        """How another process opens the same sessions."""
+        url, options = self._recipe
+        cache = options["cache"]
+        if elsewhere and (not isinstance(url, (str, URL)) or self._store.dialect == "memory"):
+            raise ValueError(
+                "other processes need a URL: open the sessions with one, not memory: or an Engine"
+            )
+        if elsewhere and isinstance(cache, RedisCache):
+            raise ValueError(
+                "other processes need the URL of Redis: open the sessions with cache='redis://…'"
+            )
+        shareable = cache if isinstance(cache, str) else None
+        return Sessions, (url,), {**options, "cache": shareable}
 
     def delete(self, session_id: str, *, actor: str | None = None) -> Receipt:
         """See SessionLog.delete; forgets the snapshots of the session and of its forks, in Redis too."""

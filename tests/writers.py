@@ -7,7 +7,9 @@ inherits a connection. What they run has to stand in a module that they can impo
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from sqlalchemy import text
 
 from kern_events import Draft, SessionLog
 from kern_events.errors import VersionConflict
+from projections import Sessions
 from tests import facade
 
 PATIENCE_S = 60.0
@@ -195,3 +198,53 @@ def consume_and_tell(pipe: Any, url: str, transactional: bool) -> None:
 
     with SessionLog(url) as log:
         log.consumer("c", handle, transactional=transactional).run()
+
+
+# ---------------------------------------------------------------------------------- projectors
+
+
+class Counted:
+    """Counts the events of a session."""
+
+    name, version, scope = "counted", 1, "live"
+    view_type: Any = int
+
+    def initial(self) -> Any:
+        return 0
+
+    def evolve(self, view: Any, event: Any) -> Any:
+        return view + 1
+
+
+class Slow(Counted):
+    """Takes its time, so that something can happen meanwhile."""
+
+    name = "slow"
+
+    def evolve(self, view: Any, event: Any) -> Any:
+        time.sleep(0.0005)
+        return view + 1
+
+
+class Deadly(Counted):
+    """Ends every process but the one that the tests run in."""
+
+    name = "deadly"
+
+    def evolve(self, view: Any, event: Any) -> Any:
+        if multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return view + 1
+
+
+def rebuild_and_tell(pipe: Any, url: str) -> None:
+    """Tells how much was stored before, and rebuilds until it is killed."""
+    with Sessions.open(url) as sessions:
+        told: list[int] = []
+
+        def tell(report: Any) -> None:
+            if not told:
+                told.append(report.current)
+                pipe.send(report.current)
+
+        sessions.rebuild(progress=tell)

@@ -13,6 +13,7 @@ from kern_events.cli.export import export
 from kern_events.cli.opening import database, failure, refusing, sessions_at
 from kern_events.cli.options import as_json, at_time
 from kern_events.cli.past import branches, diff, fork, replay, restore
+from kern_events.cli.work import parked, project, rebuild, status
 
 _POLL_S: Final = 0.25
 _TAIL: Final = 10
@@ -181,5 +182,5 @@ def completion(shell: str) -> None:
     click.echo(completer(cli, {}, "kern-events", "_KERN_EVENTS_COMPLETE").source())
 
 
-for command in (export, restore, fork, branches, replay, diff):
+for command in (export, restore, fork, branches, replay, diff, rebuild, project, status, parked):
     cli.add_command(command)

@@ -34,7 +34,11 @@ def export(session: str | None, form: str, output: str | None, db: str, namespac
 
     if form == "parquet" and output is None:
         raise click.UsageError("--format parquet needs --output FILE")
-    with sessions_at(db, namespace) as sessions, refusing(ImportError), _opened(output) as file:
+    with (
+        sessions_at(db, namespace, recorded=True) as sessions,
+        refusing(ImportError),
+        _opened(output) as file,
+    ):
         if form == "parquet":
             from kern_events.exports.parquet import write
 

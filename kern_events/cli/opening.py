@@ -67,9 +67,12 @@ def database(command: F) -> F:
 
 @contextmanager
 def sessions_at(
-    db: str, namespace: str, *, create: bool = False, cache: str | None = None
+    db: str, namespace: str, *, create: bool = False, cache: str | None = None, recorded: bool = False
 ) -> Iterator[Sessions]:
-    """The sessions of a database; a SQLite file that is not there is made only with `create`."""
+    """The sessions of a database; a SQLite file that is not there is made only with `create`.
+
+    With `recorded`, events are as they were recorded, whatever `--types` says.
+    """
     from kern_events import Sessions
 
     with refusing(ValueError, ImportError):
@@ -80,7 +83,7 @@ def sessions_at(
             )
         ctx = click.get_current_context(silent=True)
         types = ctx.find_root().meta.get(_TYPES_KEY) if ctx else None
-        options: LogOptions = {"types": types} if types else {}
+        options: LogOptions = {"types": types} if types and not recorded else {}
         sessions = Sessions.open(db, cache=cache, namespace=namespace, **options)
     with sessions:
         yield sessions

@@ -221,6 +221,9 @@ class Held(Protocol):
 class Consumers(Protocol):
     """The consumers of one database."""
 
+    def begin(self, namespace: str, name: str, after: int) -> None:
+        """A consumer that is new begins behind this position."""
+
     def in_transaction(
         self, namespace: str, name: str, owner: str, lease_us: int
     ) -> AbstractContextManager[Held | None]:
@@ -243,6 +246,15 @@ class Consumers(Protocol):
 
     def skip(self, namespace: str, name: str, session_id: str, version: int) -> bool:
         """Have the session go on behind this version; False if it does not wait there."""
+
+
+class SnapshotPut(NamedTuple):
+    """What is to be stored of one session, if it still is of that epoch and not deleted, and what goes."""
+
+    session_id: str
+    epoch: int
+    chunks: Sequence[StoredChunk]
+    drop: Sequence[str] = ()
 
 
 class Snapshot(Protocol):
@@ -349,6 +361,9 @@ class Store(Protocol):
     def feed(self, namespace: str, after: int, until: int, limit: int) -> Sequence[tuple[str, StoredRow]]:
         """Events of all sessions by position, with their session ids."""
 
+    def feed_count(self, namespace: str, after: int, limit: int) -> int:
+        """How many events there are behind a position, counted up to a limit."""
+
     def sessions(
         self, namespace: str, user_id: str | None, after: tuple[int, str] | None, limit: int
     ) -> Sequence[SessionInfo]:
@@ -367,16 +382,19 @@ class Store(Protocol):
     ) -> dict[str, bytes]:
         """Those of the named chunks that there are."""
 
-    def put_snapshot(
-        self,
-        namespace: str,
-        session_id: str,
-        projector: str,
-        epoch: int,
-        chunks: Sequence[StoredChunk],
-        drop: Sequence[str] = (),
-    ) -> bool:
-        """Store chunks and drop others, if the session still is of that epoch and not deleted."""
+    def put_snapshots(self, namespace: str, projector: str, puts: Sequence[SnapshotPut]) -> list[bool]:
+        """Store snapshots of several sessions in one transaction; False for each that comes too late."""
+
+    def snapshot_plan(
+        self, namespace: str, projector: str, after: str, limit: int
+    ) -> Sequence[tuple[str, int, int, str | None]]:
+        """Sessions by id: last version, versions before its own, and the newest head stored."""
+
+    def forget_snapshots(self, namespace: str, session_id: str, projectors: str, kept: str) -> int:
+        """Drop what is stored by projectors whose names begin so, but for one; how much it was."""
+
+    def sizes(self, namespace: str) -> tuple[int, int]:
+        """How many sessions there are that are not deleted, and events in them."""
 
     def snapshot(self) -> AbstractContextManager[Snapshot]:
         """One consistent state, for reads that belong together."""

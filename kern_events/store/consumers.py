@@ -54,19 +54,22 @@ class SQLConsumers:
 
     def __init__(self, sinks: Sinks) -> None:
         self._sinks = sinks
-        self._begun: set[tuple[str, str]] = set()
+
+    def begin(self, namespace: str, name: str, after: int) -> None:
+        """See Consumers."""
+        self._changes(self._sinks.sql.begin, {"namespace": namespace, "name": name, "after": after})
 
     @contextmanager
     def in_transaction(self, namespace: str, name: str, owner: str, lease_us: int) -> Iterator[Held | None]:
         """See Consumers."""
-        key = self._begin(namespace, name, owner)
+        key = {"namespace": namespace, "name": name, "owner": owner}
         with self._transaction() as connection:
             position = self._sinks.hold(connection, key, lease_us)
             yield None if position is None else _InTransaction(self._sinks.sql, key, connection, position)
 
     def leased(self, namespace: str, name: str, owner: str, lease_us: int) -> Held | None:
         """See Consumers."""
-        key = self._begin(namespace, name, owner)
+        key = {"namespace": namespace, "name": name, "owner": owner}
         row = self._one(self._sinks.sql.lease, {**key, "lease_us": lease_us})
         if row is None:
             return None
@@ -99,14 +102,6 @@ class SQLConsumers:
         """See Consumers."""
         key = {"namespace": namespace, "name": name, "session_id": session_id, "version": version}
         return self._changes(self._sinks.sql.skip, key)
-
-    def _begin(self, namespace: str, name: str, owner: str) -> dict[str, Any]:
-        """The key of a consumer, whose row is there afterwards."""
-        key = {"namespace": namespace, "name": name}
-        if (namespace, name) not in self._begun:
-            self._changes(self._sinks.sql.begin, key)
-            self._begun.add((namespace, name))
-        return {**key, "owner": owner}
 
     def _one(self, statement: str, values: dict[str, Any]) -> Any:
         with self._transaction() as connection:
@@ -256,6 +251,11 @@ class MemoryConsumers:
         """In a forked child: another thread of the parent may have held the lock."""
         self._lock = threading.RLock()
 
+    def begin(self, namespace: str, name: str, after: int) -> None:
+        """See Consumers."""
+        with self._lock:
+            self._positions.setdefault((namespace, name), ConsumerRow(name, after, None, None, now_us()))
+
     @contextmanager
     def in_transaction(self, namespace: str, name: str, owner: str, lease_us: int) -> Iterator[Held | None]:
         """See Consumers."""
@@ -269,7 +269,7 @@ class MemoryConsumers:
             if whose != owner and until > now_us():
                 return None
             self._owned[key] = (owner, now_us() + lease_us)
-            row = self._positions.setdefault(key, ConsumerRow(name, 0, owner, None, now_us()))
+            row = self._positions[key]
             return _InMemory(self, key, owner, row.position)
 
     def release(self, namespace: str, name: str, owner: str) -> None:

@@ -33,6 +33,7 @@ from kern_events.store.base import (
     Lineage,
     Origin,
     Refused,
+    SnapshotPut,
     StoredChunk,
     Tombstone,
     fork_head,
@@ -314,6 +315,10 @@ class MemoryStore:
                     break
         return found
 
+    def feed_count(self, namespace: str, after: int, limit: int) -> int:
+        """See Store."""
+        return len(self.feed(namespace, after, self.feed_last(), limit))
+
     def sessions(
         self, namespace: str, user_id: str | None, after: tuple[int, str] | None, limit: int
     ) -> Sequence[SessionInfo]:
@@ -354,25 +359,54 @@ class MemoryStore:
             stored = self._snapshots.get((namespace, session_id, projector), {})
             return {name: stored[name].data for name in names if name in stored}
 
-    def put_snapshot(
-        self,
-        namespace: str,
-        session_id: str,
-        projector: str,
-        epoch: int,
-        chunks: Sequence[StoredChunk],
-        drop: Sequence[str] = (),
-    ) -> bool:
+    def put_snapshots(self, namespace: str, projector: str, puts: Sequence[SnapshotPut]) -> list[bool]:
         """See Store."""
         with self._locked():
-            session = self._sessions.get((namespace, session_id))
-            if session is None or session.head.epoch != epoch or session.head.status == "deleted":
-                return False
-            stored = self._snapshots.setdefault((namespace, session_id, projector), {})
-            for name in drop:
-                stored.pop(name, None)
-            stored |= {one.name: one for one in chunks}
-            return True
+            return [self._put_snapshot(namespace, projector, put) for put in puts]
+
+    def _put_snapshot(self, namespace: str, projector: str, put: SnapshotPut) -> bool:
+        session = self._sessions.get((namespace, put.session_id))
+        if session is None or session.head.epoch != put.epoch or session.head.status == "deleted":
+            return False
+        stored = self._snapshots.setdefault((namespace, put.session_id, projector), {})
+        for name in put.drop:
+            stored.pop(name, None)
+        stored |= {one.name: one for one in put.chunks}
+        return True
+
+    def snapshot_plan(
+        self, namespace: str, projector: str, after: str, limit: int
+    ) -> Sequence[tuple[str, int, int, str | None]]:
+        """See Store."""
+        found: list[tuple[str, int, int, str | None]] = []
+        with self._locked():
+            for key in sorted(key for key in self._sessions if key[0] == namespace and key[1] > after):
+                session = self._sessions[key]
+                if session.head.status != "deleted" and len(found) < limit:
+                    names = self._snapshots.get((*key, projector), {})
+                    newest = max((name for name in names if name[0] == "@"), default=None)
+                    found.append((key[1], session.head.version, session.origin, newest))
+        return found
+
+    def forget_snapshots(self, namespace: str, session_id: str, projectors: str, kept: str) -> int:
+        """See Store."""
+        with self._locked():
+            others = [
+                key
+                for key in self._snapshots
+                if key[:2] == (namespace, session_id) and key[2].startswith(projectors) and key[2] != kept
+            ]
+            return sum(len(self._snapshots.pop(key)) for key in others)
+
+    def sizes(self, namespace: str) -> tuple[int, int]:
+        """See Store."""
+        with self._locked():
+            found = [
+                session
+                for key, session in self._sessions.items()
+                if key[0] == namespace and session.head.status != "deleted"
+            ]
+            return len(found), sum(session.head.version - session.origin for session in found)
 
     @contextmanager
     def snapshot(self) -> Iterator[MemoryStore]:

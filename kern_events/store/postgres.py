@@ -36,6 +36,7 @@ from kern_events.store.base import (
     Lineage,
     Origin,
     Refused,
+    SnapshotPut,
     StoredChunk,
     Tombstone,
     fork_head,
@@ -529,6 +530,11 @@ class PostgresStore:
             raise FeedUnavailable("positions must be drawn one by one: the sequence has to have CACHE 1")
         self._feed_checked = True
 
+    def feed_count(self, namespace: str, after: int, limit: int) -> int:
+        """See Store."""
+        count: int = self._server.query(self._sql.feed_count, (namespace, after, limit))[0][0]
+        return count
+
     def sessions(
         self, namespace: str, user_id: str | None, after: tuple[int, str] | None, limit: int
     ) -> Sequence[SessionInfo]:
@@ -561,31 +567,53 @@ class PostgresStore:
         values = (namespace, session_id, projector, text_array(names))
         return dict(self._server.query(self._sql.snapshot_chunks, values))
 
-    def put_snapshot(
-        self,
-        namespace: str,
-        session_id: str,
-        projector: str,
-        epoch: int,
-        chunks: Sequence[StoredChunk],
-        drop: Sequence[str] = (),
-    ) -> bool:
+    def put_snapshots(self, namespace: str, projector: str, puts: Sequence[SnapshotPut]) -> list[bool]:
         """See Store."""
         self._server.ensure()
-        place = (namespace, session_id, projector)
-        names, versions, bodies = zip(*chunks, strict=True) if chunks else ((), (), ())
+        # Everybody locks in the same order, so nobody deadlocks.
+        ordered = sorted(range(len(puts)), key=lambda index: puts[index].session_id.encode())
+
+        def work(session: Session, bases: list[Head]) -> dict[int, bool]:
+            return {
+                index: self._put_snapshot(session.cursor, namespace, projector, puts[index])
+                for index in ordered
+            }
+
+        stored = self._server.in_transaction(work)
+        return [stored[index] for index in range(len(puts))]
+
+    def _put_snapshot(self, cursor: Cursor, namespace: str, projector: str, put: SnapshotPut) -> bool:
+        if not cursor.execute(self._sql.snapshot_guard, (namespace, put.session_id, put.epoch)).fetchone():
+            return False
+        place = (namespace, put.session_id, projector)
+        names, versions, bodies = zip(*put.chunks, strict=True) if put.chunks else ((), (), ())
+        if put.drop:
+            cursor.execute(self._sql.drop_snapshots, (*place, text_array(put.drop)))
         arrays = (text_array(names), int8_array(versions), bytea_array(bodies))
+        cursor.execute(self._sql.put_snapshot, (*place, put.epoch, now_us(), *arrays))
+        return True
 
-        def work(session: Session, bases: list[Head]) -> bool | None:
-            cursor = session.cursor
-            if not cursor.execute(self._sql.snapshot_guard, (namespace, session_id, epoch)).fetchone():
-                return None
-            if drop:
-                cursor.execute(self._sql.drop_snapshots, (*place, text_array(drop)))
-            cursor.execute(self._sql.put_snapshot, (*place, epoch, now_us(), *arrays))
-            return True
+    def snapshot_plan(
+        self, namespace: str, projector: str, after: str, limit: int
+    ) -> Sequence[tuple[str, int, int, str | None]]:
+        """See Store."""
+        return self._server.query(self._sql.snapshot_plan, (projector, namespace, after, limit))
 
-        return bool(self._server.in_transaction(work))
+    def forget_snapshots(self, namespace: str, session_id: str, projectors: str, kept: str) -> int:
+        """See Store."""
+        self._server.ensure()
+        values = (namespace, session_id, kept, projectors)
+
+        def work(session: Session, bases: list[Head]) -> int:
+            session.cursor.execute(self._sql.forget_others, values)
+            return session.cursor.rowcount
+
+        return self._server.in_transaction(work)
+
+    def sizes(self, namespace: str) -> tuple[int, int]:
+        """See Store."""
+        sessions, events = self._server.query(self._sql.sizes, (namespace,))[0]
+        return sessions, int(events)
 
     @contextmanager
     def snapshot(self) -> Iterator[_Snapshot]:

@@ -206,6 +206,23 @@ SQLITE_PUT_SNAPSHOT: Final = (
 SQLITE_DROP_SNAPSHOT: Final = (
     "DELETE FROM kern_snapshots WHERE namespace = ? AND session_id = ? AND projector = ? AND chunk = ?"
 )
+# Sessions by id, and the newest head that a projector has stored of each: names of heads begin with @.
+SQLITE_SNAPSHOT_PLAN: Final = (
+    "SELECT s.session_id, s.version, coalesce(s.fork_version, 0), (SELECT chunk FROM kern_snapshots AS k "
+    "WHERE k.namespace = s.namespace AND k.session_id = s.session_id AND k.projector = ?2 "
+    "AND k.chunk >= '@' AND k.chunk < 'A' ORDER BY k.chunk DESC LIMIT 1) FROM kern_sessions AS s "
+    "WHERE s.namespace = ?1 AND s.session_id > ?3 AND s.status <> 'deleted' ORDER BY s.session_id LIMIT ?4"
+)
+# What other versions of a projector have stored of a session.
+SQLITE_FORGET_OTHERS: Final = (
+    "DELETE FROM kern_snapshots WHERE namespace = ? AND session_id = ? AND projector <> ? "
+    "AND substr(projector, 1, length(?)) = ?"
+)
+# How much there is to rebuild.
+SQLITE_SIZES: Final = (
+    "SELECT count(*), coalesce(sum(version - coalesce(fork_version, 0)), 0) FROM kern_sessions "
+    "WHERE namespace = ? AND status <> 'deleted'"
+)
 # One event's time, a step of the binary search by time.
 SQLITE_AT: Final = (
     "SELECT e.version, e.at FROM kern_events AS e WHERE e.session = "
@@ -220,6 +237,11 @@ SQLITE_FEED: Final = (
     f"SELECT s.session_id, {_STORED_E} FROM kern_events AS e CROSS JOIN kern_sessions AS s "
     "ON s.id = e.session WHERE s.namespace = ? AND e.position > ? AND e.position <= ? "
     "ORDER BY e.position LIMIT ?"
+)
+# How many of those there are, up to a limit.
+SQLITE_FEED_COUNT: Final = (
+    "SELECT count(*) FROM (SELECT 1 FROM kern_events AS e CROSS JOIN kern_sessions AS s ON s.id = e.session "
+    "WHERE s.namespace = ? AND e.position > ? LIMIT ?)"
 )
 # Sessions by last activity: by the hour from the index, then exactly.
 SQLITE_SESSIONS: Final = (
@@ -471,6 +493,24 @@ class PostgresSQL:
             "DELETE FROM {s}kern_snapshots WHERE namespace = %b AND session_id = %b AND projector = %b "
             "AND chunk = ANY(%b::text[])"
         )
+        # Sessions by id, and the newest head that a projector has stored of each.
+        self.snapshot_plan = filled(
+            "SELECT s.session_id, s.version, coalesce(s.fork_version, 0), (SELECT chunk FROM "
+            "{s}kern_snapshots AS k WHERE k.namespace = s.namespace AND k.session_id = s.session_id "
+            "AND k.projector = %b AND k.chunk >= '@' AND k.chunk < 'A' ORDER BY k.chunk DESC LIMIT 1) "
+            "FROM {s}kern_sessions AS s WHERE s.namespace = %b AND s.session_id > %b "
+            "AND s.status <> 'deleted' ORDER BY s.session_id LIMIT %b"
+        )
+        # What other versions of a projector have stored of a session.
+        self.forget_others = filled(
+            "DELETE FROM {s}kern_snapshots WHERE namespace = %b AND session_id = %b AND projector <> %b "
+            "AND starts_with(projector, %b)"
+        )
+        # How much there is to rebuild.
+        self.sizes = filled(
+            "SELECT count(*), coalesce(sum(version - coalesce(fork_version, 0)), 0)::int8 "
+            "FROM {s}kern_sessions WHERE namespace = %b AND status <> 'deleted'"
+        )
         # One event's time, a step of the binary search by time.
         self.at = filled(
             "SELECT version, at FROM {s}kern_events WHERE namespace = %b AND session_id = %b "
@@ -505,6 +545,11 @@ class PostgresSQL:
         self.feed = filled(
             f"SELECT session_id, {_STORED} FROM {{s}}kern_events "
             "WHERE namespace = %b AND position > %b AND position <= %b ORDER BY position LIMIT %b"
+        )
+        # How many of those there are, up to a limit.
+        self.feed_count = filled(
+            "SELECT count(*) FROM (SELECT FROM {s}kern_events WHERE namespace = %b AND position > %b "
+            "LIMIT %b) AS counted"
         )
         # Sessions by last activity: by the hour from the index, then exactly.
         self.sessions = filled(
@@ -599,10 +644,10 @@ class ConsumerSQL:
         def filled(statement: str) -> str:
             return statement.replace("{s}", prefix).replace("{now}", now)
 
-        # A consumer that is new begins before the first event.
+        # A consumer that is new begins behind a position.
         self.begin = filled(
             "INSERT INTO {s}kern_consumers (namespace, name, position, epoch, updated_at) "
-            "VALUES (:namespace, :name, 0, 0, {now}) ON CONFLICT (namespace, name) DO NOTHING"
+            "VALUES (:namespace, :name, :after, 0, {now}) ON CONFLICT (namespace, name) DO NOTHING"
         )
         # Its row, for as long as the transaction lasts; on Postgres nothing while another one has it.
         self.hold = filled(

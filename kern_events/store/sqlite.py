@@ -34,6 +34,7 @@ from kern_events.store.base import (
     Lineage,
     Origin,
     Refused,
+    SnapshotPut,
     StoredChunk,
     Tombstone,
     fork_head,
@@ -368,6 +369,11 @@ class SQLiteStore:
         rows = self._file.query(sql.SQLITE_FEED, (namespace, after, until, limit))
         return [(row[0], row[1:]) for row in rows]
 
+    def feed_count(self, namespace: str, after: int, limit: int) -> int:
+        """See Store."""
+        count: int = self._file.query(sql.SQLITE_FEED_COUNT, (namespace, after, limit))[0][0]
+        return count
+
     def sessions(
         self, namespace: str, user_id: str | None, after: tuple[int, str] | None, limit: int
     ) -> Sequence[SessionInfo]:
@@ -404,33 +410,38 @@ class SQLiteStore:
             found |= dict(self._file.query(sql.sqlite_snapshot_chunks(len(some)), values))
         return found
 
-    def put_snapshot(
-        self,
-        namespace: str,
-        session_id: str,
-        projector: str,
-        epoch: int,
-        chunks: Sequence[StoredChunk],
-        drop: Sequence[str] = (),
-    ) -> bool:
+    def put_snapshots(self, namespace: str, projector: str, puts: Sequence[SnapshotPut]) -> list[bool]:
         """See Store."""
-        place = (namespace, session_id, projector)
 
-        def work(driver: Driver, bases: list[Head]) -> bool:
-            head = driver.execute(sql.SQLITE_HEAD, (namespace, session_id)).fetchone()
-            if head is None or head[4] != epoch or head[5] == "deleted":
-                return False
-            bases.append(Head(*head))
-            driver.executemany(sql.SQLITE_DROP_SNAPSHOT, [(*place, name) for name in drop])
-            rows = [(*place, epoch, now_us(), *chunk) for chunk in chunks]
-            driver.executemany(sql.SQLITE_PUT_SNAPSHOT, rows)
-            return True
+        def work(driver: Driver, bases: list[Head]) -> list[bool]:
+            return [_put_snapshot(driver, bases, namespace, projector, put) for put in puts]
 
         try:
-            stored: bool = self._group.run(work)
+            stored: list[bool] = self._group.run(work)
         except AnswerLost as lost:  # Nothing hangs on it.
             raise StoreUnavailable("SQLite: it is not known whether a snapshot was stored") from lost
         return stored
+
+    def snapshot_plan(
+        self, namespace: str, projector: str, after: str, limit: int
+    ) -> Sequence[tuple[str, int, int, str | None]]:
+        """See Store."""
+        return self._file.query(sql.SQLITE_SNAPSHOT_PLAN, (namespace, projector, after, limit))
+
+    def forget_snapshots(self, namespace: str, session_id: str, projectors: str, kept: str) -> int:
+        """See Store."""
+        values = (namespace, session_id, kept, projectors, projectors)
+
+        def work(driver: Driver, bases: list[Head]) -> int:
+            return driver.execute(sql.SQLITE_FORGET_OTHERS, values).rowcount
+
+        gone: int = self._group.run(work)
+        return gone
+
+    def sizes(self, namespace: str) -> tuple[int, int]:
+        """See Store."""
+        sessions, events = self._file.query(sql.SQLITE_SIZES, (namespace,))[0]
+        return sessions, events
 
     @contextmanager
     def snapshot(self) -> Iterator[_Snapshot]:
@@ -461,6 +472,20 @@ class SQLiteStore:
 def _lenient(data: bytes) -> str:
     """Text that somebody damaged is a finding, and no reason to stop looking."""
     return data.decode("utf-8", "surrogateescape")
+
+
+def _put_snapshot(
+    driver: Driver, bases: list[Head], namespace: str, projector: str, put: SnapshotPut
+) -> bool:
+    head = driver.execute(sql.SQLITE_HEAD, (namespace, put.session_id)).fetchone()
+    if head is None or head[4] != put.epoch or head[5] == "deleted":
+        return False
+    bases.append(Head(*head))
+    place = (namespace, put.session_id, projector)
+    driver.executemany(sql.SQLITE_DROP_SNAPSHOT, [(*place, name) for name in put.drop])
+    rows = [(*place, put.epoch, now_us(), *chunk) for chunk in put.chunks]
+    driver.executemany(sql.SQLITE_PUT_SNAPSHOT, rows)
+    return True
 
 
 class _Snapshot:

@@ -28,11 +28,13 @@ T = TypeVar("T")
 
 logger: Final = logging.getLogger("projections")
 
+AT_LEAST: Final = 64
+"""Fewer events are folded as quickly as a snapshot is read."""
+
 LADDER: Final = 2_048
 """Of the heads stored in the log's database, one is kept for so many versions, and the newest."""
 
 _DUE_EVENTS: Final = 1_000  # a snapshot is due after so many events, wherever the chunks end
-_DUE_AT_LEAST: Final = 64  # ... and never after fewer
 _BATCH_BYTES: Final = 4 << 20  # in one transaction, so that no writer waits long
 _HEAD: Final = b"head"
 _MAX_WAITING: Final = 64
@@ -176,23 +178,50 @@ class DurableTier:
             self._unsure.add(job.key)
 
     def _stored(self, job: _Job) -> bool:
+        table = self._table(job.key, job.codec)
+        return all(table.put_all([put])[0] for put in self._puts(table, job))
+
+    def _puts(self, table: spi.SnapshotTable, job: _Job) -> Iterator[spi.NewSnapshot]:
+        """What is to be stored, in transactions of a bearable size: the chunks, and in the end the head."""
         key, codec, snapshot, before, listings = job
-        table, session_id = self._table(key, codec), key.session_id
         chunks = codec.chunks(snapshot, listings or ())
         if listings is None:
-            known = set() if key in self._damaged else table.names(session_id)[1]
+            known = set() if key in self._damaged else table.names(key.session_id)[1]
             chunks = {name: body for name, body in chunks.items() if name.hex() not in known}
+        place = (key.session_id, snapshot.epoch, snapshot.version)
         for batch in _batches(key, chunks):
-            if not table.put(session_id, snapshot.epoch, snapshot.version, chunks=batch):
-                return False
+            yield spi.NewSnapshot(*place, batch)
         dumped = codec.dump(snapshot)
         body = b"".join((len(dumped.head).to_bytes(4, "big"), dumped.head, dumped.open))
         # The head before stays where it is the last of its stretch.
         same = before // LADDER == snapshot.version // LADDER and before not in (0, snapshot.version)
         head = seal(_identity(key, _HEAD), body)
-        return table.put(
-            session_id, snapshot.epoch, snapshot.version, head=head, drop=[before] if same else ()
-        )
+        yield spi.NewSnapshot(*place, head=head, drop=[before] if same else ())
+
+    def store_all(self, codec: Codec, snapshots: Sequence[tuple[SnapshotKey, Snapshot]]) -> None:
+        """Store snapshots by one projector now, many in a transaction.
+
+        Raises:
+            StoreError: The database failed; some may be stored.
+            TypeError, ValueError, OverflowError: A view holds what cannot be encoded.
+        """
+        if not snapshots:
+            return
+        table = self._table(snapshots[0][0], codec)
+        jobs = [_Job(key, codec, snapshot, snapshot.durable, None) for key, snapshot in snapshots]
+        waiting: list[spi.NewSnapshot] = []
+        size = 0
+        for put in (put for job in jobs for put in self._puts(table, job)):
+            waiting.append(put)
+            size += len(put.head or b"") + sum(map(len, put.chunks.values()))
+            if size > _BATCH_BYTES:
+                table.put_all(waiting)
+                waiting, size = [], 0
+        table.put_all(waiting)
+
+    def table(self, key: SnapshotKey, codec: Codec) -> spi.SnapshotTable:
+        """Where the snapshots of one projector and fingerprint lie."""
+        return self._table(key, codec)
 
 
 class _Job(NamedTuple):
@@ -270,7 +299,7 @@ def due(snapshot: Snapshot, codec: Codec) -> bool:
     """
     since = snapshot.version - snapshot.durable
     view = snapshot.view
-    if snapshot.incomplete or since < _DUE_AT_LEAST:
+    if snapshot.incomplete or since < AT_LEAST:
         return False
     if since >= _DUE_EVENTS or not isinstance(view, View):
         return since >= _DUE_EVENTS

@@ -14,6 +14,7 @@ from sqlalchemy import text
 from kern_events import Draft, EventType, EventTypes, SessionLog, Split, feed
 from kern_events.errors import FeedRegressed, StoreBusy
 from kern_events.store.consumers import Fenced
+from projections import Sessions
 from tests.writers import eventually, note, notes, texts
 
 SOON_S = 10.0  # a deadline for what takes milliseconds
@@ -201,6 +202,33 @@ def test_a_consumer_takes_every_event_once_and_remembers_where_it_was(log: Any, 
     assert second.position() == [event.position for event in log.read_all()][-1]
 
 
+def test_a_new_consumer_may_begin_at_the_end(log: Any, transactional: bool) -> None:
+    sink = Sink()
+    log.append("s", notes(2))
+    consumer = log.consumer("c", sink, after=None, transactional=transactional)
+    assert consumer.run(until_idle=True) == 0
+
+    log.append("s", [note("new")])
+    assert log.consumer("c", sink, transactional=transactional).run(until_idle=True) == 1
+
+    assert sink.taken == [("s", "new")]
+
+
+def test_how_far_each_consumer_has_come_is_told(log: Any, transactional: bool) -> None:
+    sink = Sink()
+    sink.refused = {("t", 1)}
+    log.append_many([("s", notes(2), None), ("t", notes(2), None)])
+    log.consumer("c", sink, transactional=transactional, attempts=1).run(until_idle=True)
+    log.append("s", notes(3))
+
+    [status] = log.consumers()
+
+    assert (status.name, status.behind, status.parked, status.given_up) == ("c", 3, 1, 1)
+    assert status.lag_s > 0
+    log.consumer("c", sink, transactional=transactional).run(until_idle=True)
+    assert (log.consumers()[0].behind, log.consumers()[0].lag_s) == (0, 0.0)
+
+
 def test_consumers_of_different_names_have_a_position_each(log: Any, transactional: bool) -> None:
     log.append("s", notes(2))
     sinks = {name: Sink() for name in ("a", "b")}
@@ -341,6 +369,7 @@ def test_who_has_lost_the_lease_does_not_move_the_position(log: Any) -> None:
     log.append("s", notes(1))
     consumer = log.consumer("c", Sink())
     sync = sync_of(log)
+    sync._store.consumers.begin(sync.namespace, "c", 0)
     mine = sync._store.consumers.leased(sync.namespace, "c", "me", 0)
     time.sleep(0.002)
     theirs = sync._store.consumers.leased(sync.namespace, "c", "them", 60_000_000)
@@ -423,3 +452,30 @@ def test_a_coroutine_function_is_refused_where_nobody_awaits_it(log: Any, facade
 def test_options_that_make_no_sense_are_refused(log: Any, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="from 1"):
         log.consumer("c", Sink(), **options)
+
+
+# ------------------------------------------------------------------------------------- warmers
+
+
+def test_a_warmer_loads_what_others_append(address: Any, redis_url: str) -> None:
+    if address.backend == "memory":
+        pytest.skip("a log in memory is seen by nobody else")
+    place = {"namespace": address.namespace}
+    with (
+        SessionLog(address.url, **place) as writer,
+        Sessions.open(address.url, cache=redis_url, **place) as warm,
+        Sessions.open(address.url, cache=redis_url, **place) as reader,
+    ):
+        warmer = warm.warmer()
+        warmer.step()
+        writer.append_many([("s", notes(3), None), ("t", notes(2), None)])
+        assert warmer.run(until_idle=True) == 5
+
+        found = reader._loader.shared.get(
+            reader._loader.key("s", reader._projector), reader._loader.codec(reader._projector)
+        )
+        assert found is not None
+        assert found.version == 3
+        writer.delete("t")
+        assert warmer.step().events == 1
+        assert warmer.parked() == []

@@ -44,12 +44,21 @@ USES = {
     "put a snapshot": lambda log: _put(log, 60, drop=[50]),
     "import": lambda log: _imported(log),
     "import of a deletion": lambda log: _imported(log, delete=True),
+    "snapshot plan": lambda log: spi.SnapshotTable(log, "p").plan("s3", 5),
+    "forget other snapshots": lambda log: spi.SnapshotTable(log, "q").forget_others("s7", "p"),
+    "consumers": lambda log: _consumed(log),
     "delete": lambda log: log.delete("s6"),
     "delete what has forks": lambda log: log.delete("s5"),
 }
 NOT_HOT = re.compile(
-    r"orphan|NOT EXISTS|migrations|sqlite_master|pg_class|pg_locks|pg_sequence|pg_is_in_recovery"
+    r"updated_at FROM kern_consumers|orphan|NOT EXISTS|migrations|sqlite_master|pg_class|pg_locks|pg_sequence|pg_is_in_recovery"
 )
+
+
+def _consumed(log):
+    log.consumer("c", lambda events: None).step()
+    log.append("s5", notes(1))
+    assert log.consumers()[0].behind
 
 
 def _put(log, version, session_id="s5", drop=()):
@@ -285,7 +294,7 @@ def test_postgres_goes_back_by_version_and_sorts_nothing(explained, statement):
 UNEXPLAINED = {
     "copy", "adopt",  # not sent through execute
     "joined_head", "append_listing_keyed",  # as locked_head and append_listing
-    "head_rows", "orphans", "applied", "lockers", "feed_held_by", "sequence_cache",  # of all
+    "head_rows", "orphans", "applied", "lockers", "feed_held_by", "sequence_cache", "sizes",  # of all
     "append_keyed",  # NOT EXISTS, see kern_events_key
 }  # fmt: skip
 

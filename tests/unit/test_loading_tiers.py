@@ -368,7 +368,7 @@ def test_a_busy_database_is_no_error_of_a_load(url: str, monkeypatch: pytest.Mon
         def busy(*_: Any) -> bool:
             raise StoreBusy("a lock was not granted")
 
-        monkeypatch.setattr(sessions._store, "put_snapshot", busy)
+        monkeypatch.setattr(sessions._store, "put_snapshots", busy)
         converse(sessions)
 
         assert len(sessions.load("s").messages) == 12
