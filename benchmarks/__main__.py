@@ -18,7 +18,18 @@ from rich.table import Table
 from benchmarks import workload
 from benchmarks.measure import Bench, Result
 
-NAMES: Final = ("append", "length", "load", "snapshots", "size", "writers", "group_commit", "importing")
+NAMES: Final = (
+    "append",
+    "length",
+    "load",
+    "snapshots",
+    "size",
+    "writers",
+    "group_commit",
+    "importing",
+    "replay",
+    "feed",
+)
 
 
 def main() -> int:

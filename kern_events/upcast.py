@@ -182,7 +182,7 @@ class EventTypes:
 
     def upcast_all(self, events: Sequence[Event]) -> Sequence[Event]:
         """As upcast, for events that follow on each other."""
-        if not any(map(self._is_old, events)):
+        if not self._types or not any(map(self._is_old, events)):
             return events
         return [made for event in events for made in self.upcast(event)]
 

@@ -36,6 +36,8 @@ def fold(projector: Projector[V], view: V, events: Sequence[Event], types: Event
     if isinstance(whoever, SessionProjector):
         session: Any = _folded(projector, view, events)
         return Folded(session, session.incomplete)
+    if all(event.type_version == 1 for event in events):  # No version of a known type is lower.
+        return Folded(_folded(projector, view, events), False)
     incomplete = False
     for newer, some in groupby(events, types.is_newer):
         if newer:

@@ -14,7 +14,7 @@ from kern_events import Event, SessionLog, spi
 from kern_events.errors import StoreCorrupt
 from kern_events.spi import Range
 
-PAGE: Final = 5_000
+PAGE: Final = 1_000  # more are slower: so many dicts at once make the garbage collector look at them again
 
 
 class Page(NamedTuple):
