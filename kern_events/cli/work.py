@@ -115,7 +115,8 @@ def _put_report(report: RebuildReport, check: bool) -> None:
     if report.pruned:
         out.print(f"{counted(report.pruned, 'row')} by other versions dropped")
     out.print(
-        f"{counted(report.events, 'event')} in {report.seconds:.2f} s, {report.events_per_s:,.0f} per second"
+        f"{counted(report.events, 'event')} in {report.seconds:.2f} s, "
+        f"{report.events_per_s:,.0f} events per second"
     )
 
 

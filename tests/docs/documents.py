@@ -27,7 +27,10 @@ from sqlalchemy.engine import Engine
 from kern_events.cli.app import cli
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "docs/events.md", "docs/export.md", "docs/robustness.md")
+DOCUMENTS = (
+    *("README.md", "ARCHITECTURE.md", "docs/events.md", "docs/export.md", "docs/robustness.md"),
+    *("docs/schema-changes.md", "docs/feed.md"),
+)
 POSTGRES_URL = "postgresql+psycopg://user@host/database"
 REDIS_URL = "redis://localhost"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from tests.docs.documents import DOCUMENTS, ROOT
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "shop", raising=False)  # Of another document's folder.
     for name in ("KERN_EVENTS_DB", "KERN_EVENTS_NAMESPACE"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path

@@ -43,12 +43,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with a database and a module of the application's own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KERN_EVENTS_DB", "sqlite:///log.db")
-    (tmp_path / "shop.py").write_text(MODULE)
+    (tmp_path / "stall.py").write_text(MODULE)
     with Sessions.open("sqlite:///log.db") as sessions:
         for name in ("a", "b"):
             sessions.append(name, [message("user", str(number)) for number in range(LONG)])
     yield tmp_path
-    sys.modules.pop("shop", None)
+    sys.modules.pop("stall", None)
 
 
 def run(*args: str) -> Result:
@@ -75,7 +75,7 @@ def test_rebuild_of_a_projector_of_ones_own_reports_what_fails(place: Path) -> N
     with Sessions.open("sqlite:///log.db") as sessions:
         sessions.append("b", [message("user", "poison")])
 
-    result = run("rebuild", "--projector", "shop:Counted")
+    result = run("rebuild", "--projector", "stall:Counted")
 
     assert result.exit_code == 1
     assert "1 stored, 1 failed" in result.stdout
@@ -84,7 +84,7 @@ def test_rebuild_of_a_projector_of_ones_own_reports_what_fails(place: Path) -> N
 
 
 def test_rebuild_in_processes_of_their_own(place: Path) -> None:
-    result = run("rebuild", "--workers", "2", "--projector", "shop:Counted")
+    result = run("rebuild", "--workers", "2", "--projector", "stall:Counted")
 
     assert result.exit_code == 0, result.output
     assert "2 stored" in result.stdout
@@ -93,10 +93,10 @@ def test_rebuild_in_processes_of_their_own(place: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("shop", "as in shop.events:TYPES"),
+        ("stall", "as in shop.events:TYPES"),
         ("absent:Counted", "there is no module 'absent'"),
-        ("shop:Absent", "has no 'Absent'"),
-        ("shop:TYPES", "is no projector"),
+        ("stall:Absent", "has no 'Absent'"),
+        ("stall:TYPES", "is no projector"),
     ],
 )
 def test_what_is_no_projector_is_refused(place: Path, value: str, said: str) -> None:
@@ -113,8 +113,8 @@ def test_types_that_the_command_line_names_make_views_complete(place: Path) -> N
         sessions.append("c", [Draft("order.placed", {"n": 1})])
 
     assert "incomplete" in run("show", "c").stdout
-    assert "incomplete" not in run("show", "c", "--types", "shop:TYPES").stdout
-    refused = run("show", "c", "--types", "shop:Counted")
+    assert "incomplete" not in run("show", "c", "--types", "stall:TYPES").stdout
+    refused = run("show", "c", "--types", "stall:Counted")
     assert refused.exit_code == 2
     assert "not an EventTypes" in refused.stderr
 
