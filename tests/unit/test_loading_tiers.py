@@ -36,7 +36,7 @@ CODEC: Final = codec_of(PROJECTOR)
 def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "CHUNK_ITEMS", 3)
     monkeypatch.setattr(loading, "_FAR", 3)
-    monkeypatch.setattr(tiers, "_DUE_AT_LEAST", 3)
+    monkeypatch.setattr(tiers, "AT_LEAST", 3)
 
 
 class Shared:

@@ -277,7 +277,7 @@ def test_what_a_projector_of_ones_own_stored_is_found_by_a_cold_process(tmp_path
         sessions.append("s", [message("user", "more")])
         sessions.load("s", projector=Counts())
     with Sessions.open(url) as cold:
-        snapshot = cold._loader._folded(cold._loader._key("s", Counts()), Counts(), None, None)
+        snapshot = cold._loader._folded(cold._loader.key("s", Counts()), Counts(), None, None)
 
         assert snapshot.base is not None and snapshot.base.version == 1_001
         assert snapshot.snapshot.view == {"message.added": 1_001}
