@@ -19,7 +19,7 @@ from sqlalchemy import text
 
 from kern_events import Draft, SessionLog
 from kern_events.errors import VersionConflict
-from projections import Sessions
+from projections import Sessions, rebuild
 from tests import facade
 
 PATIENCE_S = 60.0
@@ -238,13 +238,8 @@ class Deadly(Counted):
 
 
 def rebuild_and_tell(pipe: Any, url: str) -> None:
-    """Tells how much was stored before, and rebuilds until it is killed."""
+    """Rebuilds until it is killed, and tells how much was stored before, and how much it has stored."""
+    rebuild._TASK_EVENTS = 1_000
     with Sessions.open(url) as sessions:
-        told: list[int] = []
-
-        def tell(report: Any) -> None:
-            if not told:
-                told.append(report.current)
-                pipe.send(report.current)
-
-        sessions.rebuild(progress=tell)
+        sessions.rebuild(progress=lambda report: pipe.send((report.current, report.rebuilt)))
+        pipe.send(None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import random
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
@@ -345,17 +344,20 @@ def test_a_rebuild_that_is_killed_goes_on_where_it_was(place: str, request: pyte
     chance = random.Random(7)
     with Sessions.open(place) as sessions:
         names = filled(sessions, count, events)
-        began: list[int] = []
+        before: list[int] = []
         for _ in range(3):
             process, pipe = writers.start(writers.rebuild_and_tell, place)
-            began.append(writers.answer_of(pipe))
-            time.sleep(chance.uniform(0.05, 0.5) * (6 if long else 1))
+            stop_at = chance.randrange(1, count // 4)
+            current, rebuilt = writers.answer_of(pipe)
+            while rebuilt < stop_at:
+                current, rebuilt = writers.answer_of(pipe)
             writers.stop(process, pipe)
+            before.append(current)
             sessions.append(chance.choice(names), [message("user", "meanwhile")])
         report = sessions.rebuild()
 
         assert report.ok
-        assert began[0] == 0 < began[1] <= began[2] <= report.current
+        assert before[0] == 0 < before[1] < before[2] < report.current < count
         assert report.rebuilt + report.current == count
         assert sessions.rebuild(check=True).rebuilt == count
         killed = {name: stored(sessions, name) for name in names}
