@@ -196,6 +196,36 @@ def test_the_feed_skips_nothing_that_eight_threads_write(url):
         assert len(positions) == 8 * 30
 
 
+@pytest.mark.parametrize("transactional", [False, True])
+def test_eight_workers_of_one_consumer_take_every_event_once(url, postgres_url, transactional):
+    with databases.connect(postgres_url) as connection:
+        connection.execute("CREATE TABLE sink (session_id text, version bigint)")
+    taken = []
+
+    def take(events, connection=None):
+        if connection is not None:
+            writers.into_sink(events, connection)
+        taken.extend(event.version for event in events)
+
+    with SessionLog(url, lock_timeout_s=30.0) as log:
+        consumers = [log.consumer("c", take, transactional=transactional, batch_size=5) for _ in range(8)]
+
+        def work(number):
+            if number < 8:
+                return consumers[number].run()
+            for count in range(40):
+                log.append("s", notes(1 + count % 3))
+            eventually(lambda: len(taken) >= log.head("s").version)
+            for consumer in consumers:
+                consumer.stop()
+
+        in_threads(9, work)
+
+        assert taken == list(range(1, log.head("s").version + 1))
+        if transactional:
+            assert rows(postgres_url, "SELECT version FROM sink") == [(version,) for version in taken]
+
+
 def test_conversations_are_loaded_restored_forked_and_deleted_at_once(url, postgres_url):
     with Sessions(url, lock_timeout_s=30.0) as sessions:
         in_threads(8, lambda number: converse(sessions, url, f"s{number}", delete=number % 2 == 0))
