@@ -12,7 +12,7 @@ import functools
 import inspect
 import os
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -372,6 +372,10 @@ class AsyncSessionLog:
         return await self._in_thread(self.log.migrate)
 
 
+async def _awaited(awaitable: Awaitable[Any]) -> None:
+    await awaitable
+
+
 class AsyncConsumer:
     """Consumer, awaited; see SessionLog.consumer. It works in a thread of its own, coroutines on the loop."""
 
@@ -388,11 +392,9 @@ class AsyncConsumer:
     ) -> None:
         self._outer = outer
         self._loop: asyncio.AbstractEventLoop | None = None
-        chosen: Any = handle
-        if inspect.iscoroutinefunction(handle):
-            if transactional:
-                raise TypeError("a transactional handler is a plain function: its connection is no async one")
-            chosen = functools.partial(self._on_loop, handle)
+        if transactional and inspect.iscoroutinefunction(handle):
+            raise TypeError("a transactional handler is a plain function: its connection is no async one")
+        chosen: Any = handle if transactional else functools.partial(self._on_loop, handle)
         self._consumer = Consumer(
             outer.log,
             name,
@@ -404,9 +406,12 @@ class AsyncConsumer:
         )
         self.name: Final = name
 
-    def _on_loop(self, handle: Callable[[Sequence[Event]], Coroutine[Any, Any, Any]], events: Any) -> Any:
-        assert self._loop is not None
-        return asyncio.run_coroutine_threadsafe(handle(events), self._loop).result()
+    def _on_loop(self, handle: Any, events: Sequence[Event]) -> None:
+        """Hand events over; what there is to await, whatever kind of function gave it, the loop awaits."""
+        result = handle(events)
+        if inspect.isawaitable(result):
+            assert self._loop is not None
+            asyncio.run_coroutine_threadsafe(_awaited(result), self._loop).result()
 
     async def run(self, *, until_idle: bool = False) -> int:
         """See Consumer.run; if cancelled, it ends with the batch that it is at."""

@@ -31,8 +31,8 @@ from kern_events.errors import (
     UpcastFailed,
 )
 from kern_events.events import Event
-from kern_events.feed import LATEST_S, Follower
-from kern_events.store.base import ConsumerRow, Held, Parked, Store
+from kern_events.feed import LATEST_S, Follower, settled_end
+from kern_events.store.base import ConsumerRow, Due, Held, Parked, Store
 from kern_events.store.consumers import Fenced
 
 if TYPE_CHECKING:
@@ -50,6 +50,10 @@ _DOWN_S: Final = (0.05, 2.0)  # between attempts while the database does not ans
 
 Handler = Callable[[Sequence[Event]], object]
 SQLHandler = Callable[[Sequence[Event], Connection], object]
+
+
+class NotAwaited(TypeError):
+    """A handler gave a coroutine where nobody awaits it: nothing was handed over."""
 
 
 class ConsumerStep(NamedTuple):
@@ -96,10 +100,15 @@ class Consumer:
         self._transactional = transactional
         self._batch_size = batch_size
         self._attempts = attempts
-        self._owner = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        self._name_owner()
         self._follower = Follower(log._store, log.namespace, 0)
-        self._stopped = threading.Event()
+        self._stopping = False
         self._woken = threading.Event()
+
+    def _name_owner(self) -> None:
+        """Who holds the lease: this object in this process, not its copy in a forked one."""
+        self._process = os.getpid()
+        self._owner = f"{self._process}-{uuid.uuid4().hex[:12]}"
 
     # --------------------------------------------------------------------------------- working
 
@@ -119,15 +128,17 @@ class Consumer:
         self._log._wakeups.add(self)
         handled, down_s = 0, _DOWN_S[0]
         try:
-            while not self._stopped.is_set() and not self._log._closing:
+            while not self._is_over():
                 self._woken.clear()
                 try:
                     step = self.step()
                 except StoreError as error:
+                    if self._is_over():
+                        break
                     if not _passes(error):
                         raise
                     logger.warning("consumer %r waits for the database: %s", self.name, error)
-                    self._stopped.wait(down_s)
+                    self._woken.wait(down_s)
                     down_s = min(2 * down_s, _DOWN_S[1])
                     continue
                 handled, down_s = handled + step.events, _DOWN_S[0]
@@ -141,8 +152,13 @@ class Consumer:
             self._give_back()
         return handled
 
+    def _is_over(self) -> bool:
+        return self._stopping or self._log._closing
+
     def step(self) -> ConsumerStep:
         """Handle one batch, if this worker is the one that works and there is something new."""
+        if self._process != os.getpid():
+            self._name_owner()
         consumers, key = self._log._store.consumers, (self._log.namespace, self.name, self._owner)
         self._begin()
         lease_us = int(LEASE_S * 1_000_000)
@@ -162,14 +178,19 @@ class Consumer:
         """The consumer's row, which is there from then on."""
         if not self._begun:
             store = self._log._store
-            after = store.feed_last() if self._after is None else self._after
+            after = self._after
+            if after is None:
+                after = settled_end(store, self._log._lock_timeout_s)
             store.consumers.begin(self._log.namespace, self.name, after)
             self._begun = True
 
     def stop(self) -> None:
-        """Have `run` return after the batch that it is at; from any thread or signal handler."""
-        self._stopped.set()
-        self._woken.set()
+        """Have `run` return after the batch that it is at, within a quarter of a second where there is none.
+
+        From any thread or signal handler.
+        """
+        # Nothing else: a lock that the interrupted thread holds would be waited for in a signal handler.
+        self._stopping = True
 
     def wake(self) -> None:
         """Look for new events now."""
@@ -199,7 +220,7 @@ class Consumer:
     def _worked(self, held: Held | None) -> ConsumerStep:
         if held is None:
             return ConsumerStep(0, 0, self._follower.position, False, False)
-        self._follower.position = held.position
+        self._follower.go_to(held.position)
         tried = self._try_again(held)
         rows = self._follower.poll(self._batch_size)
         taken, parked = self._take(held, rows)
@@ -239,23 +260,36 @@ class Consumer:
             return None
         try:
             with held.attempt():
-                if self._transactional:
-                    self._handle(events, held.connection)
-                else:
-                    self._handle(events)
+                self._call(events, held.connection)
+        except (Fenced, NotAwaited):
+            raise
         except Exception as error:
-            if isinstance(error, Fenced) or (isinstance(error, StoreError) and _passes(error)):
+            # On SQLite nobody else has the lock that a sink's own transaction holds.
+            deadlocked = held.connection is not None and self._log._store.dialect == "sqlite"
+            if isinstance(error, StoreError) and _passes(error) and not deadlocked:
                 raise
             if held.connection is not None and held.connection.invalidated:
                 raise StoreUnavailable(f"the database went away in a transaction of {self.name!r}") from error
             return _described(error)
         return None
 
-    def _set_aside(self, held: Held, session_id: str, version: int, attempts: int, problem: str) -> None:
-        """The event failed so many times by now."""
+    def _call(self, events: Sequence[Event], connection: Connection | None) -> None:
+        result = self._handle(events, connection) if self._transactional else self._handle(events)
+        if inspect.isawaitable(result):
+            getattr(result, "close", lambda: None)()
+            raise NotAwaited(
+                f"the handler of consumer {self.name!r} gave something to await: use "
+                "AsyncSessionLog.consumer, and a plain function where it is transactional"
+            )
+
+    def _set_aside(
+        self, held: Held, session_id: str, version: int, attempts: int, problem: str, was: Due | None = None
+    ) -> None:
+        """The event failed so many times by now; `was` is what was tried again."""
         given_up = attempts >= self._attempts
         delay_s = min(_RETRY_S[0] * 4 ** (attempts - 1), _RETRY_S[1])
-        held.park(session_id, version, attempts, None if given_up else int(delay_s * 1_000_000), problem)
+        delay_us = None if given_up else int(delay_s * 1_000_000)
+        held.park(session_id, version, attempts, delay_us, problem, was)
         logger.log(
             logging.ERROR if given_up else logging.WARNING,
             "consumer %r failed at version %d of session %r, attempt %d of %d: %s",
@@ -267,14 +301,14 @@ class Consumer:
         due = held.due()
         if due is None:
             return False
-        session_id, version, attempts = due
+        session_id, version, attempts = due.session_id, due.version, due.attempts
         for each in self._waiting(session_id, version, held.position):
             problem = each.problem or self._accepts(held, each.events)
             if problem is not None:
                 again = attempts + 1 if each.version == version else 1
-                self._set_aside(held, session_id, each.version, again, problem)
+                self._set_aside(held, session_id, each.version, again, problem, due)
                 return True
-        held.unpark(session_id)
+        held.unpark(session_id, due)
         return True
 
     def _waiting(self, session_id: str, version: int, position: int) -> Iterator[_Recorded]:

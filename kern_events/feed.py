@@ -14,13 +14,14 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
 
 from kern_events.batch import StoredRow
-from kern_events.errors import FeedRegressed, KernError, StoreBusy
+from kern_events.errors import DecodeError, FeedRegressed, StoreBusy, UpcastFailed
 from kern_events.events import Event
-from kern_events.store.base import Bound, Store
+from kern_events.store.base import Bound, Store, logger
 from kern_events.store.connections import survive_forks
 
 if TYPE_CHECKING:
@@ -54,6 +55,12 @@ class Follower:
         self._namespace = namespace
         self._bound = Bound(0, 0)
         self.position = after
+
+    def go_to(self, position: int) -> None:
+        """Go on from another position, to which somebody else may have come meanwhile."""
+        self.position = position
+        if position > self._bound.end:
+            self._bound = Bound(0, 0)
 
     @property
     def held(self) -> bool:
@@ -115,7 +122,8 @@ class Wakeups:
     def _begin(self) -> None:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
+        self._look = threading.Event()
+        self._closed = False
 
     def forget(self) -> None:
         """In a forked child: no thread is here, and the parent's listeners are nobody's."""
@@ -126,8 +134,7 @@ class Wakeups:
         """Wake this one from now on, until it is removed or gone."""
         with self._lock:
             self._listeners.add(listener)
-            if self._thread is None:
-                self._stop.clear()
+            if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._poll, name="kern_feed", daemon=True)
                 self._thread.start()
 
@@ -136,13 +143,14 @@ class Wakeups:
         with self._lock:
             self._listeners.discard(listener)
             if not self._listeners:
-                self._stop.set()
+                self._look.set()
 
     def close(self) -> None:
         """Wake everybody a last time, and end the thread."""
         with self._lock:
             thread = self._thread
-            self._stop.set()
+            self._closed = True
+            self._look.set()
         self.wake_all()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
@@ -160,17 +168,21 @@ class Wakeups:
         while not self._is_over(pause_s):
             try:
                 now = self._store.feed_last()
-            except KernError:
-                now, pause_s = -1, LATEST_S  # Whoever follows finds out by looking.
-            if now != last or now == -1:
+            except Exception as error:  # Whoever follows finds out by looking; here nothing may end.
+                logger.debug("the end of the log could not be read: %s", type(error).__name__)
+                pause_s = LATEST_S
+                self.wake_all()
+                continue
+            if now != last:
                 self.wake_all()
                 pause_s = SOONEST_S
             last, pause_s = now, min(2 * pause_s, LATEST_S)
 
     def _is_over(self, pause_s: float) -> bool:
-        stopped = self._stop.wait(pause_s)
+        self._look.wait(pause_s)
         with self._lock:
-            if stopped or not self._listeners:
+            self._look.clear()
+            if self._closed or not self._listeners:
                 self._thread = None
                 return True
         return False
@@ -207,6 +219,14 @@ class _Following:
         if not self._parts:
             self._after = event.position
         return event
+
+    def _rest(self, limit: int) -> list[Event]:
+        """What else was read already, up to one that cannot be read: the next call raises for that."""
+        events: list[Event] = []
+        with suppress(DecodeError, UpcastFailed):
+            while len(events) < limit and (event := self._ready()):
+                events.append(event)
+        return events
 
     def _poll(self) -> bool:
         """Read more; whether there was something."""
@@ -260,10 +280,7 @@ class Subscription(_Following):
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         first = self._next(deadline)
-        events = [] if first is None else [first]
-        while events and len(events) < limit and (event := self._ready()):
-            events.append(event)
-        return events
+        return [] if first is None else [first, *self._rest(limit - 1)]
 
     def close(self) -> None:
         """End the subscription; whoever waits for its next event gets none."""
@@ -321,10 +338,7 @@ class AsyncSubscription(_Following):
         """See Subscription."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         first = await self._next(deadline)
-        events = [] if first is None else [first]
-        while events and len(events) < limit and (event := self._ready()):
-            events.append(event)
-        return events
+        return [] if first is None else [first, *self._rest(limit - 1)]
 
     async def close(self) -> None:
         """See Subscription."""

@@ -121,6 +121,9 @@ class Place(NamedTuple):
     check: bool
     prune: bool
 
+    def __repr__(self) -> str:
+        return "Place(...)"
+
 
 class Task(NamedTuple):
     """Sessions to be done together."""
@@ -332,9 +335,14 @@ class Worker:
     def _compare(self, session_id: str, outcome: Outcome) -> None:
         """Hold what is stored, in the database and in Redis, against a fresh fold."""
         key = self._stored.key(session_id, self._projector)
+        lying = self.table.head(session_id, _NEWEST)
         stored = [self._durable.newest(key, self._codec, _NEWEST)]
         if self._shared:
             stored.append(self._shared.get(key, self._codec))
+        if lying is not None and stored[0] is None:
+            said = "the stored snapshot cannot be read, and was dropped: rebuild makes another one"
+            outcome.failures.append(Failure(session_id, lying.version, said))
+            return
         found = [each for each in stored if each is not None]
         for each in found:
             if reason := self._difference(session_id, each):

@@ -179,6 +179,15 @@ class Parked(NamedTuple):
     error: str
 
 
+class Due(NamedTuple):
+    """A session that is to be tried again, as it is set aside."""
+
+    session_id: str
+    version: int
+    attempts: int
+    retry_us: int
+
+
 class ConsumerRow(NamedTuple):
     """One row of kern_consumers."""
 
@@ -208,14 +217,20 @@ class Held(Protocol):
     def parked_ids(self) -> set[str]:
         """The sessions that are set aside."""
 
-    def due(self) -> tuple[str, int, int] | None:
-        """The first that is to be tried again: session, version, attempts."""
+    def due(self) -> Due | None:
+        """The first that is to be tried again, for whoever holds the consumer."""
 
-    def park(self, session_id: str, version: int, attempts: int, delay_us: int | None, error: str) -> None:
-        """Set a session aside; it is tried again after a delay, or when somebody says so."""
+    def park(
+        self, session_id: str, version: int, attempts: int, delay_us: int | None, error: str,
+        was: Due | None = None,
+    ) -> None:  # fmt: skip
+        """Set a session aside; it is tried again after a delay, or when somebody says so.
 
-    def unpark(self, session_id: str) -> None:
-        """Its events follow those of the others again."""
+        With `was`, nothing if it is not set aside like that any more: somebody said otherwise meanwhile.
+        """
+
+    def unpark(self, session_id: str, was: Due) -> None:
+        """Its events follow those of the others again, unless somebody said otherwise meanwhile."""
 
 
 class Consumers(Protocol):

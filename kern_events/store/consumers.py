@@ -20,7 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from kern_events.clock import now_us
 from kern_events.errors import StoreBusy, StoreError
 from kern_events.store import sql
-from kern_events.store.base import ConsumerRow, Held, Parked
+from kern_events.store.base import ConsumerRow, Due, Held, Parked
 from kern_events.store.connections import survive_forks
 
 
@@ -139,22 +139,26 @@ class _Parking:
     def parked_in(self, connection: Connection) -> set[str]:
         return {row[0] for row in connection.execute(text(self._sql.parked_ids), self._key)}
 
-    def due_in(self, connection: Connection) -> tuple[str, int, int] | None:
+    def due_in(self, connection: Connection) -> Due | None:
         row = connection.execute(text(self._sql.due), self._key).fetchone()
-        return None if row is None else (row[0], row[1], row[2])
+        return None if row is None else Due(*row)
 
     def park_in(
         self, connection: Connection, session_id: str, version: int, attempts: int,
-        delay_us: int | None, error: str,
+        delay_us: int | None, error: str, was: Due | None,
     ) -> None:  # fmt: skip
         values = {
             **self._key, "session_id": session_id, "version": version, "attempts": attempts,
             "again": delay_us is not None, "delay_us": delay_us or 0, "error": error,
         }  # fmt: skip
-        connection.execute(text(self._sql.park), values)
+        if was is None:
+            connection.execute(text(self._sql.park), values)
+        else:
+            connection.execute(text(self._sql.park_again), {**values, **_as_it_was(was)})
 
-    def unpark_in(self, connection: Connection, session_id: str) -> None:
-        connection.execute(text(self._sql.unpark), {**self._key, "session_id": session_id})
+    def unpark_in(self, connection: Connection, session_id: str, was: Due) -> None:
+        values = {**self._key, "session_id": session_id, **_as_it_was(was)}
+        connection.execute(text(self._sql.unpark), values)
 
 
 class _InTransaction(_Parking):
@@ -178,14 +182,17 @@ class _InTransaction(_Parking):
     def parked_ids(self) -> set[str]:
         return self.parked_in(self._within)
 
-    def due(self) -> tuple[str, int, int] | None:
+    def due(self) -> Due | None:
         return self.due_in(self._within)
 
-    def park(self, session_id: str, version: int, attempts: int, delay_us: int | None, error: str) -> None:
-        self.park_in(self._within, session_id, version, attempts, delay_us, error)
+    def park(
+        self, session_id: str, version: int, attempts: int, delay_us: int | None, error: str,
+        was: Due | None = None,
+    ) -> None:  # fmt: skip
+        self.park_in(self._within, session_id, version, attempts, delay_us, error, was)
 
-    def unpark(self, session_id: str) -> None:
-        self.unpark_in(self._within, session_id)
+    def unpark(self, session_id: str, was: Due) -> None:
+        self.unpark_in(self._within, session_id, was)
 
 
 class _Leased(_Parking):
@@ -217,17 +224,20 @@ class _Leased(_Parking):
         with self._transaction() as connection:
             return self.parked_in(connection)
 
-    def due(self) -> tuple[str, int, int] | None:
+    def due(self) -> Due | None:
         with self._transaction() as connection:
             return self.due_in(connection)
 
-    def park(self, session_id: str, version: int, attempts: int, delay_us: int | None, error: str) -> None:
+    def park(
+        self, session_id: str, version: int, attempts: int, delay_us: int | None, error: str,
+        was: Due | None = None,
+    ) -> None:  # fmt: skip
         with self._held() as connection:
-            self.park_in(connection, session_id, version, attempts, delay_us, error)
+            self.park_in(connection, session_id, version, attempts, delay_us, error, was)
 
-    def unpark(self, session_id: str) -> None:
+    def unpark(self, session_id: str, was: Due) -> None:
         with self._held() as connection:
-            self.unpark_in(connection, session_id)
+            self.unpark_in(connection, session_id, was)
 
     @contextmanager
     def _held(self) -> Iterator[Connection]:
@@ -235,6 +245,10 @@ class _Leased(_Parking):
             if connection.execute(text(self._sql.held), self._key).fetchone() is None:
                 raise Fenced
             yield connection
+
+
+def _as_it_was(was: Due) -> dict[str, Any]:
+    return {"was_version": was.version, "was_attempts": was.attempts, "was_retry_at": was.retry_us}
 
 
 class MemoryConsumers:
@@ -309,6 +323,10 @@ class MemoryConsumers:
             return True
 
 
+def _is_as_it_was(found: Parked | None, was: Due) -> bool:
+    return found is not None and (found.version, found.attempts, found.retry_us) == tuple(was[1:])
+
+
 class _InMemory:
     """See Held."""
 
@@ -334,24 +352,35 @@ class _InMemory:
         with self._whole._lock:
             return set(self._whole._parked.get(self._key, ()))
 
-    def due(self) -> tuple[str, int, int] | None:
+    def due(self) -> Due | None:
         now = now_us()
         with self._whole._lock:
             found = self._whole._parked.get(self._key, {}).values()
             ready = [each for each in found if each.retry_us is not None and each.retry_us <= now]
         first = min(ready, key=lambda each: each.retry_us or 0, default=None)
-        return None if first is None else (first.session_id, first.version, first.attempts)
+        return (
+            None
+            if first is None
+            else Due(first.session_id, first.version, first.attempts, first.retry_us or 0)
+        )
 
-    def park(self, session_id: str, version: int, attempts: int, delay_us: int | None, error: str) -> None:
+    def park(
+        self, session_id: str, version: int, attempts: int, delay_us: int | None, error: str,
+        was: Due | None = None,
+    ) -> None:  # fmt: skip
         with self._mine():
             parked = self._whole._parked.setdefault(self._key, {})
+            if was is not None and not _is_as_it_was(parked.get(session_id), was):
+                return
             since = parked[session_id].parked_us if session_id in parked else now_us()
             again = None if delay_us is None else now_us() + delay_us
             parked[session_id] = Parked(session_id, version, attempts, again, since, error)
 
-    def unpark(self, session_id: str) -> None:
+    def unpark(self, session_id: str, was: Due) -> None:
         with self._mine():
-            self._whole._parked.get(self._key, {}).pop(session_id, None)
+            parked = self._whole._parked.get(self._key, {})
+            if _is_as_it_was(parked.get(session_id), was):
+                del parked[session_id]
 
     @contextmanager
     def _mine(self) -> Iterator[None]:

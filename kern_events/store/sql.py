@@ -635,6 +635,10 @@ POSTGRES_TABLES: Final = (
 
 _LEASED: Final = " WHERE namespace = :namespace AND name = :name AND owner = :owner AND epoch = :epoch"
 _PARKED_OF: Final = " WHERE namespace = :namespace AND consumer = :name"
+_AS_IT_WAS: Final = (
+    " AND session_id = :session_id AND version = :was_version AND attempts = :was_attempts "
+    "AND retry_at = :was_retry_at"
+)
 
 
 class ConsumerSQL:
@@ -692,15 +696,21 @@ class ConsumerSQL:
             "ON CONFLICT (namespace, consumer, session_id) DO UPDATE SET version = excluded.version, "
             "attempts = excluded.attempts, retry_at = excluded.retry_at, error = excluded.error"
         )
+        # As before, if it is still set aside as it was when it was tried again.
+        self.park_again = filled(
+            "UPDATE {s}kern_parked SET version = :version, attempts = :attempts, "
+            "retry_at = CASE WHEN :again THEN {now} + :delay_us END, error = :error" + _PARKED_OF + _AS_IT_WAS
+        )
         # The sessions that are set aside: what follows in them waits.
         self.parked_ids = filled("SELECT session_id FROM {s}kern_parked" + _PARKED_OF)
         # The first that is to be tried again.
         self.due = filled(
-            "SELECT session_id, version, attempts FROM {s}kern_parked" + _PARKED_OF + " "
+            "SELECT session_id, version, attempts, retry_at FROM {s}kern_parked" + _PARKED_OF + " "
             "AND retry_at IS NOT NULL AND retry_at <= {now} ORDER BY retry_at LIMIT 1"
+            + lock.replace(" SKIP LOCKED", "")
         )
         # Nothing of it waits any more.
-        self.unpark = filled("DELETE FROM {s}kern_parked" + _PARKED_OF + " AND session_id = :session_id")
+        self.unpark = filled("DELETE FROM {s}kern_parked" + _PARKED_OF + _AS_IT_WAS)
         # Everything that is set aside.
         self.parked = filled(
             "SELECT session_id, version, attempts, retry_at, parked_at, error FROM {s}kern_parked"

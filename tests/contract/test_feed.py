@@ -9,10 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 
 from kern_events import Draft, EventType, EventTypes, SessionLog, Split, feed
-from kern_events.errors import FeedRegressed, StoreBusy
+from kern_events.errors import FeedRegressed, StoreBusy, UpcastFailed
+from kern_events.store.base import Due
 from kern_events.store.consumers import Fenced
 from projections import Sessions
 from tests.writers import eventually, note, notes, texts
@@ -310,7 +311,9 @@ def test_an_event_that_cannot_be_read_sets_its_session_aside(
     assert [(each.session_id, each.version) for each in consumer.parked()] == [("s", 2)]
 
 
-def test_a_busy_database_is_no_fault_of_the_event(log: Any, transactional: bool) -> None:
+def test_a_busy_database_is_no_fault_of_the_event(log: Any, backend: str, transactional: bool) -> None:
+    if backend == "sqlite" and transactional:
+        pytest.skip("there nobody else can hold the lock: see the sink that waits for itself")
     sink, busy = Sink(), [StoreBusy("busy"), StoreBusy("busy")]
 
     def handle(events: Any, connection: Any = None) -> None:
@@ -376,7 +379,11 @@ def test_who_has_lost_the_lease_does_not_move_the_position(log: Any) -> None:
     assert mine is not None
     assert theirs is not None
 
-    for act in (lambda: mine.move(1), lambda: mine.park("s", 1, 1, None, "E"), lambda: mine.unpark("s")):
+    for act in (
+        lambda: mine.move(1),
+        lambda: mine.park("s", 1, 1, None, "E"),
+        lambda: mine.unpark("s", Due("s", 1, 1, 0)),
+    ):
         with pytest.raises(Fenced):
             act()
     assert not consumer.step().active
@@ -479,3 +486,122 @@ def test_a_warmer_loads_what_others_append(address: Any, redis_url: str) -> None
         writer.delete("t")
         assert warmer.step().events == 1
         assert warmer.parked() == []
+
+
+# ------------------------------------------------------------------------ found by the review
+
+
+def test_what_was_read_before_an_event_that_cannot_be_read_is_given(open_log: Callable[..., Any]) -> None:
+    def fails(old: Any) -> Any:
+        raise ZeroDivisionError
+
+    log = open_log(types=EventTypes(EventType("a.old", None, 2, [fails])))
+    plain = SessionLog.__new__(SessionLog)
+    plain.__dict__.update({**sync_of(log).__dict__, "types": EventTypes()})
+    plain.append("s", [note(0), note(1), Draft("a.old", {}), note(3)])
+    following = log.subscribe()
+
+    assert texts(following.batch(timeout_s=SOON_S)) == [0, 1]
+    for _ in range(2):
+        with pytest.raises(UpcastFailed):
+            following.batch(timeout_s=SOON_S)
+    following.close()
+
+
+def test_a_subscription_right_after_another_one_is_woken(open_log: Callable[..., Any]) -> None:
+    log = open_log()
+    for _ in range(20):
+        log.subscribe().close()
+        following = log.subscribe()
+        following.batch(timeout_s=0)
+        time.sleep(0.01)
+        assert sync_of(log)._wakeups._thread is not None
+        following.close()
+
+
+def test_what_somebody_says_during_a_retry_is_not_undone(log: Any) -> None:
+    during: list[Callable[[], Any]] = []
+
+    def handle(events: Any) -> None:
+        if any(event.version == 2 for event in events):
+            for act in during:
+                assert act()
+            during.clear()
+            raise LookupError
+
+    log.append("s", notes(3))
+    sync = sync_of(log)
+    consumer, other = sync.consumer("c", handle, attempts=2), sync.consumer("c", handle)
+    consumer.step()
+    during.append(lambda: other.skip("s", 2))
+    eventually(lambda: consumer.step().more and not during)
+
+    assert [(each.version, each.attempts) for each in consumer.parked()] == [(3, 0)]
+    consumer.run(until_idle=True)
+    assert consumer.parked() == []
+
+
+@pytest.mark.parametrize("facade_kind", ["async"])
+def test_whatever_gives_an_awaitable_is_awaited(log: Any, facade_kind: str) -> None:
+    sink = Sink()
+
+    async def push(events: Any) -> None:
+        sink(events)
+
+    log.append("s", notes(2))
+    log.consumer("c", lambda events: push(events)).run(until_idle=True)
+
+    assert sink.taken == [("s", 0), ("s", 1)]
+
+
+@pytest.mark.parametrize("facade_kind", ["sync"])
+def test_what_nobody_awaits_is_told_and_hands_nothing_over(log: Any, facade_kind: str) -> None:
+    async def push(events: Any) -> None: ...
+
+    log.append("s", notes(2))
+    consumer = log.consumer("c", lambda events: push(events))
+
+    with pytest.raises(TypeError, match="await"):
+        consumer.run(until_idle=True)
+    assert (consumer.position(), consumer.parked()) == (0, [])
+
+
+@pytest.mark.parametrize("backend", ["sqlite"])
+def test_a_sink_that_waits_for_its_own_transaction_is_set_aside(
+    open_log: Callable[..., Any], backend: str
+) -> None:
+    log = open_log(lock_timeout_s=0.05)
+    log.append("s", notes(1))
+    consumer = log.consumer(
+        "c", lambda events, connection: sync_of(log).append("audit", notes(1)), transactional=True, attempts=1
+    )
+    consumer.step()
+
+    assert ["StoreBusy" in each.error for each in consumer.parked()] == [True]
+
+
+@pytest.mark.parametrize("backend", ["postgres"])
+def test_workers_that_take_turns_see_no_end_that_is_past(
+    open_log: Callable[..., Any], backend: str, address: Any
+) -> None:
+    here, there = open_log(), open_log()
+    taken: list[Any] = []
+    handle = lambda events, connection: taken.extend(texts(events))  # noqa: E731
+    one, other = (each.consumer("c", handle, transactional=True) for each in (here, there))
+    here.append("s", notes(1))
+    one.step()
+    engine = create_engine(address.url)
+    with SessionLog(engine, namespace=address.namespace) as late, engine.connect() as connection:
+        connection.begin()
+        late.append("late", [note("late")], connection=connection)
+        here.append("s", [note("next")])
+        one.step()
+        connection.commit()
+        eventually(lambda: other.step().events)
+        here.append("s", notes(3))
+        other.run(until_idle=True)
+
+        one.step()
+    engine.dispose()
+
+    assert sorted(map(str, taken)) == sorted(map(str, [0, "late", "next", 0, 1, 2]))
