@@ -485,7 +485,7 @@ def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a session of twenty events is a long one."""
     monkeypatch.setattr(chunks, "CHUNK_ITEMS", 3)
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 400)
-    monkeypatch.setattr(tiers, "_DUE_AT_LEAST", 4)
+    monkeypatch.setattr(tiers, "AT_LEAST", 4)
     monkeypatch.setattr(tiers, "_DUE_EVENTS", 12)
     monkeypatch.setattr(tiers, "LADDER", 16)
     monkeypatch.setattr(loading, "PAGE", 5)
