@@ -90,11 +90,11 @@ def _cache(bench: Bench, prefix: str) -> RedisCache:
 def _fill(sessions: Sessions, numbers: Iterator[int]) -> None:
     """Turns until all of a long session is in Redis: a call writes a few MiB of it at the most."""
     sessions.load(SESSION)
-    shared = sessions._loader._shared
+    shared = sessions._loader.shared
     assert shared is not None
     codec = codec_of(SessionProjector())
     assert codec is not None
-    key = sessions._loader._key(SESSION, SessionProjector())
+    key = sessions._loader.key(SESSION, SessionProjector())
     while shared.get(key, codec, lazily=True) is None:
         _turn(sessions, (SESSION, workload.turn(next(numbers)).drafts()))
 
