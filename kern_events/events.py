@@ -153,7 +153,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
         idempotency_key: The key of the append call, on its first event.
         codec: How the payload's bytes are encoded; 0 is UTF-8 JSON.
         key_commit: Commits to the encryption key, if any.
-        payload: Decoded from the stored bytes, or ERASED.
+        payload: Decoded from the stored bytes: a dict, or what its EventType declares; or ERASED.
         native: As in Draft.
         salt: 16 random bytes in the payload's commitment; None when erased.
         hash: The chain hash, 32 bytes.

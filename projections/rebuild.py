@@ -29,7 +29,7 @@ from kern_events import Head, spi
 from kern_events.errors import DecodeError, KernError, SessionNotFound, StoreCorrupt, UpcastFailed
 from projections.caches.base import Snapshot
 from projections.caches.memory import MemoryCache
-from projections.caches.tiers import AT_LEAST, DurableTier, SharedTier
+from projections.caches.tiers import AT_LEAST, DurableTier, SharedTier, stored_as
 from projections.errors import ProjectionFailed
 from projections.loading import Loader
 from projections.projector import Projector
@@ -80,8 +80,9 @@ class RebuildReport(msgspec.Struct):
         events: Events in those.
         rebuilt: Snapshots stored; with `check`, snapshots compared and equal.
         current: Stored already, and less than 64 events behind.
-        short: Sessions so short that none is stored; they were folded all the same.
-        gone: Deleted meanwhile.
+        short: Sessions of which none is stored: they have fewer than 64 events, or their view is
+            incomplete. They were folded all the same; with `check` there was nothing to compare.
+        gone: Deleted, or erased from, meanwhile.
         failed: Sessions that failed; with `check`, also snapshots that differ.
         pruned: Rows by other versions of the projector that were dropped.
         seconds: Time taken.
@@ -293,7 +294,7 @@ class Worker:
                 elif (snapshot := self._made(session_id, outcome)) is not None:
                     waiting.append((session_id, snapshot))
                 if self._prune:
-                    outcome.pruned += self.table.forget_others(session_id, f"{self._projector.name}:")
+                    outcome.pruned += self.table.forget_others(session_id, stored_as(self._projector.name))
             except SessionNotFound:
                 outcome.gone += 1
             except _OF_A_SESSION as error:
@@ -323,8 +324,9 @@ class Worker:
             (self._stored.key(session_id, self._projector), snapshot) for session_id, snapshot in waiting
         ]
         try:
-            self._durable.store_all(self._codec, keyed)
-            outcome.rebuilt += len(waiting)
+            stored = self._durable.store_all(self._codec, keyed)
+            outcome.rebuilt += stored
+            outcome.gone += len(waiting) - stored
         except _UNSTORABLE as error:
             if len(waiting) == 1:
                 outcome.failures.append(_unstorable(*waiting[0], error))
@@ -352,15 +354,14 @@ class Worker:
         outcome.short += not found
 
     def _difference(self, session_id: str, stored: Snapshot) -> str | None:
-        try:
-            fresh = self._fresh.past(session_id, self._projector, stored.version)
-        except SessionNotFound:
-            raise
-        if stored.epoch != fresh.epoch or stored.hash != fresh.hash:
-            return None  # A load would pass it over.
-        if _plain(fresh.view) == _plain(stored.view):
-            return None
-        return f"the snapshot at version {stored.version} differs from a fresh fold"
+        fresh = self._fresh.past(session_id, self._projector, stored.version)
+        if (
+            stored.epoch == fresh.epoch
+            and stored.hash == fresh.hash
+            and _plain(fresh.view) != _plain(stored.view)
+        ):
+            return f"the snapshot at version {stored.version} differs from a fresh fold"
+        return None  # Equal, or of another epoch or tail, so that a load passes it over.
 
 
 def work_at(place: Place, session_ids: Sequence[str]) -> Outcome:

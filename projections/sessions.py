@@ -378,7 +378,8 @@ class Sessions(SessionLog):
         Never needed for a right answer: a load folds what is not stored. It may be stopped at any time,
         by kill -9 too, and goes on where it was when it is called again; appends go on meanwhile, and so
         do processes with other versions of the projector. A session that fails is reported, the others
-        are done. Sessions of fewer than 64 events are folded, and stored in Redis alone.
+        are done. Snapshots go into the database even if these sessions were opened with `durable=False`.
+        Sessions of fewer than 64 events are folded, and stored in Redis alone.
 
         Args:
             projector: Whose snapshots; None is the session view. Another one needs a `view_type`.
@@ -392,12 +393,15 @@ class Sessions(SessionLog):
             The report; `report.ok` says whether no session failed.
 
         Raises:
-            ValueError: The projector has no `view_type`, or other processes cannot open this log.
+            ValueError: The projector has no `view_type`, other processes cannot open this log, or both
+                check and prune.
             StoreError: The database failed. What is stored stays.
         """
         chosen = self._chosen(projector)
         if workers < 1:
             raise ValueError("workers is a number from 1")
+        if check and prune:
+            raise ValueError("a check stores and drops nothing: prune in a rebuild of its own")
         elsewhere = workers > 1 or not (executor is None or isinstance(executor, ThreadPoolExecutor))
         place = Place(self._address(elsewhere), projector, check, prune)
         rebuild = Rebuild(self, chosen, place, progress)

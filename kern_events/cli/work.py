@@ -102,9 +102,10 @@ def _put_report(report: RebuildReport, check: bool) -> None:
     if report.failed > len(report.failures):
         errors.print(f"and {report.failed - len(report.failures):,} more", style="red")
     words = {
+        "short": "not stored",
         "rebuilt": "equal" if check else "stored",
         "current": "stored already",
-        "gone": "deleted meanwhile",
+        "gone": "deleted or erased meanwhile",
     }
     kinds = ("rebuilt", "current", "short", "gone", "failed")
     counts = [f"{getattr(report, kind):,} {words.get(kind, kind)}" for kind in kinds if getattr(report, kind)]
@@ -205,6 +206,8 @@ def parked(
     from kern_events.cli.text import console, moment, one_line, put_json
     from kern_events.events import to_datetime
 
+    if retry and skip:
+        raise click.UsageError("either --retry or --skip")
     with sessions_at(db, namespace) as log, refusing(ValueError):
         worker = log.consumer(consumer, lambda events: None)
         found = worker.parked()

@@ -135,7 +135,7 @@ class DurableTier:
 
     def _table(self, key: SnapshotKey, codec: Codec) -> spi.SnapshotTable:
         return spi.SnapshotTable(
-            self._log, f"{key.projector}:{key.projector_version}:{codec.fingerprint.hex()}"
+            self._log, f"{stored_as(key.projector)}{key.projector_version}:{codec.fingerprint.hex()}"
         )
 
     def _read(
@@ -198,26 +198,29 @@ class DurableTier:
         head = seal(_identity(key, _HEAD), body)
         yield spi.NewSnapshot(*place, head=head, drop=[before] if same else ())
 
-    def store_all(self, codec: Codec, snapshots: Sequence[tuple[SnapshotKey, Snapshot]]) -> None:
+    def store_all(self, codec: Codec, snapshots: Sequence[tuple[SnapshotKey, Snapshot]]) -> int:
         """Store snapshots by one projector now, many in a transaction.
+
+        Returns:
+            How many: those of sessions that were deleted or erased from meanwhile are not.
 
         Raises:
             StoreError: The database failed; some may be stored.
             TypeError, ValueError, OverflowError: A view holds what cannot be encoded.
         """
         if not snapshots:
-            return
+            return 0
         table = self._table(snapshots[0][0], codec)
         jobs = [_Job(key, codec, snapshot, snapshot.durable, None) for key, snapshot in snapshots]
         waiting: list[spi.NewSnapshot] = []
-        size = 0
+        size = stored = 0
         for put in (put for job in jobs for put in self._puts(table, job)):
             waiting.append(put)
             size += len(put.head or b"") + sum(map(len, put.chunks.values()))
             if size > _BATCH_BYTES:
-                table.put_all(waiting)
+                stored += _heads_put(table, waiting)
                 waiting, size = [], 0
-        table.put_all(waiting)
+        return stored + _heads_put(table, waiting)
 
     def table(self, key: SnapshotKey, codec: Codec) -> spi.SnapshotTable:
         """Where the snapshots of one projector and fingerprint lie."""
@@ -308,6 +311,16 @@ def due(snapshot: Snapshot, codec: Codec) -> bool:
     entries = codec.listings(snapshot)[0]
     known = snapshot.listings
     return len(entries) > 0 if known is None else entries != known[0]
+
+
+def _heads_put(table: spi.SnapshotTable, puts: Sequence[spi.NewSnapshot]) -> int:
+    """Store them, and count the heads among what was stored: each is the last of its snapshot."""
+    return sum(done for put, done in zip(puts, table.put_all(puts), strict=True) if put.head is not None)
+
+
+def stored_as(projector: str) -> str:
+    """What the names begin with under which snapshots by a projector, of whatever version, are stored."""
+    return projector.replace("%", "%25").replace(":", "%3A") + ":"
 
 
 def _place(key: SnapshotKey, codec: Codec) -> Place:

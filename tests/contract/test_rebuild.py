@@ -191,6 +191,40 @@ def test_prune_drops_what_other_versions_of_the_projector_stored(sessions: Any) 
     assert stored(sessions, "s000") is not None
 
 
+class Daily(Counted):
+    name = "counted:daily"
+
+
+def test_prune_leaves_a_projector_whose_name_begins_alike(sessions: Any) -> None:
+    filled(sessions, 1)
+    sessions.rebuild(Daily())
+
+    assert sessions.rebuild(Second(), prune=True).pruned == 0
+    assert stored(sessions, "s000", Daily()).view == LONG
+
+
+def test_a_session_that_is_deleted_before_it_is_stored_is_gone(
+    sessions: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(sessions, 2)
+    made = rebuilding.Worker._made
+
+    def make_and_delete(self: Any, name: str, outcome: Any) -> Any:
+        snapshot = made(self, name, outcome)
+        if name == "s001":
+            sync_of(sessions).delete(name)
+        return snapshot
+
+    monkeypatch.setattr(rebuilding.Worker, "_made", make_and_delete)
+
+    assert counts(sessions.rebuild()) == (1, 0, 0, 1, 0)
+
+
+def test_a_check_that_prunes_is_refused(sessions: Any) -> None:
+    with pytest.raises(ValueError, match="drops nothing"):
+        sessions.rebuild(check=True, prune=True)
+
+
 def test_deleted_sessions_are_left_out(sessions: Any) -> None:
     filled(sessions, 3)
     sessions.delete("s001")
@@ -310,7 +344,8 @@ def test_what_a_dead_worker_leaves_is_done_here(
 def test_dask_spreads_the_work_and_survives_a_dead_worker(
     place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    distributed = pytest.importorskip("distributed")
+    import distributed  # Takes a second to import, which only this test needs.
+
     monkeypatch.setattr(rebuilding, "_TASK_EVENTS", 3 * LONG)
     with Sessions.open(place) as sessions:
         filled(sessions, 30)
