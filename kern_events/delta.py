@@ -1,0 +1,85 @@
+"""What changed between two states, as the ops of a `state.changed`.
+
+Whoever holds the state as a whole, as most frameworks do, has what it was and what it is now. Recorded
+as ops, the change can be applied to what others have made of the state meanwhile: changes of
+different keys are all kept, items appended to a list by several writers as well.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+from kern_events.errors import InvalidEvent
+from kern_events.events import Json
+
+Op = list[Any]  # ["set", path, value], ["unset", path] or ["append", path, [items]]
+
+_MAX_PATH: Final = 64  # As deep as a recorded value may nest.
+
+
+def state_ops(before: dict[str, Json], after: dict[str, Json]) -> list[Op]:
+    """The ops that turn one state into another, for `state_changed`.
+
+    Objects are compared key by key. A list that has only grown gives its new items, any other change
+    of a list the whole list. Values are the same if they have the same type and value: True is not 1,
+    1 is not 1.0, and 0.0 is not -0.0.
+
+    Args:
+        before: The state as it was read. Neither is changed; the ops share values with `after`.
+        after: The state as it should be.
+
+    Returns:
+        Ops in an order in which they can be applied; none if nothing changed. Applied to `before`
+        they give `after`; applied to what others have made of `before` they keep what those changed
+        elsewhere, and of one key the last change wins.
+
+    Raises:
+        InvalidEvent: One of the states is no object.
+    """
+    for name, state in (("before", before), ("after", after)):
+        if type(state) is not dict:
+            raise InvalidEvent(f"{type(state).__name__} is not an object", name)
+    ops: list[Op] = []
+    _compare(before, after, [], ops)
+    return ops
+
+
+def _compare(before: dict[str, Json], after: dict[str, Json], path: list[str], ops: list[Op]) -> None:
+    for key in before:
+        if key not in after:
+            ops.append(["unset", [*path, key]])
+    for key, value in after.items():
+        here = [*path, key]
+        if key not in before:
+            ops.append(["set", here, value])
+        elif type(value) is dict and type(before[key]) is dict and len(here) < _MAX_PATH:
+            _compare(before[key], value, here, ops)
+        elif not same(before[key], value):
+            ops.append(_replaced(before[key], value, here))
+
+
+def _replaced(before: Json, after: Json, path: list[str]) -> Op:
+    if type(before) is list and type(after) is list and len(before) < len(after):
+        count = len(before)
+        if same(before, after[:count]):
+            return ["append", path, after[count:]]
+    return ["set", path, after]
+
+
+def same(one: Json, other: Json) -> bool:
+    """Whether two JSON values are recorded as the same value, the order of keys aside."""
+    kind = type(one)
+    if kind is not type(other):
+        return False
+    if kind is dict:
+        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
+    if kind is list:
+        return len(one) == len(other) and all(map(same, one, other))
+    if kind is float:
+        return _sign(one) == _sign(other) and (one == other or (one != one and other != other))
+    return bool(one == other)
+
+
+def _sign(number: float) -> float:
+    return math.copysign(1.0, number)
