@@ -8,14 +8,13 @@ different keys are all kept, items appended to a list by several writers as well
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+from typing import Any
 
+from kern_events.codec import MAX_DEPTH
 from kern_events.errors import InvalidEvent
 from kern_events.events import Json
 
 Op = list[Any]  # ["set", path, value], ["unset", path] or ["append", path, [items]]
-
-_MAX_PATH: Final = 64  # As deep as a recorded value may nest.
 
 
 def state_ops(before: dict[str, Json], after: dict[str, Json]) -> list[Op]:
@@ -35,7 +34,8 @@ def state_ops(before: dict[str, Json], after: dict[str, Json]) -> list[Op]:
         elsewhere, and of one key the last change wins.
 
     Raises:
-        InvalidEvent: One of the states is no object.
+        InvalidEvent: One of the states is no object, or a key of theirs is no text. The values are
+            checked when the ops are recorded.
     """
     for name, state in (("before", before), ("after", after)):
         if type(state) is not dict:
@@ -48,38 +48,39 @@ def state_ops(before: dict[str, Json], after: dict[str, Json]) -> list[Op]:
 def _compare(before: dict[str, Json], after: dict[str, Json], path: list[str], ops: list[Op]) -> None:
     for key in before:
         if key not in after:
-            ops.append(["unset", [*path, key]])
+            ops.append(["unset", _below(path, key)])
     for key, value in after.items():
-        here = [*path, key]
+        here = _below(path, key)
         if key not in before:
             ops.append(["set", here, value])
-        elif type(value) is dict and type(before[key]) is dict and len(here) < _MAX_PATH:
+        elif type(value) is dict and type(before[key]) is dict and len(here) < MAX_DEPTH:
             _compare(before[key], value, here, ops)
-        elif not same(before[key], value):
+        elif not _same(before[key], value):
             ops.append(_replaced(before[key], value, here))
+
+
+def _below(path: list[str], key: Any) -> list[str]:
+    if type(key) is not str:
+        raise InvalidEvent(f"the key {key!r} is {type(key).__name__}, not text", ".".join(path))
+    return [*path, key]
 
 
 def _replaced(before: Json, after: Json, path: list[str]) -> Op:
     if type(before) is list and type(after) is list and len(before) < len(after):
         count = len(before)
-        if same(before, after[:count]):
+        if _same(before, after[:count]):
             return ["append", path, after[count:]]
     return ["set", path, after]
 
 
-def same(one: Json, other: Json) -> bool:
-    """Whether two JSON values are recorded as the same value, the order of keys aside."""
+def _same(one: Json, other: Json) -> bool:
     kind = type(one)
     if kind is not type(other):
         return False
     if kind is dict:
-        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
+        return one.keys() == other.keys() and all(_same(value, other[key]) for key, value in one.items())
     if kind is list:
-        return len(one) == len(other) and all(map(same, one, other))
+        return len(one) == len(other) and all(map(_same, one, other))
     if kind is float:
-        return _sign(one) == _sign(other) and (one == other or (one != one and other != other))
+        return bool(one == other) and math.copysign(1.0, one) == math.copysign(1.0, other)
     return bool(one == other)
-
-
-def _sign(number: float) -> float:
-    return math.copysign(1.0, number)
