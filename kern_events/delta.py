@@ -45,6 +45,42 @@ def state_ops(before: dict[str, Json], after: dict[str, Json]) -> list[Op]:
     return ops
 
 
+def apply_ops(state: dict[str, Json], ops: list[Op]) -> dict[str, Json]:
+    """What ops make of a state, as the session view has it: parents that are missing are made.
+
+    Args:
+        state: Not changed; the result shares with it what stays as it is.
+        ops: As state_ops gives them. What is no op is passed over.
+
+    Returns:
+        The state after the ops, in their order.
+    """
+    for op in ops:
+        if type(op) is list and len(op) > 1 and type(op[1]) is list:
+            state = _applied(state, op[0], op[1], op[2] if len(op) > 2 else None)
+    return state
+
+
+def _applied(node: Any, verb: str, path: list[str], value: Json) -> Any:
+    """A copy of the object with one op applied; only what is on the way to the change is copied."""
+    if not path:
+        return value if verb == "set" and type(value) is dict else {} if verb == "unset" else node
+    if verb == "unset" and (type(node) is not dict or path[0] not in node):
+        return node
+    copy = dict(node) if type(node) is dict else {}
+    key = path[0]
+    if len(path) > 1:
+        copy[key] = _applied(copy.get(key), verb, path[1:], value)
+    elif verb == "unset":
+        del copy[key]
+    elif verb == "set":
+        copy[key] = value
+    elif verb == "append" and type(value) is list:
+        old = copy.get(key)
+        copy[key] = [*old, *value] if type(old) is list else value
+    return copy
+
+
 def _compare(before: dict[str, Json], after: dict[str, Json], path: list[str], ops: list[Op]) -> None:
     for key in before:
         if key not in after:

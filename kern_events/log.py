@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar, overload
@@ -605,6 +605,23 @@ class SessionLog:
         Raises:
             SessionNotFound: The session has no events or is deleted already.
         """
+        landed = delete(self._store, self.namespace, session_id, self._tombstones(session_id, actor))
+        if landed is None:
+            raise SessionNotFound(session_id)
+        return landed.receipt
+
+    def _delete_within(self, connection: Connection, session_id: str) -> bool:
+        """delete in the caller's transaction, False if there is nothing; for the package's own adapters."""
+        make = self._tombstones(session_id, None)
+        return self._store.delete_within(connection, self.namespace, session_id, make) is not None
+
+    def _head_within(self, connection: Connection, session_id: str) -> Head:
+        """head in the caller's transaction; for the package's own adapters."""
+        found = self._store.head_within(connection, self.namespace, session_id)
+        return found or self._scope_of(session_id).empty_head()
+
+    def _tombstones(self, session_id: str, actor: str | None) -> Callable[[Head], Batch]:
+        """What makes the tombstone of a session, of the same id at whatever head it is tried."""
         check_id(session_id, "session_id")
         draft = Draft("session.deleted", {}, actor=actor)
 
@@ -614,10 +631,7 @@ class SessionLog:
             )
             return prepare(self.namespace, session_id, [placed], reserved=True)
 
-        landed = delete(self._store, self.namespace, session_id, tombstone)
-        if landed is None:
-            raise SessionNotFound(session_id)
-        return landed.receipt
+        return tombstone
 
     def verify(self, session_id: str | None = None, *, progress: Progress | None = None) -> Report:
         """Recompute the hash chain and the head rows of one session or of all.

@@ -313,6 +313,14 @@ class Store(Protocol):
     def delete(self, namespace: str, session_id: str, tombstone: Tombstone) -> Landed | None:
         """Append the tombstone and erase what is before it; None if there is nothing to delete."""
 
+    def delete_within(
+        self, connection: Connection, namespace: str, session_id: str, tombstone: Tombstone
+    ) -> Landed | None:
+        """As delete, in the caller's transaction."""
+
+    def head_within(self, connection: Connection, namespace: str, session_id: str) -> Head | None:
+        """As head, in the caller's transaction, with what that has appended."""
+
     def fork(self, batch: Batch, origin: Origin) -> Landed | Refused | None:
         """Begin a session with the batch; refused if it exists, None if the parent is gone or erased from."""
 

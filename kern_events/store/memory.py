@@ -119,6 +119,16 @@ class MemoryStore:
         """See Store: refused, there is no transaction to join."""
         raise ValueError("memory: has no transactions: append(connection=) needs SQLite or Postgres")
 
+    def delete_within(
+        self, connection: Connection, namespace: str, session_id: str, tombstone: Tombstone
+    ) -> NoReturn:
+        """See Store: refused, there is no transaction to join."""
+        raise ValueError("memory: has no transactions: delete(connection=) needs SQLite or Postgres")
+
+    def head_within(self, connection: Connection, namespace: str, session_id: str) -> NoReturn:
+        """See Store: refused, there is no transaction to join."""
+        raise ValueError("memory: has no transactions to read in")
+
     def look_up(self, batch: Batch, base: int, count: int) -> Found:
         """See Store."""
         with self._locked():

@@ -145,13 +145,7 @@ class PostgresStore:
         self, connection: Connection, batch: Batch, base: Base
     ) -> tuple[Landed | Refused, Found | None]:
         """See Store."""
-        self._server.ensure()
-        driver = connection.connection.driver_connection
-        if not isinstance(driver, psycopg.Connection):
-            raise ValueError("the connection given is not one to Postgres through psycopg 3")
-        if not connection.in_transaction() or driver.autocommit:
-            raise ValueError("the connection has no open transaction: begin one first")
-        cursor = binary_cursor(driver)
+        cursor = self._callers_cursor(connection)
         try:
             answer = self._joined(cursor, batch, base)
             if isinstance(answer, Landed):
@@ -165,20 +159,56 @@ class PostgresStore:
         self._server.ensure()
 
         def work(session: Session, bases: list[Head]) -> Landed | None:
-            row = session.cursor.execute(self._sql.locked_head, (namespace, session_id)).fetchone()
-            head = Head(*row) if row else None
-            if head is None or head.status == "deleted":
-                return None
-            bases.append(head)
-            batch = tombstone(head)
-            outcome = self._write(session.cursor, batch, head)
-            assert isinstance(outcome, Landed)
-            self._erase(session.cursor, batch, outcome.head.version)
-            self._touch(session.cursor, batch)
-            self._remember(batch, None)
-            return outcome
+            return self._deleted(session.cursor, bases, namespace, session_id, tombstone)
 
         return self._transact(work)
+
+    def delete_within(
+        self, connection: Connection, namespace: str, session_id: str, tombstone: Tombstone
+    ) -> Landed | None:
+        """See Store."""
+        cursor = self._callers_cursor(connection)
+        try:
+            if cursor.execute(sql.POSTGRES_ISOLATION).fetchall()[0][0] != "read committed":
+                raise ValueError("delete(connection=) needs READ COMMITTED")
+            return self._deleted(cursor, [], namespace, session_id, tombstone)
+        except psycopg.Error as error:
+            raise translated(error) from error
+
+    def head_within(self, connection: Connection, namespace: str, session_id: str) -> Head | None:
+        """See Store."""
+        cursor = self._callers_cursor(connection)
+        try:
+            row = cursor.execute(self._sql.head, (namespace, session_id)).fetchone()
+        except psycopg.Error as error:
+            raise translated(error) from error
+        return Head(*row) if row else None
+
+    def _deleted(
+        self, cursor: Cursor, bases: list[Head], namespace: str, session_id: str, tombstone: Tombstone
+    ) -> Landed | None:
+        row = cursor.execute(self._sql.locked_head, (namespace, session_id)).fetchone()
+        head = Head(*row) if row else None
+        if head is None or head.status == "deleted":
+            return None
+        bases.append(head)
+        batch = tombstone(head)
+        outcome = self._write(cursor, batch, head)
+        assert isinstance(outcome, Landed)
+        self._erase(cursor, batch, outcome.head.version)
+        self._touch(cursor, batch)
+        self._remember(batch, None)
+        return outcome
+
+    def _callers_cursor(self, connection: Connection) -> Cursor:
+        """A cursor in the open transaction of a caller's connection."""
+        self._server.ensure()
+        driver = connection.connection.driver_connection
+        if not isinstance(driver, psycopg.Connection):
+            raise ValueError("the connection given is not one to Postgres through psycopg 3")
+        if not connection.in_transaction() or driver.autocommit:
+            raise ValueError("the connection has no open transaction: begin one first")
+        return binary_cursor(driver)
 
     def _touch(self, cursor: Cursor, batch: Batch, erasures: int = 1) -> None:
         """What an erasure does beyond its own session: its forks are of another epoch now."""

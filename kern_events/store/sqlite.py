@@ -134,21 +134,20 @@ class SQLiteStore:
         """See Store."""
 
         def work(driver: Driver, bases: list[Head]) -> Landed | None:
-            row = driver.execute(sql.SQLITE_LOCKED_HEAD, (namespace, session_id)).fetchone()
-            if row is None or row[5] == "deleted":
-                return None
-            head = Head(*row[:7])
-            bases.append(head)
-            batch = tombstone(head)
-            linked = link(batch, head, now_us())
-            position = _insert(driver, batch, linked, head, row[7])
-            _erase(driver, row[7], linked.head.version)
-            driver.execute(sql.SQLITE_FORGET, (namespace, session_id))
-            driver.execute(sql.SQLITE_TOUCH, (namespace, session_id))
-            return landed(batch, linked, position)
+            return _deleted(driver, bases, namespace, session_id, tombstone)
 
         outcome: Landed | None = self._group.run(work)
         return outcome
+
+    def delete_within(
+        self, connection: Connection, namespace: str, session_id: str, tombstone: Tombstone
+    ) -> Landed | None:
+        """See Store."""
+        driver = self._joined(connection)
+        try:
+            return _saved(driver, lambda: _deleted(driver, [], namespace, session_id, tombstone))
+        except sqlite3.Error as error:
+            raise self._file.translated(error) from error
 
     def fork(self, batch: Batch, origin: Origin) -> Landed | Refused | None:
         """See Store."""
@@ -201,6 +200,26 @@ class SQLiteStore:
         self, connection: Connection, batch: Batch, base: Base
     ) -> tuple[Landed | Refused, Found | None]:
         """See Store."""
+        driver = self._joined(connection)
+        try:
+            answer = _saved(driver, lambda: _attempt(driver, [], batch, base))
+            if isinstance(answer, Landed):
+                return answer, None
+            return answer, _look_up(driver, batch, version_of(answer.base), len(batch.events))
+        except sqlite3.Error as error:
+            raise self._file.translated(error) from error
+
+    def head_within(self, connection: Connection, namespace: str, session_id: str) -> Head | None:
+        """See Store."""
+        driver = self._joined(connection)
+        try:
+            row = driver.execute(sql.SQLITE_HEAD, (namespace, session_id)).fetchone()
+        except sqlite3.Error as error:
+            raise self._file.translated(error) from error
+        return Head(*row) if row else None
+
+    def _joined(self, connection: Connection) -> Driver:
+        """The driver's side of a caller's connection, whose transaction will do."""
         self._file.joined()
         self._file.ensure()
         driver = connection.connection.driver_connection
@@ -211,12 +230,9 @@ class SQLiteStore:
         try:
             if driver.execute(sql.SQLITE_SYNCHRONOUS).fetchone()[0] < _FULL:
                 raise ValueError("the connection's transaction is not durable: set PRAGMA synchronous = FULL")
-            answer = _saved(driver, lambda: _attempt(driver, [], batch, base))
-            if isinstance(answer, Landed):
-                return answer, None
-            return answer, _look_up(driver, batch, version_of(answer.base), len(batch.events))
         except sqlite3.Error as error:
             raise self._file.translated(error) from error
+        return driver
 
     def _commit_group(self, group: list[Job[Driver]]) -> None:
         try:
@@ -556,6 +572,24 @@ def _attempt(driver: Driver, bases: list[Head], batch: Batch, base: Base) -> Lan
     linked = link(batch, head, now_us())
     bases.append(head)
     return landed(batch, linked, _insert(driver, batch, linked, head, row[7] if row else None))
+
+
+def _deleted(
+    driver: Driver, bases: list[Head], namespace: str, session_id: str, tombstone: Tombstone
+) -> Landed | None:
+    """Write the tombstone of a session and erase what is before it, inside a transaction as above."""
+    row = driver.execute(sql.SQLITE_LOCKED_HEAD, (namespace, session_id)).fetchone()
+    if row is None or row[5] == "deleted":
+        return None
+    head = Head(*row[:7])
+    bases.append(head)
+    batch = tombstone(head)
+    linked = link(batch, head, now_us())
+    position = _insert(driver, batch, linked, head, row[7])
+    _erase(driver, row[7], linked.head.version)
+    driver.execute(sql.SQLITE_FORGET, (namespace, session_id))
+    driver.execute(sql.SQLITE_TOUCH, (namespace, session_id))
+    return landed(batch, linked, position)
 
 
 def _insert(driver: Driver, batch: Batch, linked: Linked, before: Head, session: int | None) -> int:

@@ -47,6 +47,11 @@ _HANDLERS: Final[Mapping[str, _Handler | None]] = {
 }
 """What each type of the vocabulary does; None leaves the view unchanged."""
 
+_ADAPTERS: Final = frozenset(
+    {"agno.part.added", "agno.run.changed", "agno.run.deleted", "agno.session.changed"}
+)
+"""The types of our own adapters: what they say is the framework's, and nothing of a view."""
+
 HANDLED: Final = frozenset(_HANDLERS)
 """The types of the vocabulary; all are of version 1."""
 
@@ -96,7 +101,7 @@ class SessionProjector:
         """An event that is not of the vocabulary."""
         if self.types.is_newer(event):
             builder.note(event, f"a newer type version, {event.type_version}")
-        elif event.type not in self.types.versions:
+        elif event.type not in self.types.versions and event.type not in _ADAPTERS:
             builder.note(event, "an unknown type")
 
 

@@ -50,10 +50,11 @@ def test_there_is_something_to_look_at():
 
 
 def test_sql_stands_in_one_file():
+    """Adapters excepted: their statements are on tables of the framework's, and not the log's."""
     found = [
         f"{file.name}:{node.lineno}: {node.value[:60]}"
         for file, tree in trees()
-        if file.name != "sql.py"
+        if file.name != "sql.py" and "adapters" not in file.parts
         for node in texts(tree)
         if SQL.match(node.value) or BARE.fullmatch(node.value.strip())
     ]

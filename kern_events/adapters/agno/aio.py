@@ -1,0 +1,133 @@
+"""Agno's async Db classes, recorded: what writes sessions and runs is done whole, in a thread.
+
+One thread per operation beats one await per statement, and there is one implementation of what has to be
+right. Everything else of Agno's class (memories, knowledge, evals ...) stays as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from agno.db.base import BaseDb
+from agno.db.postgres import AsyncPostgresDb, PostgresDb
+from agno.db.sqlite import AsyncSqliteDb, SqliteDb
+from agno.db.utils import json_serializer
+from sqlalchemy import URL, create_engine, make_url
+
+from kern_events.adapters.agno.db import OnError
+from kern_events.adapters.agno.postgres import KernPostgresDb
+from kern_events.adapters.agno.reopening import MARK, stands_for
+from kern_events.adapters.agno.sqlite import KernSqliteDb
+from projections.aio import AsyncSessions
+
+_PLACES = frozenset({"self", "db_url", "db_engine", "db_file"})
+_DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
+_HANDED_ON = (
+    *("get_session", "upsert_session", "upsert_sessions", "rename_session", "reassign_session_owner"),
+    *("delete_session", "delete_sessions", "upsert_run", "delete_run", "delete_runs", "cancel_pending_run"),
+    *("update_run_in_session", "append_run_to_session_if_absent", "insert_session_if_absent"),
+)
+
+
+def _handed_on(name: str) -> Callable[..., Any]:
+    async def method(self: Any, *args: Any, **options: Any) -> Any:
+        return await asyncio.to_thread(getattr(self._twin, name), *args, **options)
+
+    method.__name__ = name
+    method.__doc__ = f"See {name} of the synchronous class."
+    return method
+
+
+class _KernAsyncDb:
+    """Mixed into an async Db class of Agno's: its sessions and runs are written by a synchronous twin."""
+
+    _twin: Any
+    sessions: AsyncSessions
+
+    def _begin(
+        self, twin: Callable[..., Any], plain: type[BaseDb], given: dict[str, Any], **own: Any
+    ) -> None:
+        this: Any = self
+        taken = inspect.signature(plain).parameters
+        named = {key: value for key, value in given.items() if key in taken and key not in _PLACES}
+        engine = create_engine(_sync(this.db_engine.url), json_serializer=json_serializer)
+        self._twin = twin(db_engine=engine, **{**named, "id": this.id}, **own)
+        self.sessions = AsyncSessions(self._twin.sessions)
+
+    def _invalidate_table_cache(self, table_name: str) -> None:
+        this: Any = super()
+        this._invalidate_table_cache(table_name)
+        self._twin._invalidate_table_cache(table_name)
+
+    @property
+    def write_errors(self) -> int:
+        """How many writes were not stored."""
+        errors: int = self._twin.write_errors
+        return errors
+
+    async def adopt(self, progress: Callable[[int], None] | None = None) -> int:
+        """See KernDb.adopt."""
+        done: int = await asyncio.to_thread(self._twin.adopt, progress)
+        return done
+
+    async def detach(self) -> None:
+        """See KernDb.detach."""
+        await asyncio.to_thread(self._twin.detach)
+
+    async def close(self) -> None:
+        """Close the log's connections and Agno's."""
+        await self.sessions.close()
+        await asyncio.to_thread(self._twin.close)
+        this: Any = super()
+        await this.close()
+
+
+@stands_for(AsyncSqliteDb, "async_sqlite")
+class KernAsyncSqliteDb(_KernAsyncDb, AsyncSqliteDb):
+    """`AsyncSqliteDb` with every turn in an append-only log.
+
+    Args:
+        args, options: As for AsyncSqliteDb.
+        on_error: As for KernSqliteDb; called in another thread.
+    """
+
+    def __init__(self, *args: Any, on_error: OnError | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        given = inspect.signature(AsyncSqliteDb.__init__).bind(self, *args, **options).arguments
+        self._begin(KernSqliteDb, SqliteDb, given, on_error=on_error)
+
+    def to_dict(self) -> dict[str, Any]:
+        """See Agno."""
+        return {**super().to_dict(), MARK: True}
+
+
+@stands_for(AsyncPostgresDb, "async_postgres")
+class KernAsyncPostgresDb(_KernAsyncDb, AsyncPostgresDb):
+    """`AsyncPostgresDb` with every turn in an append-only log.
+
+    Args:
+        args, options: As for AsyncPostgresDb, with whatever async driver; the log itself uses psycopg 3.
+        on_error: As for KernPostgresDb; called in another thread.
+    """
+
+    def __init__(self, *args: Any, on_error: OnError | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        given = inspect.signature(AsyncPostgresDb.__init__).bind(self, *args, **options).arguments
+        self._begin(KernPostgresDb, PostgresDb, given, on_error=on_error)
+
+    def to_dict(self) -> dict[str, Any]:
+        """See Agno."""
+        return {**super().to_dict(), MARK: True}
+
+
+def _sync(url: URL) -> URL:
+    return make_url(url).set(drivername=_DRIVERS[url.get_backend_name()])
+
+
+for _own, _plain in ((KernAsyncSqliteDb, AsyncSqliteDb), (KernAsyncPostgresDb, AsyncPostgresDb)):
+    for _name in _HANDED_ON:
+        if hasattr(_plain, _name):
+            setattr(_own, _name, _handed_on(_name))

@@ -1,0 +1,367 @@
+"""The methods of Agno's Db classes that write sessions and runs: Agno's own, recorded.
+
+`KernDb` is mixed in before SqliteDb or PostgresDb. It changes neither what Agno writes nor what it reads,
+with three exceptions that are its purpose: a session is written as what changed since it was read, a new
+run is written with the session that it changed, and a run that is new comes after those that are there.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from agno.db.utils import json_serializer
+from cachetools import LRUCache
+from sqlalchemy import URL, Table
+from sqlalchemy.engine import Connection, Engine
+
+from kern_events.adapters.agno.folding import Row
+from kern_events.adapters.agno.merging import merged_data
+from kern_events.adapters.agno.recorder import Before, Joining, Recorder
+from kern_events.adapters.agno.sessions import AgnoSessions
+from kern_events.adapters.agno.tables import Tables
+from kern_events.codec import LARGEST_PAYLOAD_BYTES
+from kern_events.delta import apply_ops, state_ops
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+logger: Final = logging.getLogger("kern_events.agno")
+OnError = Callable[["NotStored"], None]
+
+_MERGED: Final = ("session_data", "metadata", "agent_data", "team_data", "workflow_data")
+_REMEMBERED: Final = 256  # runs written with their session, whose own write is yet to come
+
+
+class NotStored(BaseException):
+    """Agno's data could not be stored, so its answer must not pass for one that was.
+
+    Agno catches every Exception around its writes, logs it and answers as if it had stored them. So this
+    is none: it goes through. The error itself is its `__cause__`.
+
+    Attributes:
+        operation: The method of the Db.
+        session_id: The session.
+        run_id: The run, where it was the write of one.
+    """
+
+    def __init__(self, operation: str, session_id: str, run_id: str | None, error: BaseException) -> None:
+        self.operation, self.session_id, self.run_id = operation, session_id, run_id
+        whose = f"session {session_id!r}" + (f", run {run_id!r}" if run_id else "")
+        super().__init__(f"{operation} stored nothing of {whose}: {type(error).__name__}: {error}")
+
+
+class _Base:
+    """What a session object was when it was read: the row as text, and its runs. Copies share it."""
+
+    __slots__ = ("runs", "text")
+
+    def __init__(self, text: str, runs: Iterable[Any]) -> None:
+        self.text = text
+        self.runs = list(runs)  # The objects themselves, so that no other gets their id().
+
+    def has(self, run: Any) -> bool:
+        return any(run is known for known in self.runs)
+
+
+class KernDb:
+    """Mixed into a Db class of Agno's: what it writes to its two tables is recorded.
+
+    Attributes:
+        sessions: The log of this session table: load, history, restore, fork, diff, verify ...
+        write_errors: How many writes were not stored.
+    """
+
+    sessions: AgnoSessions
+    write_errors: int
+
+    def _begin(
+        self,
+        engine: Engine,
+        address: str | URL | Engine,
+        namespace: str,
+        on_error: OnError | None,
+    ) -> None:
+        """After Agno's own constructor; connects to nothing yet."""
+        this: Any = self
+        self.write_errors = 0
+        self._on_error = on_error
+        self._lock = threading.Lock()
+        self._written: LRUCache[str, tuple[Any, str, str | None]] = LRUCache(_REMEMBERED)
+        self.sessions = AgnoSessions(
+            address, durable=False, namespace=namespace, max_payload_bytes=LARGEST_PAYLOAD_BYTES
+        )
+        self._kern = Recorder(self.sessions, engine, self._agno_tables, self._store_run)
+        self.sessions.bind(self._kern)
+        this.Session = Joining(this.Session, self._kern.current)
+
+    def _invalidate_table_cache(self, table_name: str) -> None:
+        """A migration of Agno's has changed a table."""
+        this: Any = super()
+        this._invalidate_table_cache(table_name)
+        self._kern.reset()
+
+    def _agno_tables(self) -> Tables:
+        this: Any = self
+        tables: list[Table] = [
+            this._get_table(table_type=name, create_table_if_not_found=True) for name in ("sessions", "runs")
+        ]
+        return Tables(this.db_engine, tables[0], tables[1], self.sessions.namespace)
+
+    def _store_run(self, run: Row, session_id: str, user_id: str | None, index: int | None) -> None:
+        this: Any = super()
+        this.upsert_run(run, session_id, user_id, index)
+
+    def close(self) -> None:
+        """Close the log's connections and Agno's."""
+        this: Any = super()
+        self.sessions.close()
+        this.close()
+
+    def adopt(self, progress: Callable[[int], None] | None = None) -> int:
+        """Record what is in Agno's tables and not in the log, session by session; returns how many there are.
+
+        Happens by itself before the first write to a session. Doing it at once makes old sessions
+        readable through `sessions` too, and records what a plain Db wrote meanwhile.
+
+        Args:
+            progress: Called with the number of sessions done.
+        """
+        return self._kern.adopt_all(progress)
+
+    def detach(self) -> None:
+        """Take our triggers off Agno's tables; the log stays, and goes on when a Kern class is used again."""
+        with self._kern._begun() as connection:
+            self._kern.tables.drop(connection)
+        self._kern.reset()
+
+    # ------------------------------------------------------------------------------------- reading
+
+    def get_session(self, session_id: str, *args: Any, **options: Any) -> Any:
+        """See Agno; a restore or an import of the log shows at once."""
+        this: Any = super()
+        self._kern.freshen(session_id)
+        session = this.get_session(session_id, *args, **options)
+        return self._based(session)
+
+    def _based(self, session: Any) -> Any:
+        if session is not None and hasattr(session, "to_dict"):
+            session.__dict__["_kern"] = _Base(_row_text(session), session.runs or ())
+        return session
+
+    # ------------------------------------------------------------------------------------- writing
+
+    def upsert_session(self, session: Any, deserialize: bool | None = True) -> Any:
+        """See Agno; what others changed since the session was read stays, unless it is the same key."""
+        return self._stored(
+            "upsert_session", session.session_id, None, lambda: self._upsert_session(session, deserialize)
+        )
+
+    def _upsert_session(self, session: Any, deserialize: bool | None) -> Any:
+        this: Any = super()
+        text = _row_text(session)
+        base: _Base | None = session.__dict__.get("_kern")
+        session_id = session.session_id
+        written: dict[str, tuple[Any, str, str | None]] = {}
+
+        def work(connection: Connection, befores: Mapping[str, Before]) -> Any:
+            before = befores[session_id].session
+            given = _merged(session, base, text, before)
+            done = this.upsert_session(given, deserialize=deserialize)
+            if done is not None:
+                written.update(self._write_new_runs(connection, session, base, is_new=before is None))
+            return done
+
+        done = self._kern.write([session_id], work)
+        if done is None:
+            return None
+        with self._lock:
+            self._written.update(written)
+        self._rebase(session, base, text)
+        return self._based(done) if deserialize and done is not session else done
+
+    def _rebase(self, session: Any, base: _Base | None, text: str) -> None:
+        """The object stands for what was written: what it changes next counts from here."""
+        if base is None:
+            session.__dict__["_kern"] = _Base(text, session.runs or ())
+        else:
+            base.text, base.runs = text, list(session.runs or ())
+
+    def _write_new_runs(
+        self, connection: Connection, session: Any, base: _Base | None, *, is_new: bool
+    ) -> dict[str, tuple[Any, str, str | None]]:
+        """Turns that the session object has beyond what was read: stored with the state that they made."""
+        this: Any = super()
+        written = {}
+        for index, run in enumerate(session.runs or ()):
+            run_id = getattr(run, "run_id", None)
+            known = base.has(run) if base else not is_new
+            if run_id is None or known or getattr(run, "parent_run_id", None):
+                continue
+            if self._kern.tables.sessions_of(connection, [run_id]):
+                continue
+            session_id, user_id = session.session_id, session.user_id
+            text = _run_text(run)
+            place = self._kern.tables.next_index(connection, session_id, run_id, index, nested=False)
+            self._kern.touch(session_id, run_id)
+            this.upsert_run(run, session_id, user_id, place)
+            written[run_id] = (run, text, user_id)
+        return written
+
+    def upsert_run(
+        self, run: Any, session_id: str, user_id: str | None = None, run_index: int | None = None
+    ) -> None:
+        """See Agno; a run that is new comes after those that are there, wherever it was thought to be."""
+        run_id = run.get("run_id") if isinstance(run, dict) else getattr(run, "run_id", None)
+        if run_id is None:
+            raise ValueError("Run must have a run_id")
+        self._stored(
+            "upsert_run",
+            session_id,
+            run_id,
+            lambda: self._upsert_run(run, run_id, session_id, user_id, run_index),
+        )
+
+    def _upsert_run(
+        self, run: Any, run_id: str, session_id: str, user_id: str | None, run_index: int | None
+    ) -> None:
+        this: Any = super()
+        with self._lock:
+            done = self._written.pop(run_id, None)
+        if done is not None and done[0] is run and done[2] == user_id and done[1] == _run_text(run):
+            return  # It was stored together with its session, just now.
+
+        def work(connection: Connection, befores: Mapping[str, Before]) -> None:
+            place = run_index
+            if run_id not in befores[session_id].runs:
+                whose = self._kern.tables.sessions_of(connection, [run_id]).get(run_id)
+                if whose is not None:
+                    raise ValueError(f"run {run_id!r} is one of session {whose!r}, which it would overwrite")
+                data = run if isinstance(run, dict) else vars(run)
+                given = run_index if run_index is not None else data.get("run_index")
+                nested = bool(data.get("parent_run_id"))
+                place = self._kern.tables.next_index(connection, session_id, run_id, given, nested=nested)
+                self._kern.touch(session_id, run_id)
+            this.upsert_run(run, session_id, user_id, place)
+
+        self._kern.write([session_id], work, {session_id: [run_id]})
+
+    def upsert_sessions(self, sessions: Any, *args: Any, **options: Any) -> Any:
+        """See Agno; all of them or none."""
+        this: Any = super()
+        ids = list(dict.fromkeys(session.session_id for session in sessions or ()))
+        if not ids:
+            return this.upsert_sessions(sessions, *args, **options)
+        return self._stored(
+            "upsert_sessions", ids[0], None,
+            lambda: self._kern.write(ids, lambda *_: this.upsert_sessions(sessions, *args, **options)),
+        )  # fmt: skip
+
+    def reassign_session_owner(self, session_id: str, **options: Any) -> bool:
+        """See Agno."""
+        this: Any = super()
+        done: bool = self._kern.write(
+            [session_id], lambda *_: this.reassign_session_owner(session_id, **options)
+        )
+        return done
+
+    def cancel_pending_run(self, run_id: str, *, session_id: str, **options: Any) -> bool:
+        """See Agno."""
+        this: Any = super()
+        done: bool = self._kern.write(
+            [session_id],
+            lambda *_: this.cancel_pending_run(run_id, session_id=session_id, **options),
+            {session_id: [run_id]},
+        )
+        return done
+
+    def delete_run(self, run_id: str) -> bool:
+        """See Agno; the run leaves the session's transcript, and a restore can bring it back."""
+        this: Any = super()
+        deleted: bool = self._of_runs([run_id], lambda: this.delete_run(run_id))
+        return deleted
+
+    def delete_runs(self, run_ids: list[str]) -> None:
+        """See Agno and delete_run."""
+        this: Any = super()
+        self._of_runs(run_ids, lambda: this.delete_runs(run_ids))
+
+    def _of_runs(self, run_ids: Sequence[str], work: Callable[[], Any]) -> Any:
+        with self._kern._engine.connect() as connection:
+            found = self._kern.tables.sessions_of(connection, run_ids)
+        runs: dict[str, list[str]] = {}
+        for run_id, session_id in found.items():
+            runs.setdefault(session_id, []).append(run_id)
+        return self._kern.write(list(runs), lambda *_: work(), runs)
+
+    def delete_session(self, session_id: str, user_id: str | None = None) -> bool:
+        """See Agno; what was said is erased in the log too, whose chain stays."""
+        this: Any = super()
+        deleted: bool = self._kern.write([session_id], lambda *_: this.delete_session(session_id, user_id))
+        self.sessions.forget(session_id)
+        return deleted
+
+    def delete_sessions(self, session_ids: list[str], user_id: str | None = None) -> None:
+        """See Agno and delete_session."""
+        this: Any = super()
+        ids = list(dict.fromkeys(session_ids))
+        self._kern.write(ids, lambda *_: this.delete_sessions(session_ids, user_id))
+        for session_id in ids:
+            self.sessions.forget(session_id)
+
+    def _stored(self, operation: str, session_id: str, run_id: str | None, work: Callable[[], Any]) -> Any:
+        """Work of which Agno would swallow the error: counted, logged, told, and raised past Agno."""
+        try:
+            return work()
+        except Exception as error:
+            failure = NotStored(operation, session_id, run_id, error)
+            with self._lock:
+                self.write_errors += 1
+            logger.error("%s", failure)
+            if self._on_error is not None:
+                self._on_error(failure)
+            raise failure from error
+
+
+def _row_text(session: Any) -> str:
+    """A session's row as Agno serialises it; raises what it would raise."""
+    return json_serializer(session.to_dict(include_runs=False))
+
+
+def _run_text(run: Any) -> str:
+    return json_serializer(run if isinstance(run, dict) else run.to_dict())
+
+
+def _merged(session: Any, base: _Base | None, text: str, before: Row | None) -> Any:
+    """The session object with its changes applied to what is stored now; itself where nobody else wrote."""
+    if base is None or before is None:
+        return session
+    old, new = json.loads(base.text), json.loads(text)
+    changes: dict[str, Any] = {}
+    for field in _MERGED:
+        had, have, now = old.get(field) or {}, new.get(field) or {}, before.get(field) or {}
+        if not all(isinstance(each, dict) for each in (had, have, now)) or not state_ops(had, now):
+            continue
+        if field == "session_data":
+            changes[field] = merged_data(had, have, now)
+        else:
+            changes[field] = apply_ops(now, state_ops(had, have))
+    summary = before.get("summary")
+    if old.get("summary") == new.get("summary") and summary != new.get("summary"):
+        changes["summary"] = _summary(summary)
+    if not changes:
+        return session
+    given = copy.copy(session)
+    for field, value in changes.items():
+        setattr(given, field, value)
+    return given
+
+
+def _summary(value: Any) -> Any:
+    from agno.session.summary import SessionSummary
+
+    return SessionSummary.from_dict(dict(value)) if isinstance(value, dict) else value

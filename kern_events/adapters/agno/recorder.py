@@ -1,0 +1,415 @@
+"""Agno's own writes, and the events of what they changed, in one transaction.
+
+`write` holds the session, brings its rows and the log together, lets Agno write as it always does, and
+records the difference. Agno's methods open their own transactions; here they join ours (`Joining`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session as OrmSession
+from sqlalchemy.orm import scoped_session
+
+from kern_events import Draft, Head, SessionLog, spi
+from kern_events.adapters.agno.drafting import Drafting, Fits, Place, RunChange, fits_within
+from kern_events.adapters.agno.folding import Fold, Row, Stored, state_of
+from kern_events.adapters.agno.tables import Mark, Tables
+from kern_events.codec import LARGEST_PAYLOAD_BYTES, MAX_BATCH
+from kern_events.delta import apply_ops
+from kern_events.errors import InvalidEvent, VersionConflict
+from projections.paths import events_on
+
+if TYPE_CHECKING:
+    from projections.sessions import Sessions
+
+T = TypeVar("T")
+
+logger: Final = logging.getLogger("kern_events.agno")
+_ATTEMPTS: Final = 10
+_PAGE: Final = 1_000
+_RETRIED: Final = frozenset({"40P01", "40001"})  # Postgres: deadlock, and a serialization failure
+
+
+class Before(NamedTuple):
+    """A session as a write finds it: its row, and the rows of the runs that the write may change."""
+
+    session: Row | None
+    runs: Mapping[str, Row]
+
+
+class Known(NamedTuple):
+    """Where a session stands in the log, which its rows show by now."""
+
+    head: Head
+    system: str | None
+
+
+class Joining(scoped_session[OrmSession]):
+    """Stands for Agno's session factory: within a write of ours, its sessions join the transaction."""
+
+    def __init__(self, factory: scoped_session[OrmSession], current: threading.local) -> None:
+        super().__init__(factory.session_factory)
+        self.registry = factory.registry
+        self._current = current
+
+    def __call__(self, **options: Any) -> OrmSession:
+        """A session of Agno's, or one in our transaction."""
+        connection = getattr(self._current, "connection", None)
+        if connection is None:
+            return super().__call__(**options)
+        return OrmSession(bind=connection, join_transaction_mode=self._current.mode)
+
+
+class Recorder:
+    """Records what Agno writes to its tables; one for each Db.
+
+    Args:
+        sessions: The log.
+        engine: Agno's, on whose connections everything is written.
+        tables: Makes Agno's tables where they are missing.
+        store_run: Agno's own way to write the row of a run.
+    """
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        engine: Engine,
+        tables: Callable[[], Tables],
+        store_run: Callable[[Row, str, str | None, int | None], None],
+    ) -> None:
+        self.current: Final = threading.local()
+        self._sessions = sessions
+        self._engine = engine
+        self._make = tables
+        self._store_run = store_run
+        self._made: Tables | None = None
+        self._setup = threading.Lock()
+
+    @property
+    def tables(self) -> Tables:
+        """The tables, made on first use; the same throughout a write."""
+        made = getattr(self.current, "tables", None) or self._made
+        if made is None:
+            with self._setup:
+                made = self._made or self._create()
+                self._made = made
+        return made
+
+    def reset(self) -> None:
+        """Look at Agno's tables anew, and make what is missing, before the next use."""
+        self._made = None
+
+    def _create(self) -> Tables:
+        self._sessions.migrate()
+        tables = self._make()
+        with self._begun() as connection:
+            tables.lock(connection, [""])
+            tables.create(connection)
+        return tables
+
+    # ------------------------------------------------------------------------------------- writing
+
+    def write(
+        self,
+        session_ids: Sequence[str],
+        work: Callable[[Connection, Mapping[str, Before]], T],
+        runs: Mapping[str, Sequence[str]] | None = None,
+        *,
+        savepoint: bool = False,
+    ) -> T:
+        """Do Agno's work, and record in the same transaction what became of these sessions.
+
+        Args:
+            session_ids: The sessions that the work may change.
+            work: Gets the connection, and each session as it is.
+            runs: The runs of each session that the work may change, beside those that it says it
+                touched (see `touch`).
+            savepoint: Whether the work may fail and the transaction go on.
+
+        Raises:
+            Whatever the work raises; nothing is written then.
+        """
+        tables = self.tables
+        for attempt in range(_ATTEMPTS):
+            try:
+                with self._begun(savepoint=savepoint) as connection:
+                    tables.lock(connection, session_ids)
+                    known = {each: self._settled(connection, each) for each in session_ids}
+                    befores = {
+                        each: self._before(connection, each, (runs or {}).get(each, ()))
+                        for each in session_ids
+                    }
+                    self.current.touched = {}
+                    done = work(connection, befores)
+                    for each in session_ids:
+                        self._record(connection, each, known[each], befores[each])
+                return done
+            except VersionConflict:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+            except OperationalError as error:
+                if attempt == _ATTEMPTS - 1 or getattr(error.orig, "sqlstate", None) not in _RETRIED:
+                    raise
+        raise AssertionError("unreachable")
+
+    def touch(self, session_id: str, run_id: str) -> None:
+        """Say, within the work, that it writes a run that was not there before."""
+        self.current.touched.setdefault(session_id, []).append(run_id)
+
+    def freshen(self, session_id: str) -> None:
+        """Before Agno reads: if the log has gone on without the rows, make them show it."""
+        if getattr(self.current, "connection", None) is not None:
+            return  # Within a write, which has done that.
+        mark, head = self._look(session_id)
+        if mark is None:
+            behind = head.version > 0 and head.status != "deleted"
+        else:
+            behind = not mark.changed and mark.version != head.version
+        if behind:
+            self._bring_together(session_id)
+
+    def settle(self, session_id: str) -> None:
+        """Before the log is read: what the rows have and the log does not is recorded too."""
+        mark, head = self._look(session_id)
+        if mark is None or mark.changed or mark.version != head.version:
+            self._bring_together(session_id)
+
+    def _look(self, session_id: str) -> tuple[Mark | None, Head]:
+        tables = self.tables
+        with self._engine.connect() as connection:
+            mark = tables.mark(connection, session_id)
+        return mark, self._sessions.head(session_id)
+
+    def _bring_together(self, session_id: str) -> None:
+        self.write([session_id], lambda connection, befores: None)
+
+    @contextmanager
+    def _begun(self, *, savepoint: bool = False) -> Iterator[Connection]:
+        """A transaction that Agno's sessions of this thread join."""
+        with self._engine.connect() as connection:
+            if self._engine.dialect.name == "postgresql":
+                connection = connection.execution_options(isolation_level="READ COMMITTED")
+            with connection.begin():
+                if self._engine.dialect.name == "sqlite" and not _is_begun(connection):
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")
+                self.current.connection, self.current.tables = connection, self._made
+                self.current.mode = "create_savepoint" if savepoint else "rollback_only"
+                try:
+                    yield connection
+                finally:
+                    self.current.connection = self.current.tables = None
+
+    def _before(self, connection: Connection, session_id: str, run_ids: Sequence[str]) -> Before:
+        session = self.tables.session(connection, session_id, hold=True)
+        runs = self.tables.run_rows(connection, session_id, list(run_ids)) if run_ids else {}
+        return Before(session, runs)
+
+    def _record(self, connection: Connection, session_id: str, known: Known, before: Before) -> None:
+        """The difference between before and now, as events, and that the rows show them."""
+        tables = self.tables
+        after = tables.session(connection, session_id)
+        if after is None:
+            if before.session is not None:
+                self._delete(connection, session_id)
+            return
+        run_ids = list(dict.fromkeys([*before.runs, *self.current.touched.get(session_id, ())]))
+        rows = tables.run_rows(connection, session_id, run_ids) if run_ids else {}
+        changes = [RunChange(each, before.runs.get(each), rows.get(each)) for each in run_ids]
+        changes = [change for change in changes if change.before is not None or change.after is not None]
+        self._append(connection, session_id, known, before.session, after, changes)
+
+    def _append(
+        self,
+        connection: Connection,
+        session_id: str,
+        known: Known,
+        before: Row | None,
+        after: Row,
+        changes: Sequence[RunChange],
+    ) -> None:
+        owners = {(c.after or c.before or {}).get("parent_run_id") or c.run_id for c in changes}
+        named = sorted(owners | {change.run_id for change in changes})
+        turns = self.tables.turns(connection, session_id, named) if named else {}
+        place = Place(known.head.turn, turns, known.system)
+
+        def make(fits: Fits | None = None) -> Drafting:
+            drafting = (
+                Drafting(session_id, before, place, fits) if fits else Drafting(session_id, before, place)
+            )
+            drafting.change(after, changes)
+            return drafting
+
+        self._commit(connection, session_id, known, make)
+
+    def _commit(
+        self, connection: Connection, session_id: str, known: Known, make: Callable[..., Drafting]
+    ) -> None:
+        """Append what a drafting gives, without what the guard refuses where it refuses something."""
+        log: SessionLog = self._sessions
+        drafting = make()
+        try:
+            for start in range(MAX_BATCH, len(drafting.drafts), MAX_BATCH):
+                log._prepare(session_id, drafting.drafts[start : start + MAX_BATCH])
+            version = self._append_all(connection, session_id, drafting.drafts, known.head)
+        except (
+            InvalidEvent
+        ):  # Nothing is written: the first batch is looked at before it is, the others above.
+            drafting = make(fits_within(LARGEST_PAYLOAD_BYTES))
+            version = self._append_all(connection, session_id, drafting.drafts, known.head)
+        self.tables.set_turns(connection, session_id, drafting.turns)
+        self.tables.set_mark(connection, session_id, version, drafting.system)
+
+    def _append_all(
+        self, connection: Connection, session_id: str, drafts: Sequence[Draft], head: Head
+    ) -> int:
+        expected: Head | int = head if head.version else 0
+        version = head.version
+        for start in range(0, len(drafts), MAX_BATCH):
+            page = drafts[start : start + MAX_BATCH]
+            pending = self._sessions.append(session_id, page, expected=expected, connection=connection)
+            version = expected = pending.receipt.version
+        return version
+
+    def _delete(self, connection: Connection, session_id: str) -> None:
+        """The session is gone from Agno's tables: its content goes from the log, its chain stays."""
+        self._sessions._delete_within(connection, session_id)
+        self.tables.forget(connection, session_id)
+        version = self._sessions._head_within(connection, session_id).version
+        self.tables.set_mark(connection, session_id, version, None)
+
+    # ------------------------------------------------------------------------ log and rows together
+
+    def _settled(self, connection: Connection, session_id: str) -> Known:
+        """Bring rows and log together: what others wrote is recorded, what others recorded is shown."""
+        mark = self.tables.mark(connection, session_id)
+        head = self._sessions._head_within(connection, session_id)
+        if mark is not None and not mark.changed and mark.version == head.version:
+            return Known(head, mark.system)
+        if mark is None or mark.changed or head.version < mark.version:
+            is_new = mark is None and self.tables.session(connection, session_id, hold=True) is None
+            if is_new and head.status != "open":
+                return Known(head, None)
+            if is_new and head.version == 0:
+                return Known(head, None)
+            if not is_new:
+                return self._adopt(connection, session_id, head)
+        return self._project(connection, session_id, head)
+
+    def _stored(self, session_id: str, head: Head) -> Stored:
+        """What the log says is stored."""
+        fold = Fold(Stored())
+        if head.version and head.status != "deleted":
+            for page in events_on(self._sessions, spi.live_path(self._sessions, session_id, head.version)):
+                for event in page.events:
+                    fold.take(event)
+        return fold.finish()
+
+    def _project(self, connection: Connection, session_id: str, head: Head) -> Known:
+        """Make the rows what the log says."""
+        tables = self.tables
+        stored = self._stored(session_id, head)
+        if stored.session is None or stored.session.get("session_type") is None:
+            tables.write_runs(connection, session_id, {})
+            connection.execute(tables.sessions.delete().where(tables.sessions.c.session_id == session_id))
+        else:
+            tables.write_session(connection, session_id, stored.session)
+            tables.write_runs(connection, session_id, stored.runs)
+        tables.forget(connection, session_id)
+        tables.set_turns(connection, session_id, stored.turns)
+        tables.set_mark(connection, session_id, head.version, None)
+        return Known(head, None)
+
+    def _adopt(self, connection: Connection, session_id: str, head: Head) -> Known:
+        """Record what is in the rows and not in the log: a session from before, or others' writes."""
+        tables = self.tables
+        after = tables.session(connection, session_id, hold=True)
+        if after is None:
+            if head.version and head.status != "deleted":
+                self._delete(connection, session_id)
+            return Known(self._sessions._head_within(connection, session_id), None)
+        self._move_legacy_runs(connection, session_id, after)
+        stored = self._stored(session_id, head)
+        rows = tables.run_rows(connection, session_id)
+        gone = [RunChange(each, row, None) for each, row in stored.runs.items() if each not in rows]
+        changes = [*gone, *(RunChange(each, stored.runs.get(each), row) for each, row in rows.items())]
+
+        def make(fits: Fits | None = None) -> Drafting:
+            place = Place(head.turn, stored.turns)
+            args = (session_id, stored.session, place, *((fits,) if fits else ()))
+            drafting = Drafting(*args)
+            adopt(drafting, stored.session, after, changes)
+            return drafting
+
+        tables.set_turns(connection, session_id, stored.turns)
+        self._commit(connection, session_id, Known(head, None), make)
+        return Known(self._sessions._head_within(connection, session_id), None)
+
+    def _move_legacy_runs(self, connection: Connection, session_id: str, session: Row) -> None:
+        """Runs of before Agno 3 become rows, ahead of those that are rows already."""
+        tables = self.tables
+        legacy = {str(run.get("run_id")): run for run in tables.legacy_runs(connection, session_id)}
+        rows = tables.run_rows(connection, session_id) if legacy else {}
+        missing = {run_id: run for run_id, run in legacy.items() if run_id not in rows}
+        first = min((row["run_index"] or 0 for row in rows.values()), default=len(missing))
+        for index, run in enumerate(missing.values(), min(0, first - len(missing))):
+            self._store_run(run, session_id, session.get("user_id"), index)
+
+    def adopt_all(self, progress: Callable[[int], None] | None = None) -> int:
+        """Bring all sessions of the table together with the log; returns how many there are."""
+        done, after = 0, ""
+        while True:
+            with self._engine.connect() as connection:
+                page = self.tables.session_ids(connection, after, _PAGE)
+            for session_id in page:
+                self._bring_together(session_id)
+                done += 1
+                if progress:
+                    progress(done)
+            if len(page) < _PAGE:
+                break
+            after = page[-1]
+        after = ""
+        while True:  # Sessions that others deleted.
+            with self._engine.connect() as connection:
+                page = self.tables.marked_ids(connection, after, _PAGE)
+            for session_id in page:
+                self._bring_together(session_id)
+            if len(page) < _PAGE:
+                return done
+            after = page[-1]
+
+
+def adopt(drafting: Drafting, before: Row | None, after: Row, changes: Sequence[RunChange]) -> None:
+    """The drafts of rows that were written without us, run by run, each with the state that it tells."""
+    first = next((change for change in changes if change.before is None), None)
+    if before is None and first is not None:
+        drafting.change(_with_state(after, {}), [])
+    for change in changes:
+        row = change.after
+        data = row.get("run_data") if row else None
+        state = data.get("session_state") if isinstance(data, dict) else None
+        begins = change.before is None and row is not None and not row.get("parent_run_id")
+        if before is None and begins and isinstance(state, dict):
+            drafting.change(_with_state(after, state), [change])
+        else:
+            drafting.run(change)
+    drafting.change(after, [])
+
+
+def _with_state(session: Row, state: Row) -> Row:
+    """The session's row as it was with another state; a session without state stays one."""
+    if state_of(session) is None:
+        return session
+    return apply_ops(session, [["set", ["session_data", "session_state"], state]])
+
+
+def _is_begun(connection: Connection) -> bool:
+    driver: Any = connection.connection.driver_connection
+    return bool(driver.in_transaction)

@@ -1,0 +1,83 @@
+"""The log of an Agno Db: Sessions whose restores and forks Agno sees at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kern_events import Receipt
+from kern_events.adapters.agno.folding import AgnoProjector, Stored
+from projections.sessions import Sessions
+
+if TYPE_CHECKING:
+    from kern_events.adapters.agno.recorder import Recorder
+
+
+class AgnoSessions(Sessions):
+    """Sessions of an Agno Db: everything that Sessions does, on what Agno has stored.
+
+    A turn is a top-level run. What Agno's tables have and the log does not is recorded before it is read
+    here, and what `restore` and `fork` make is in Agno's tables when they return.
+    """
+
+    _kern: Recorder
+
+    def bind(self, recorder: Recorder) -> None:
+        """For the Db that makes this."""
+        self._kern = recorder
+
+    def stored(self, session_id: str, *, turn: int | None = None, version: int | None = None) -> Stored:
+        """What Agno had stored of a session, now or earlier: the row of the session, and those of its runs.
+
+        Args:
+            session_id: The session.
+            turn: As of a turn: before the next one started.
+            version: As of a version.
+
+        Raises:
+            As load.
+        """
+        found: Stored = self.load(session_id, turn=turn, version=version, projector=AgnoProjector())
+        return found
+
+    def forget(self, session_id: str) -> None:
+        """Forget what is cached of a session that was deleted."""
+        self._loader.purge(session_id, self.head(session_id).epoch)
+
+    def load(self, session_id: str, **options: Any) -> Any:
+        """See Sessions.load."""
+        self._settle(session_id)
+        return super().load(session_id, **options)
+
+    def history(self, session_id: str, **options: Any) -> Any:
+        """See Sessions.history."""
+        self._settle(session_id)
+        return super().history(session_id, **options)
+
+    def replay(self, session_id: str, **options: Any) -> Any:
+        """See Sessions.replay."""
+        self._settle(session_id)
+        return super().replay(session_id, **options)
+
+    def restore(self, session_id: str, **options: Any) -> Receipt:
+        """See Sessions.restore; Agno goes on from there: its next run sees the history and state of then."""
+        self._settle(session_id)
+        receipt = super().restore(session_id, **options)
+        self._settle(session_id)
+        return receipt
+
+    def fork(self, session_id: str, into: str, **options: Any) -> Receipt:
+        """See SessionLog.fork; run ids are keys over all sessions, so the runs have others in the fork."""
+        self._settle(session_id)
+        receipt = super().fork(session_id, into, **options)
+        self._settle(into)
+        return receipt
+
+    def delete(self, session_id: str, *, actor: str | None = None) -> Receipt:
+        """See Sessions.delete; Agno's rows go too."""
+        receipt = super().delete(session_id, actor=actor)
+        self._settle(session_id)
+        return receipt
+
+    def _settle(self, session_id: str) -> None:
+        """Bring Agno's rows and the log together, if they are apart."""
+        self._kern.settle(session_id)

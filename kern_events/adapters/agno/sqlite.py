@@ -1,0 +1,34 @@
+"""Agno's SqliteDb, recorded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agno.db.sqlite import SqliteDb
+
+from kern_events.adapters.agno.db import KernDb, OnError
+from kern_events.adapters.agno.reopening import MARK, stands_for
+
+
+@stands_for(SqliteDb, "sqlite")
+class KernSqliteDb(KernDb, SqliteDb):
+    """`SqliteDb` with every turn in an append-only log: `Agent(db=KernSqliteDb(db_file="agno.db"))`.
+
+    Args:
+        args, options: As for SqliteDb; an existing database is taken over as it is.
+        on_error: Called with NotStored whenever something could not be stored, before that is raised.
+
+    Raises:
+        ValueError: The database is in memory, where every thread has its own: KernInMemoryDb is for that.
+    """
+
+    def __init__(self, *args: Any, on_error: OnError | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.db_engine.url.database in (None, "", ":memory:"):
+            raise ValueError("a SQLite database in memory is one for each thread: use KernInMemoryDb")
+        namespace = self.session_table_name
+        self._begin(self.db_engine, self.db_engine.url, namespace, on_error)
+
+    def to_dict(self) -> dict[str, Any]:
+        """See Agno."""
+        return {**super().to_dict(), MARK: True}
