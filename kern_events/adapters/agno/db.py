@@ -144,9 +144,12 @@ class KernDb:
     def get_session(self, session_id: str, *args: Any, **options: Any) -> Any:
         """See Agno; a restore or an import of the log shows at once."""
         this: Any = super()
-        self._kern.freshen(session_id)
-        session = this.get_session(session_id, *args, **options)
+        session = self._kern.read(session_id, lambda: this.get_session(session_id, *args, **options))
         return self._based(session)
+
+    def _get_session_run_rows(self, sess: Any, runs_table: Table, session_id: str) -> list[tuple[str, str]]:
+        """See Agno: the text of each run, for its cache of run objects; here read below the ORM."""
+        return self._kern.tables.run_texts(sess.connection(), session_id)
 
     def _based(self, session: Any) -> Any:
         if session is not None and hasattr(session, "to_dict"):
@@ -328,8 +331,11 @@ class KernDb:
 
 
 def _row_text(session: Any) -> str:
-    """A session's row as Agno serialises it; raises what it would raise."""
-    return json_serializer(session.to_dict(include_runs=False))
+    """What a session's row says that writers may change, as Agno serialises it; raises what that raises."""
+    said = {field: getattr(session, field, None) for field in _MERGED}
+    summary: Any = getattr(session, "summary", None)
+    said["summary"] = summary.to_dict() if hasattr(summary, "to_dict") else summary
+    return json_serializer(said)
 
 
 def _run_text(run: Any) -> str:

@@ -70,6 +70,11 @@ def same(one: Row, other: Row) -> bool:
     return not state_ops(one, other)
 
 
+def anything(draft: Draft) -> bool:
+    """Takes every draft; for the first attempt."""
+    return True
+
+
 def fits_within(limit: int) -> Fits:
     """Whether the log's guard takes a draft; for the second attempt, where it refused one."""
 
@@ -93,9 +98,7 @@ class Drafting:
         system: A digest of the last instructions recorded.
     """
 
-    def __init__(
-        self, session_id: str, session: Row | None, place: Place, fits: Fits = lambda draft: True
-    ) -> None:
+    def __init__(self, session_id: str, session: Row | None, place: Place, fits: Fits = anything) -> None:
         self.drafts: list[Draft] = []
         self.turn = place.turn
         self.turns: dict[str, Turn] = {}

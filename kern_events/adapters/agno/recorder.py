@@ -13,17 +13,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session as OrmSession
 from sqlalchemy.orm import scoped_session
 
 from kern_events import Draft, Head, SessionLog, spi
-from kern_events.adapters.agno.drafting import Drafting, Fits, Place, RunChange, fits_within
-from kern_events.adapters.agno.folding import Fold, Row, Stored, state_of
+from kern_events.adapters.agno.drafting import Drafting, Fits, Place, RunChange, anything, fits_within
+from kern_events.adapters.agno.folding import Fold, Row, Stored, Turn, state_of
 from kern_events.adapters.agno.tables import Mark, Tables
 from kern_events.codec import LARGEST_PAYLOAD_BYTES, MAX_BATCH
 from kern_events.delta import apply_ops
-from kern_events.errors import InvalidEvent, VersionConflict
+from kern_events.errors import InvalidEvent, StoreBusy, VersionConflict
 from projections.paths import events_on
 
 if TYPE_CHECKING:
@@ -42,13 +42,6 @@ class Before(NamedTuple):
 
     session: Row | None
     runs: Mapping[str, Row]
-
-
-class Known(NamedTuple):
-    """Where a session stands in the log, which its rows show by now."""
-
-    head: Head
-    system: str | None
 
 
 class Joining(scoped_session[OrmSession]):
@@ -86,6 +79,7 @@ class Recorder:
     ) -> None:
         self.current: Final = threading.local()
         self._sessions = sessions
+        self._log: SessionLog = sessions
         self._engine = engine
         self._make = tables
         self._store_run = store_run
@@ -110,7 +104,7 @@ class Recorder:
         self._sessions.migrate()
         tables = self._make()
         with self._begun() as connection:
-            tables.lock(connection, [""])
+            tables.hold(connection, [""])
             tables.create(connection)
         return tables
 
@@ -123,6 +117,7 @@ class Recorder:
         runs: Mapping[str, Sequence[str]] | None = None,
         *,
         savepoint: bool = False,
+        careful: bool = False,
     ) -> T:
         """Do Agno's work, and record in the same transaction what became of these sessions.
 
@@ -132,30 +127,29 @@ class Recorder:
             runs: The runs of each session that the work may change, beside those that it says it
                 touched (see `touch`).
             savepoint: Whether the work may fail and the transaction go on.
+            careful: See `_found`.
 
         Raises:
             Whatever the work raises; nothing is written then.
         """
-        tables = self.tables
+        tables, wanted = self.tables, runs or {}
         for attempt in range(_ATTEMPTS):
             try:
                 with self._begun(savepoint=savepoint) as connection:
-                    tables.lock(connection, session_ids)
-                    known = {each: self._settled(connection, each) for each in session_ids}
-                    befores = {
-                        each: self._before(connection, each, (runs or {}).get(each, ()))
+                    tables.hold(connection, session_ids)
+                    found = {
+                        each: self._found(
+                            connection, each, wanted.get(each, ()), careful=careful or attempt > 0
+                        )
                         for each in session_ids
                     }
                     self.current.touched = {}
-                    done = work(connection, befores)
-                    for each in session_ids:
-                        self._record(connection, each, known[each], befores[each])
+                    done = work(connection, {each: before for each, (_, before) in found.items()})
+                    for each, (mark, before) in found.items():
+                        self._record(connection, each, mark, before)
                 return done
-            except VersionConflict:
-                if attempt == _ATTEMPTS - 1:
-                    raise
-            except OperationalError as error:
-                if attempt == _ATTEMPTS - 1 or getattr(error.orig, "sqlstate", None) not in _RETRIED:
+            except (VersionConflict, DBAPIError, StoreBusy) as error:
+                if attempt == _ATTEMPTS - 1 or not _is_retried(error):
                     raise
         raise AssertionError("unreachable")
 
@@ -163,41 +157,41 @@ class Recorder:
         """Say, within the work, that it writes a run that was not there before."""
         self.current.touched.setdefault(session_id, []).append(run_id)
 
-    def freshen(self, session_id: str) -> None:
-        """Before Agno reads: if the log has gone on without the rows, make them show it."""
+    def read(self, session_id: str, work: Callable[[], T]) -> T:
+        """Let Agno read; first, if the log has gone on without the rows, they are made to show it."""
         if getattr(self.current, "connection", None) is not None:
-            return  # Within a write, which has done that.
-        mark, head = self._look(session_id)
-        if mark is None:
-            behind = head.version > 0 and head.status != "deleted"
-        else:
-            behind = not mark.changed and mark.version != head.version
-        if behind:
-            self._bring_together(session_id)
+            return work()  # Within a write, which has done that.
+        tables = self.tables
+        with self._begun(reading=True) as connection:
+            mark, version, status = tables.look(connection, session_id)
+            if mark is None:
+                behind = version > 0 and status != "deleted"
+            else:
+                behind = not mark.changed and mark.version != version
+            if not behind:
+                return work()
+        self._bring_together(session_id)
+        return work()
 
     def settle(self, session_id: str) -> None:
         """Before the log is read: what the rows have and the log does not is recorded too."""
-        mark, head = self._look(session_id)
-        if mark is None or mark.changed or mark.version != head.version:
-            self._bring_together(session_id)
-
-    def _look(self, session_id: str) -> tuple[Mark | None, Head]:
         tables = self.tables
         with self._engine.connect() as connection:
-            mark = tables.mark(connection, session_id)
-        return mark, self._sessions.head(session_id)
+            mark, version, _ = tables.look(connection, session_id)
+        if mark is None or mark.changed or mark.version != version:
+            self._bring_together(session_id)
 
     def _bring_together(self, session_id: str) -> None:
-        self.write([session_id], lambda connection, befores: None)
+        self.write([session_id], lambda connection, befores: None, careful=True)
 
     @contextmanager
-    def _begun(self, *, savepoint: bool = False) -> Iterator[Connection]:
+    def _begun(self, *, savepoint: bool = False, reading: bool = False) -> Iterator[Connection]:
         """A transaction that Agno's sessions of this thread join."""
         with self._engine.connect() as connection:
             if self._engine.dialect.name == "postgresql":
                 connection = connection.execution_options(isolation_level="READ COMMITTED")
             with connection.begin():
-                if self._engine.dialect.name == "sqlite" and not _is_begun(connection):
+                if self._engine.dialect.name == "sqlite" and not reading and not _is_begun(connection):
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
                 self.current.connection, self.current.tables = connection, self._made
                 self.current.mode = "create_savepoint" if savepoint else "rollback_only"
@@ -206,100 +200,92 @@ class Recorder:
                 finally:
                     self.current.connection = self.current.tables = None
 
-    def _before(self, connection: Connection, session_id: str, run_ids: Sequence[str]) -> Before:
-        session = self.tables.session(connection, session_id, hold=True)
-        runs = self.tables.run_rows(connection, session_id, list(run_ids)) if run_ids else {}
-        return Before(session, runs)
+    def _found(
+        self, connection: Connection, session_id: str, run_ids: Sequence[str], *, careful: bool
+    ) -> tuple[Mark, Before]:
+        """A session as it is, in the log as in its rows.
 
-    def _record(self, connection: Connection, session_id: str, known: Known, before: Before) -> None:
-        """The difference between before and now, as events, and that the rows show them."""
+        That the log has not gone on alone is only looked at when `careful`: where it has, the append is
+        refused, and the write is done again with care.
+        """
         tables = self.tables
-        after = tables.session(connection, session_id)
+        mark, session, rows = tables.found(connection, session_id, run_ids)
+        if mark is not None and not mark.changed and not careful:
+            return mark, Before(session, rows)
+        mark = self._settled(connection, session_id, mark, session)
+        return mark, Before(*tables.now(connection, session_id, run_ids))
+
+    def _record(self, connection: Connection, session_id: str, mark: Mark, before: Before) -> None:
+        """The difference between before and now, as events, and that the rows show them."""
+        run_ids = list(dict.fromkeys([*before.runs, *self.current.touched.get(session_id, ())]))
+        after, rows = self.tables.now(connection, session_id, run_ids)
         if after is None:
             if before.session is not None:
                 self._delete(connection, session_id)
             return
-        run_ids = list(dict.fromkeys([*before.runs, *self.current.touched.get(session_id, ())]))
-        rows = tables.run_rows(connection, session_id, run_ids) if run_ids else {}
         changes = [RunChange(each, before.runs.get(each), rows.get(each)) for each in run_ids]
         changes = [change for change in changes if change.before is not None or change.after is not None]
-        self._append(connection, session_id, known, before.session, after, changes)
-
-    def _append(
-        self,
-        connection: Connection,
-        session_id: str,
-        known: Known,
-        before: Row | None,
-        after: Row,
-        changes: Sequence[RunChange],
-    ) -> None:
         owners = {(c.after or c.before or {}).get("parent_run_id") or c.run_id for c in changes}
         named = sorted(owners | {change.run_id for change in changes})
-        turns = self.tables.turns(connection, session_id, named) if named else {}
-        place = Place(known.head.turn, turns, known.system)
+        place = Place(mark.turn, self.tables.turns(connection, session_id, named), mark.system)
 
-        def make(fits: Fits | None = None) -> Drafting:
-            drafting = (
-                Drafting(session_id, before, place, fits) if fits else Drafting(session_id, before, place)
-            )
+        def make(fits: Fits) -> Drafting:
+            drafting = Drafting(session_id, before.session, place, fits)
             drafting.change(after, changes)
             return drafting
 
-        self._commit(connection, session_id, known, make)
+        self._commit(connection, session_id, mark, make)
 
     def _commit(
-        self, connection: Connection, session_id: str, known: Known, make: Callable[..., Drafting]
-    ) -> None:
+        self, connection: Connection, session_id: str, mark: Mark, make: Callable[[Fits], Drafting]
+    ) -> Mark:
         """Append what a drafting gives, without what the guard refuses where it refuses something."""
-        log: SessionLog = self._sessions
-        drafting = make()
+        drafting = make(anything)
         try:
+            # The first batch is guarded before anything is written, so the others have to be too.
             for start in range(MAX_BATCH, len(drafting.drafts), MAX_BATCH):
-                log._prepare(session_id, drafting.drafts[start : start + MAX_BATCH])
-            version = self._append_all(connection, session_id, drafting.drafts, known.head)
-        except (
-            InvalidEvent
-        ):  # Nothing is written: the first batch is looked at before it is, the others above.
+                self._log._prepare(session_id, drafting.drafts[start : start + MAX_BATCH])
+            version = self._append(connection, session_id, drafting.drafts, mark.version)
+        except InvalidEvent:
             drafting = make(fits_within(LARGEST_PAYLOAD_BYTES))
-            version = self._append_all(connection, session_id, drafting.drafts, known.head)
-        self.tables.set_turns(connection, session_id, drafting.turns)
-        self.tables.set_mark(connection, session_id, version, drafting.system)
+            version = self._append(connection, session_id, drafting.drafts, mark.version)
+        after = Mark(version, drafting.turn, drafting.system)
+        self.tables.note(connection, session_id, after, drafting.turns)
+        return after
 
-    def _append_all(
-        self, connection: Connection, session_id: str, drafts: Sequence[Draft], head: Head
-    ) -> int:
-        expected: Head | int = head if head.version else 0
-        version = head.version
+    def _append(self, connection: Connection, session_id: str, drafts: Sequence[Draft], version: int) -> int:
         for start in range(0, len(drafts), MAX_BATCH):
             page = drafts[start : start + MAX_BATCH]
-            pending = self._sessions.append(session_id, page, expected=expected, connection=connection)
-            version = expected = pending.receipt.version
+            pending = self._log.append(session_id, page, expected=version, connection=connection)
+            version = pending.receipt.version
         return version
 
-    def _delete(self, connection: Connection, session_id: str) -> None:
+    def _delete(self, connection: Connection, session_id: str) -> Mark:
         """The session is gone from Agno's tables: its content goes from the log, its chain stays."""
-        self._sessions._delete_within(connection, session_id)
+        self._log._delete_within(connection, session_id)
         self.tables.forget(connection, session_id)
-        version = self._sessions._head_within(connection, session_id).version
-        self.tables.set_mark(connection, session_id, version, None)
+        return self._noted(connection, session_id, {})
+
+    def _noted(self, connection: Connection, session_id: str, turns: Mapping[str, Turn]) -> Mark:
+        """The rows show what the log has now."""
+        head = self._log._head_within(connection, session_id)
+        mark = Mark(head.version, head.turn)
+        self.tables.note(connection, session_id, mark, turns)
+        return mark
 
     # ------------------------------------------------------------------------ log and rows together
 
-    def _settled(self, connection: Connection, session_id: str) -> Known:
+    def _settled(
+        self, connection: Connection, session_id: str, mark: Mark | None, session: Row | None
+    ) -> Mark:
         """Bring rows and log together: what others wrote is recorded, what others recorded is shown."""
-        mark = self.tables.mark(connection, session_id)
-        head = self._sessions._head_within(connection, session_id)
+        head = self._log._head_within(connection, session_id)
         if mark is not None and not mark.changed and mark.version == head.version:
-            return Known(head, mark.system)
-        if mark is None or mark.changed or head.version < mark.version:
-            is_new = mark is None and self.tables.session(connection, session_id, hold=True) is None
-            if is_new and head.status != "open":
-                return Known(head, None)
-            if is_new and head.version == 0:
-                return Known(head, None)
-            if not is_new:
-                return self._adopt(connection, session_id, head)
+            return mark
+        if mark is None and session is None and (head.version == 0 or head.status == "deleted"):
+            return Mark(head.version, head.turn)
+        if (mark is None and session is not None) or (mark is not None and mark.changed):
+            return self._adopt(connection, session_id, head, session)
         return self._project(connection, session_id, head)
 
     def _stored(self, session_id: str, head: Head) -> Stored:
@@ -311,7 +297,7 @@ class Recorder:
                     fold.take(event)
         return fold.finish()
 
-    def _project(self, connection: Connection, session_id: str, head: Head) -> Known:
+    def _project(self, connection: Connection, session_id: str, head: Head) -> Mark:
         """Make the rows what the log says."""
         tables = self.tables
         stored = self._stored(session_id, head)
@@ -322,34 +308,26 @@ class Recorder:
             tables.write_session(connection, session_id, stored.session)
             tables.write_runs(connection, session_id, stored.runs)
         tables.forget(connection, session_id)
-        tables.set_turns(connection, session_id, stored.turns)
-        tables.set_mark(connection, session_id, head.version, None)
-        return Known(head, None)
+        return self._noted(connection, session_id, stored.turns)
 
-    def _adopt(self, connection: Connection, session_id: str, head: Head) -> Known:
+    def _adopt(self, connection: Connection, session_id: str, head: Head, after: Row | None) -> Mark:
         """Record what is in the rows and not in the log: a session from before, or others' writes."""
-        tables = self.tables
-        after = tables.session(connection, session_id, hold=True)
         if after is None:
-            if head.version and head.status != "deleted":
-                self._delete(connection, session_id)
-            return Known(self._sessions._head_within(connection, session_id), None)
+            return self._delete(connection, session_id)
         self._move_legacy_runs(connection, session_id, after)
         stored = self._stored(session_id, head)
-        rows = tables.run_rows(connection, session_id)
+        rows = self.tables.run_rows(connection, session_id)
         gone = [RunChange(each, row, None) for each, row in stored.runs.items() if each not in rows]
         changes = [*gone, *(RunChange(each, stored.runs.get(each), row) for each, row in rows.items())]
 
-        def make(fits: Fits | None = None) -> Drafting:
-            place = Place(head.turn, stored.turns)
-            args = (session_id, stored.session, place, *((fits,) if fits else ()))
-            drafting = Drafting(*args)
+        def make(fits: Fits) -> Drafting:
+            drafting = Drafting(session_id, stored.session, Place(head.turn, stored.turns), fits)
             adopt(drafting, stored.session, after, changes)
             return drafting
 
-        tables.set_turns(connection, session_id, stored.turns)
-        self._commit(connection, session_id, Known(head, None), make)
-        return Known(self._sessions._head_within(connection, session_id), None)
+        mark = self._commit(connection, session_id, Mark(head.version, head.turn), make)
+        self.tables.note(connection, session_id, mark, stored.turns)
+        return mark
 
     def _move_legacy_runs(self, connection: Connection, session_id: str, session: Row) -> None:
         """Runs of before Agno 3 become rows, ahead of those that are rows already."""
@@ -408,6 +386,14 @@ def _with_state(session: Row, state: Row) -> Row:
     if state_of(session) is None:
         return session
     return apply_ops(session, [["set", ["session_data", "session_state"], state]])
+
+
+def _is_retried(error: Exception) -> bool:
+    """Whether an error only says that somebody came between."""
+    if isinstance(error, VersionConflict):
+        return True
+    state = getattr(getattr(error, "orig", None) or error.__cause__, "sqlstate", None)
+    return state in _RETRIED
 
 
 def _is_begun(connection: Connection) -> bool:

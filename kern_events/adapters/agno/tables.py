@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Table, func, select, text
+from sqlalchemy import Table, select, text
 from sqlalchemy.engine import Connection, Engine
 
 from kern_events.adapters.agno.folding import Row, Turn
@@ -23,15 +23,25 @@ _RUN_KEYS: Final = frozenset({"session_id", "run_id"})
 _JSON: Final = frozenset(
     {"session_data", "agent_data", "team_data", "workflow_data", "metadata", "summary", "run_data"}
 )
-_IN: Final = 500  # values of one IN
+
+
+Asked = tuple[str, tuple[Any, ...]]
 
 
 class Mark(NamedTuple):
-    """What is known of a session: the version that its rows show, and whether others wrote to them."""
+    """What is known of a session.
+
+    Attributes:
+        version: The version of the log that its rows show.
+        turn: The highest turn at that version.
+        system: A digest of the last instructions recorded.
+        changed: Whether others have written to the rows since.
+    """
 
     version: int
-    changed: bool
-    system: str | None
+    turn: int
+    system: str | None = None
+    changed: bool = False
 
 
 class Tables:
@@ -53,7 +63,25 @@ class Tables:
         self._marks, self._turns = self._prefix + SESSIONS, self._prefix + RUNS
         named = engine.dialect.identifier_preparer.format_table
         self._names = {table: named(table) for table in (sessions, runs)}
-        self._sql = _statements(self._marks, self._turns)
+        self._session_columns = [str(name) for name in sessions.c.keys() if name not in _KEYS]  # noqa: SIM118
+        self._run_columns = [str(name) for name in runs.c.keys() if name not in _RUN_KEYS]  # noqa: SIM118
+        self._sql = self._statements(quote)
+
+    def _statements(self, quote: Callable[[str], str]) -> dict[str, str]:
+        """Our statements, as the driver takes them."""
+        names = {
+            "marks": self._marks,
+            "turns": self._turns,
+            "sessions": self._names[self.sessions],
+            "runs": self._names[self.runs],
+            "session_columns": ", ".join(map(quote, self._session_columns)),
+            "run_columns": ", ".join(map(quote, self._run_columns)),
+            "hold": " FOR NO KEY UPDATE" if self.is_postgres else "",
+        }
+        made = {name: statement.format(**names) for name, statement in _SQL.items()}
+        if not self.is_postgres:
+            return made
+        return {name: statement.replace("%", "%%").replace("?", "%s") for name, statement in made.items()}
 
     # ---------------------------------------------------------------------------------- setting up
 
@@ -62,7 +90,7 @@ class Tables:
         for statement in _TABLES:
             connection.execute(text(statement.format(marks=self._marks, turns=self._turns)))
         if missing := [name for name, _ in self._triggers() if not self._has_trigger(connection, name)]:
-            connection.execute(self._sql["suspect"], {"namespace": self.namespace})
+            self.ask(connection, (self._sql["suspect"], (self.namespace,)))
             if self.is_postgres:
                 connection.execute(text(_FUNCTION.format(prefix=self._prefix, marks=self._marks)))
         for name, statement in self._triggers():
@@ -75,7 +103,7 @@ class Tables:
             on = f" ON {self._names[self._owner(name)]}" if self.is_postgres else ""
             connection.exec_driver_sql(f"DROP TRIGGER IF EXISTS {name}{on}")
         for statement in ("forget_all", "forget_all_runs"):
-            connection.execute(self._sql[statement], {"namespace": self.namespace})
+            self.ask(connection, (self._sql[statement], (self.namespace,)))
 
     def _owner(self, name: str) -> Table:
         return self.runs if name.startswith("kern_agno_r") else self.sessions
@@ -106,61 +134,83 @@ class Tables:
         statement = _POSTGRES_HAS_TRIGGER if self.is_postgres else _SQLITE_HAS_TRIGGER
         return connection.execute(text(statement), values).first() is not None
 
-    # --------------------------------------------------------------------------------------- marks
+    # ------------------------------------------------------------------------------------- reading
 
-    def lock(self, connection: Connection, session_ids: Sequence[str]) -> None:
+    def ask(self, connection: Connection, *asked: Asked) -> list[list[Any]]:
+        """The rows of several statements on the driver below SQLAlchemy; on Postgres in one round trip."""
+        driver: Any = connection.connection.driver_connection
+        if not self.is_postgres:
+            return [driver.execute(statement, values).fetchall() for statement, values in asked]
+        if len(asked) == 1:
+            return [_fetched(driver.execute(*asked[0]))]
+        with driver.pipeline():
+            cursors = [driver.execute(statement, values) for statement, values in asked]
+        return [_fetched(cursor) for cursor in cursors]
+
+    def hold(self, connection: Connection, session_ids: Sequence[str]) -> None:
         """Hold sessions until the transaction ends; on SQLite it holds the whole file by now."""
         if self.is_postgres:
-            for session_id in sorted(session_ids):
-                key = hashlib.sha256(f"{self.namespace}\0{session_id}".encode()).digest()[:8]
-                connection.execute(_LOCK, {"key": int.from_bytes(key, signed=True)})
+            self.ask(connection, *(self._lock(each) for each in sorted(session_ids)))
+
+    def _lock(self, session_id: str) -> Asked:
+        key = hashlib.sha256(f"{self.namespace}\0{session_id}".encode("utf-8", "replace")).digest()[:8]
+        return _LOCK, (int.from_bytes(key, signed=True),)
+
+    def found(
+        self, connection: Connection, session_id: str, run_ids: Sequence[str]
+    ) -> tuple[Mark | None, Row | None, dict[str, Row]]:
+        """What is known of a session that is held, its row, which nobody else changes now, and some runs'."""
+        asked = [
+            self._mark(session_id),
+            (self._sql["hold_session"], (session_id,)),
+            *self._runs(session_id, run_ids),
+        ]
+        marks, sessions, *runs = self.ask(connection, *asked)
+        return _mark_of(marks), self._session_of(sessions), self._runs_of(runs)
+
+    def now(
+        self, connection: Connection, session_id: str, run_ids: Sequence[str]
+    ) -> tuple[Row | None, dict[str, Row]]:
+        """The row of a session, and those of some of its runs."""
+        asked = [(self._sql["session"], (session_id,)), *self._runs(session_id, run_ids)]
+        sessions, *runs = self.ask(connection, *asked)
+        return self._session_of(sessions), self._runs_of(runs)
+
+    def look(self, connection: Connection, session_id: str) -> tuple[Mark | None, int, str | None]:
+        """What is known of a session, and the version and status that it has in the log."""
+        heads = self._sql["head"], (self.namespace, session_id)
+        marks, found = self.ask(connection, self._mark(session_id), heads)
+        version, status = found[0] if found else (0, None)
+        return _mark_of(marks), version, status
 
     def mark(self, connection: Connection, session_id: str) -> Mark | None:
         """What is known of a session; None if it is nothing yet."""
-        row = connection.execute(self._sql["mark"], self._of(session_id)).first()
-        return Mark(row[0], bool(row[1]), row[2]) if row else None
+        return _mark_of(self.ask(connection, self._mark(session_id))[0])
 
-    def set_mark(self, connection: Connection, session_id: str, version: int, system: str | None) -> None:
-        """The rows show this version now, whatever was written in this transaction."""
-        values = {**self._of(session_id), "version": version, "system": system}
-        connection.execute(self._sql["set_mark"], values)
+    def session(self, connection: Connection, session_id: str) -> Row | None:
+        """A session's row without its id."""
+        return self._session_of(self.ask(connection, (self._sql["session"], (session_id,)))[0])
 
-    def turns(self, connection: Connection, session_id: str, run_ids: Sequence[str]) -> dict[str, Turn]:
-        """The turns of these runs, as far as they have one."""
-        found = {}
-        for run_id in run_ids:
-            row = connection.execute(self._sql["turn"], {**self._of(session_id), "run_id": run_id}).first()
-            if row:
-                found[run_id] = Turn(row[0], bool(row[1]))
+    def run_rows(self, connection: Connection, session_id: str) -> dict[str, Row]:
+        """The rows of all runs of a session, without their ids, in order."""
+        return self._runs_of(self.ask(connection, (self._sql["runs"], (session_id,))))
+
+    def run_texts(self, connection: Connection, session_id: str) -> list[tuple[str, str]]:
+        """Id and data, as text, of all runs of a session in order, for Agno's cache of run objects."""
+        found: list[tuple[str, str]] = self.ask(connection, (self._sql["texts"], (session_id,)))[0]
         return found
 
-    def set_turns(self, connection: Connection, session_id: str, turns: Mapping[str, Turn]) -> None:
-        """Note the turns of runs."""
-        if turns:
-            connection.execute(
-                self._sql["set_turn"],
-                [
-                    {**self._of(session_id), "run_id": run_id, "turn": turn.number, "ended": int(turn.ended)}
-                    for run_id, turn in turns.items()
-                ],
-            )
+    def _mark(self, session_id: str) -> Asked:
+        return self._sql["mark"], (self.namespace, session_id)
 
-    def forget(self, connection: Connection, session_id: str) -> None:
-        """Forget the turns of a session's runs."""
-        connection.execute(self._sql["forget_runs"], self._of(session_id))
+    def _runs(self, session_id: str, run_ids: Sequence[str]) -> list[Asked]:
+        return [(self._sql["run"], (session_id, run_id)) for run_id in run_ids]
 
-    def _of(self, session_id: str) -> dict[str, Any]:
-        return {"namespace": self.namespace, "session_id": session_id}
+    def _session_of(self, rows: Sequence[Any]) -> Row | None:
+        return _plain(self._session_columns, rows[0]) if rows else None
 
-    # ---------------------------------------------------------------------------------- Agno's rows
-
-    def session(self, connection: Connection, session_id: str, *, hold: bool = False) -> Row | None:
-        """A session's row without its id; `hold` keeps others from changing it."""
-        statement = select(self.sessions).where(self.sessions.c.session_id == session_id)
-        if hold and self.is_postgres:
-            statement = statement.with_for_update(key_share=True)
-        row = connection.execute(statement).mappings().first()
-        return None if row is None else _plain(row, _KEYS)
+    def _runs_of(self, pages: Sequence[Sequence[Any]]) -> dict[str, Row]:
+        return {row[0]: _plain(self._run_columns, row[1:]) for page in pages for row in page}
 
     def legacy_runs(self, connection: Connection, session_id: str) -> list[Row]:
         """The runs in the column that Agno had them in before version 3, where there is that column."""
@@ -168,44 +218,63 @@ class Tables:
         if column is None:
             return []
         found = connection.execute(select(column).where(self.sessions.c.session_id == session_id)).scalar()
+        found = _decoded("run_data", found)
         return [run for run in found if isinstance(run, dict)] if isinstance(found, list) else []
-
-    def run_rows(
-        self, connection: Connection, session_id: str, run_ids: Sequence[str] | None = None
-    ) -> dict[str, Row]:
-        """The rows of a session's runs, all or some, without their ids, in order."""
-        columns = self.runs.c
-        statement = select(self.runs).where(columns.session_id == session_id)
-        statement = statement.order_by(columns.run_index, columns.created_at, columns.run_id)
-        found: dict[str, Row] = {}
-        pages = [None] if run_ids is None else [run_ids[i : i + _IN] for i in range(0, len(run_ids), _IN)]
-        for page in pages:
-            chosen = statement if page is None else statement.where(columns.run_id.in_(page))
-            for row in connection.execute(chosen).mappings():
-                found[row["run_id"]] = _plain(row, _RUN_KEYS)
-        return found
 
     def sessions_of(self, connection: Connection, run_ids: Sequence[str]) -> dict[str, str]:
         """The session of each of these runs."""
-        found: dict[str, str] = {}
-        for start in range(0, len(run_ids), _IN):
-            chosen = self.runs.c.run_id.in_(run_ids[start : start + _IN])
-            rows = connection.execute(select(self.runs.c.run_id, self.runs.c.session_id).where(chosen))
-            found |= {row[0]: row[1] for row in rows}
-        return found
+        pages = (
+            self.ask(connection, *((self._sql["whose"], (run_id,)) for run_id in run_ids)) if run_ids else []
+        )
+        return {run_id: page[0][0] for run_id, page in zip(run_ids, pages, strict=True) if page}
 
-    def next_index(self, connection: Connection, session_id: str, run_id: str, given: int | None, *,
-                   nested: bool) -> int:  # fmt: skip
+    def next_index(
+        self, connection: Connection, session_id: str, run_id: str, given: int | None, *, nested: bool
+    ) -> int:
         """The place of a new run: as given where that is free, and of a turn's own run past all others."""
-        others = (self.runs.c.session_id == session_id) & (self.runs.c.run_id != run_id)
-        last = connection.execute(select(func.max(self.runs.c.run_index)).where(others)).scalar()
+        [[(last,)]] = self.ask(connection, (self._sql["last"], (session_id, run_id)))
         after = 0 if last is None else last + 1
         if given is None or given >= after:
             return after if given is None else given
-        if nested:
-            taken = select(self.runs.c.run_id).where(others & (self.runs.c.run_index == given))
-            return after if connection.execute(taken).first() else given
+        if nested and not self.ask(connection, (self._sql["taken"], (session_id, given, run_id)))[0]:
+            return given
         return after
+
+    def session_ids(self, connection: Connection, after: str, limit: int) -> list[str]:
+        """A page of the ids in Agno's table, in the order of the ids."""
+        return [row[0] for row in self.ask(connection, (self._sql["ids"], (after, limit)))[0]]
+
+    def marked_ids(self, connection: Connection, after: str, limit: int) -> list[str]:
+        """A page of the ids that others have written to."""
+        return [
+            row[0] for row in self.ask(connection, (self._sql["marked"], (self.namespace, after, limit)))[0]
+        ]
+
+    # ------------------------------------------------------------------------------------- writing
+
+    def turns(self, connection: Connection, session_id: str, run_ids: Sequence[str]) -> dict[str, Turn]:
+        """The turns of these runs, as far as they have one."""
+        asked = [(self._sql["turn"], (self.namespace, session_id, run_id)) for run_id in run_ids]
+        pages = self.ask(connection, *asked) if asked else []
+        return {
+            run_id: Turn(page[0][0], bool(page[0][1]))
+            for run_id, page in zip(run_ids, pages, strict=True)
+            if page
+        }
+
+    def note(self, connection: Connection, session_id: str, mark: Mark, turns: Mapping[str, Turn]) -> None:
+        """The rows show this version now, whatever was written in this transaction; and the turns of runs."""
+        scope = (self.namespace, session_id)
+        noted = [
+            (self._sql["set_turn"], (*scope, run_id, turn.number, int(turn.ended)))
+            for run_id, turn in turns.items()
+        ]
+        marked = (*scope, mark.version, mark.turn, mark.system)
+        self.ask(connection, *noted, (self._sql["set_mark"], marked))
+
+    def forget(self, connection: Connection, session_id: str) -> None:
+        """Forget the turns of a session's runs."""
+        self.ask(connection, (self._sql["forget_runs"], (self.namespace, session_id)))
 
     def write_session(self, connection: Connection, session_id: str, row: Row) -> None:
         """Make a session's row what it should be; the column of before Agno 3 says nothing then."""
@@ -229,21 +298,22 @@ class Tables:
         if made:
             connection.execute(table.insert(), made)
 
-    def session_ids(self, connection: Connection, after: str, limit: int) -> list[str]:
-        """A page of the ids in Agno's table, in the order of the ids."""
-        column = self.sessions.c.session_id
-        chosen = select(column).where(column > after).order_by(column).limit(limit)
-        return list(connection.execute(chosen).scalars())
 
-    def marked_ids(self, connection: Connection, after: str, limit: int) -> list[str]:
-        """A page of the ids that others have written to."""
-        values = {"namespace": self.namespace, "after": after, "limit": limit}
-        return list(connection.execute(self._sql["marked"], values).scalars())
+def _mark_of(rows: Sequence[Any]) -> Mark | None:
+    return Mark(rows[0][0], rows[0][1], rows[0][2], bool(rows[0][3])) if rows else None
 
 
-def _plain(row: Mapping[Any, Any], without: frozenset[str]) -> Row:
+def _fetched(cursor: Any) -> list[Any]:
+    rows: list[Any] = cursor.fetchall() if cursor.description else []
+    return rows
+
+
+def _plain(columns: Sequence[str], values: Sequence[Any]) -> Row:
     """A row with its JSON decoded: older versions encode it before SQLAlchemy does so again."""
-    return {str(key): _decoded(key, value) for key, value in row.items() if key not in without}
+    return {
+        key: _decoded(key, value) if isinstance(value, str) else value
+        for key, value in zip(columns, values, strict=True)
+    }
 
 
 def _decoded(key: str, value: Any) -> Any:
@@ -255,44 +325,59 @@ def _decoded(key: str, value: Any) -> Any:
     return value
 
 
-def _statements(marks: str, turns: str) -> dict[str, Any]:
-    one = "namespace = :namespace AND session_id = :session_id"
-    names = {"marks": marks, "turns": turns, "one": one}
-    return {name: text(statement.format(**names)) for name, statement in _SQL.items()}
-
-
-_LOCK: Final = text("SELECT pg_advisory_xact_lock(:key)")
+_LOCK: Final = "SELECT pg_advisory_xact_lock(%s)"
 
 _SQL: Final = {
     # What is known of a session.
-    "mark": "SELECT version, changed, system FROM {marks} WHERE {one}",
+    "mark": "SELECT version, turn, system, changed FROM {marks} WHERE namespace = ? AND session_id = ?",
+    # Where the log has it.
+    "head": "SELECT version, status FROM kern_sessions WHERE namespace = ? AND session_id = ?",
     # The rows show this version.
-    "set_mark": "INSERT INTO {marks} (namespace, session_id, version, changed, system)"
-    " VALUES (:namespace, :session_id, :version, 0, :system)"
-    " ON CONFLICT (namespace, session_id) DO UPDATE"
-    " SET version = excluded.version, changed = 0, system = excluded.system",
+    "set_mark": "INSERT INTO {marks} (namespace, session_id, version, turn, system, changed)"
+    " VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT (namespace, session_id) DO UPDATE SET version = excluded.version,"
+    " turn = excluded.turn, system = excluded.system, changed = 0",
     # Without triggers for a while, anything may have been written.
-    "suspect": "UPDATE {marks} SET changed = 1 WHERE namespace = :namespace",
+    "suspect": "UPDATE {marks} SET changed = 1 WHERE namespace = ?",
     # Sessions that others wrote to.
-    "marked": "SELECT session_id FROM {marks} WHERE namespace = :namespace AND changed <> 0"
-    " AND session_id > :after ORDER BY session_id LIMIT :limit",
+    "marked": "SELECT session_id FROM {marks} WHERE namespace = ? AND changed <> 0"
+    " AND session_id > ? ORDER BY session_id LIMIT ?",
     # The turn of a run.
-    "turn": "SELECT turn, ended FROM {turns} WHERE {one} AND run_id = :run_id",
+    "turn": "SELECT turn, ended FROM {turns} WHERE namespace = ? AND session_id = ? AND run_id = ?",
     # Note the turn of a run.
-    "set_turn": "INSERT INTO {turns} (namespace, session_id, run_id, turn, ended)"
-    " VALUES (:namespace, :session_id, :run_id, :turn, :ended)"
+    "set_turn": "INSERT INTO {turns} (namespace, session_id, run_id, turn, ended) VALUES (?, ?, ?, ?, ?)"
     " ON CONFLICT (namespace, session_id, run_id) DO UPDATE SET turn = excluded.turn, ended = excluded.ended",
     # Forget the turns of a session's runs.
-    "forget_runs": "DELETE FROM {turns} WHERE {one}",
+    "forget_runs": "DELETE FROM {turns} WHERE namespace = ? AND session_id = ?",
     # Forget everything about a namespace.
-    "forget_all": "DELETE FROM {marks} WHERE namespace = :namespace",
-    "forget_all_runs": "DELETE FROM {turns} WHERE namespace = :namespace",
+    "forget_all": "DELETE FROM {marks} WHERE namespace = ?",
+    "forget_all_runs": "DELETE FROM {turns} WHERE namespace = ?",
+    # Agno's row of a session.
+    "session": "SELECT {session_columns} FROM {sessions} WHERE session_id = ?",
+    # The same, and nobody else changes it before we end.
+    "hold_session": "SELECT {session_columns} FROM {sessions} WHERE session_id = ?{hold}",
+    # Agno's row of a run.
+    "run": "SELECT run_id, {run_columns} FROM {runs} WHERE session_id = ? AND run_id = ?",
+    # Agno's rows of all runs of a session.
+    "runs": "SELECT run_id, {run_columns} FROM {runs} WHERE session_id = ?"
+    " ORDER BY run_index, created_at, run_id",
+    # Their data alone, not decoded.
+    "texts": "SELECT run_id, CAST(run_data AS TEXT) FROM {runs} WHERE session_id = ?"
+    " ORDER BY run_index, created_at, run_id",
+    # The session of a run.
+    "whose": "SELECT session_id FROM {runs} WHERE run_id = ?",
+    # The place of a session's last run, of one run apart.
+    "last": "SELECT max(run_index) FROM {runs} WHERE session_id = ? AND run_id <> ?",
+    # Whether another run has a place.
+    "taken": "SELECT 1 FROM {runs} WHERE session_id = ? AND run_index = ? AND run_id <> ?",
+    # Sessions of Agno's, page by page.
+    "ids": "SELECT session_id FROM {sessions} WHERE session_id > ? ORDER BY session_id LIMIT ?",
 }
 
 _TABLES: Final = (
     # The version of the log that the rows of a session show, and whether others have written to them.
     "CREATE TABLE IF NOT EXISTS {marks} (namespace text NOT NULL, session_id text NOT NULL,"
-    " version bigint NOT NULL, changed integer NOT NULL, system text, PRIMARY KEY (namespace, session_id))",
+    " version bigint NOT NULL, turn bigint NOT NULL, system text, changed integer NOT NULL,"
+    " PRIMARY KEY (namespace, session_id))",
     # The turn of each run, and whether it has its end.
     "CREATE TABLE IF NOT EXISTS {turns} (namespace text NOT NULL, session_id text NOT NULL,"
     " run_id text NOT NULL, turn bigint NOT NULL, ended integer NOT NULL,"
