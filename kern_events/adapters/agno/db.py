@@ -21,9 +21,9 @@ from sqlalchemy.engine import Connection, Engine
 
 from kern_events.adapters.agno.folding import Row
 from kern_events.adapters.agno.merging import merged_data
-from kern_events.adapters.agno.recorder import Before, Joining, Recorder
+from kern_events.adapters.agno.recorder import Joining, Recorder
 from kern_events.adapters.agno.sessions import AgnoSessions
-from kern_events.adapters.agno.tables import Tables
+from kern_events.adapters.agno.tables import Held, Tables
 from kern_events.codec import LARGEST_PAYLOAD_BYTES
 from kern_events.delta import apply_ops, state_ops
 
@@ -169,17 +169,20 @@ class KernDb:
         text = _row_text(session)
         base: _Base | None = session.__dict__.get("_kern")
         session_id = session.session_id
+        fresh = [each for each in enumerate(session.runs or ()) if _is_fresh(each[1], base)]
         written: dict[str, tuple[Any, str, str | None]] = {}
+        merged: list[Any] = []
 
-        def work(connection: Connection, befores: Mapping[str, Before]) -> Any:
-            before = befores[session_id].session
-            given = _merged(session, base, text, before)
-            done = this.upsert_session(given, deserialize=deserialize)
-            if done is not None:
-                written.update(self._write_new_runs(connection, session, base, is_new=before is None))
+        def work(connection: Connection, held: Mapping[str, Held]) -> Any:
+            before = held[session_id]
+            merged[:] = [_merged(session, base, text, before.session)]
+            done = this.upsert_session(merged[0], deserialize=deserialize)
+            if done is not None and (base is not None or before.session is None):
+                written.update(self._write_new_runs(connection, session, fresh, before))
             return done
 
-        done = self._kern.write([session_id], work)
+        new = fresh[0][1].run_id if len(fresh) == 1 else None
+        done = self._kern.write([session_id], work, new=new)
         if done is None:
             return None
         with self._lock:
@@ -195,24 +198,22 @@ class KernDb:
             base.text, base.runs = text, list(session.runs or ())
 
     def _write_new_runs(
-        self, connection: Connection, session: Any, base: _Base | None, *, is_new: bool
+        self, connection: Connection, session: Any, fresh: Sequence[tuple[int, Any]], held: Held
     ) -> dict[str, tuple[Any, str, str | None]]:
         """Turns that the session object has beyond what was read: stored with the state that they made."""
         this: Any = super()
+        tables, session_id, user_id = self._kern.tables, session.session_id, session.user_id
         written = {}
-        for index, run in enumerate(session.runs or ()):
-            run_id = getattr(run, "run_id", None)
-            known = base.has(run) if base else not is_new
-            if run_id is None or known or getattr(run, "parent_run_id", None):
+        for index, run in fresh:
+            if len(fresh) > 1:
+                held = tables.held(connection, session_id, (), run.run_id)
+            if held.whose is not None:
                 continue
-            if self._kern.tables.sessions_of(connection, [run_id]):
-                continue
-            session_id, user_id = session.session_id, session.user_id
+            place = tables.place(connection, session_id, run.run_id, index, held.last, nested=False)
             text = _run_text(run)
-            place = self._kern.tables.next_index(connection, session_id, run_id, index, nested=False)
-            self._kern.touch(session_id, run_id)
+            self._kern.touch(session_id, run.run_id)
             this.upsert_run(run, session_id, user_id, place)
-            written[run_id] = (run, text, user_id)
+            written[run.run_id] = (run, text, user_id)
         return written
 
     def upsert_run(
@@ -238,20 +239,23 @@ class KernDb:
         if done is not None and done[0] is run and done[2] == user_id and done[1] == _run_text(run):
             return  # It was stored together with its session, just now.
 
-        def work(connection: Connection, befores: Mapping[str, Before]) -> None:
-            place = run_index
-            if run_id not in befores[session_id].runs:
-                whose = self._kern.tables.sessions_of(connection, [run_id]).get(run_id)
-                if whose is not None:
-                    raise ValueError(f"run {run_id!r} is one of session {whose!r}, which it would overwrite")
+        def work(connection: Connection, held: Mapping[str, Held]) -> None:
+            before, place = held[session_id], run_index
+            if run_id not in before.runs:
+                if before.whose is not None:
+                    raise ValueError(
+                        f"run {run_id!r} is one of session {before.whose!r}, which it would overwrite"
+                    )
                 data = run if isinstance(run, dict) else vars(run)
+                parent = data.get("parent_run_id")
                 given = run_index if run_index is not None else data.get("run_index")
-                nested = bool(data.get("parent_run_id"))
-                place = self._kern.tables.next_index(connection, session_id, run_id, given, nested=nested)
-                self._kern.touch(session_id, run_id)
+                place = self._kern.tables.place(
+                    connection, session_id, run_id, given, before.last, nested=bool(parent)
+                )
+                self._kern.touch(session_id, run_id, parent)
             this.upsert_run(run, session_id, user_id, place)
 
-        self._kern.write([session_id], work, {session_id: [run_id]})
+        self._kern.write([session_id], work, {session_id: [run_id]}, new=run_id)
 
     def upsert_sessions(self, sessions: Any, *args: Any, **options: Any) -> Any:
         """See Agno; all of them or none."""
@@ -328,6 +332,13 @@ class KernDb:
             if self._on_error is not None:
                 self._on_error(failure)
             raise failure from error
+
+
+def _is_fresh(run: Any, base: _Base | None) -> bool:
+    """Whether a turn's own run is none of those that were read."""
+    if getattr(run, "run_id", None) is None or getattr(run, "parent_run_id", None):
+        return False
+    return base is None or not base.has(run)
 
 
 def _row_text(session: Any) -> str:

@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
@@ -20,7 +20,7 @@ from sqlalchemy.orm import scoped_session
 from kern_events import Draft, Head, SessionLog, spi
 from kern_events.adapters.agno.drafting import Drafting, Fits, Place, RunChange, anything, fits_within
 from kern_events.adapters.agno.folding import Fold, Row, Stored, Turn, state_of
-from kern_events.adapters.agno.tables import Mark, Tables
+from kern_events.adapters.agno.tables import Held, Mark, Tables
 from kern_events.codec import LARGEST_PAYLOAD_BYTES, MAX_BATCH
 from kern_events.delta import apply_ops
 from kern_events.errors import InvalidEvent, StoreBusy, VersionConflict
@@ -35,13 +35,6 @@ logger: Final = logging.getLogger("kern_events.agno")
 _ATTEMPTS: Final = 10
 _PAGE: Final = 1_000
 _RETRIED: Final = frozenset({"40P01", "40001"})  # Postgres: deadlock, and a serialization failure
-
-
-class Before(NamedTuple):
-    """A session as a write finds it: its row, and the rows of the runs that the write may change."""
-
-    session: Row | None
-    runs: Mapping[str, Row]
 
 
 class Joining(scoped_session[OrmSession]):
@@ -104,7 +97,7 @@ class Recorder:
         self._sessions.migrate()
         tables = self._make()
         with self._begun() as connection:
-            tables.hold(connection, [""])
+            tables.hold(connection)
             tables.create(connection)
         return tables
 
@@ -113,9 +106,10 @@ class Recorder:
     def write(
         self,
         session_ids: Sequence[str],
-        work: Callable[[Connection, Mapping[str, Before]], T],
+        work: Callable[[Connection, Mapping[str, Held]], T],
         runs: Mapping[str, Sequence[str]] | None = None,
         *,
+        new: str | None = None,
         savepoint: bool = False,
         careful: bool = False,
     ) -> T:
@@ -126,36 +120,37 @@ class Recorder:
             work: Gets the connection, and each session as it is.
             runs: The runs of each session that the work may change, beside those that it says it
                 touched (see `touch`).
+            new: A run that may have to be given a place, where there is one session.
             savepoint: Whether the work may fail and the transaction go on.
             careful: See `_found`.
 
         Raises:
             Whatever the work raises; nothing is written then.
         """
-        tables, wanted = self.tables, runs or {}
+        wanted = runs or {}
+        self.tables  # noqa: B018 - Made before the transaction begins.
         for attempt in range(_ATTEMPTS):
             try:
                 with self._begun(savepoint=savepoint) as connection:
-                    tables.hold(connection, session_ids)
                     found = {
                         each: self._found(
-                            connection, each, wanted.get(each, ()), careful=careful or attempt > 0
+                            connection, each, wanted.get(each, ()), new, careful=careful or attempt > 0
                         )
-                        for each in session_ids
+                        for each in sorted(session_ids)
                     }
                     self.current.touched = {}
-                    done = work(connection, {each: before for each, (_, before) in found.items()})
-                    for each, (mark, before) in found.items():
-                        self._record(connection, each, mark, before)
+                    done = work(connection, found)
+                    for each, held in found.items():
+                        self._record(connection, each, held)
                 return done
             except (VersionConflict, DBAPIError, StoreBusy) as error:
                 if attempt == _ATTEMPTS - 1 or not _is_retried(error):
                     raise
         raise AssertionError("unreachable")
 
-    def touch(self, session_id: str, run_id: str) -> None:
+    def touch(self, session_id: str, run_id: str, parent_run_id: str | None = None) -> None:
         """Say, within the work, that it writes a run that was not there before."""
-        self.current.touched.setdefault(session_id, []).append(run_id)
+        self.current.touched.setdefault(session_id, {})[run_id] = parent_run_id
 
     def read(self, session_id: str, work: Callable[[], T]) -> T:
         """Let Agno read; first, if the log has gone on without the rows, they are made to show it."""
@@ -201,36 +196,46 @@ class Recorder:
                     self.current.connection = self.current.tables = None
 
     def _found(
-        self, connection: Connection, session_id: str, run_ids: Sequence[str], *, careful: bool
-    ) -> tuple[Mark, Before]:
+        self,
+        connection: Connection,
+        session_id: str,
+        run_ids: Sequence[str],
+        new: str | None,
+        *,
+        careful: bool,
+    ) -> Held:
         """A session as it is, in the log as in its rows.
 
         That the log has not gone on alone is only looked at when `careful`: where it has, the append is
         refused, and the write is done again with care.
         """
         tables = self.tables
-        mark, session, rows = tables.found(connection, session_id, run_ids)
-        if mark is not None and not mark.changed and not careful:
-            return mark, Before(session, rows)
-        mark = self._settled(connection, session_id, mark, session)
-        return mark, Before(*tables.now(connection, session_id, run_ids))
+        held = tables.held(connection, session_id, run_ids, new)
+        if held.session is None:
+            tables.hold(connection, session_id)  # Whoever was faster has made the row now.
+            held = tables.held(connection, session_id, run_ids, new)
+        if held.mark is not None and not held.mark.changed and not careful:
+            return held
+        mark = self._settled(connection, session_id, held.mark, held.session)
+        return tables.held(connection, session_id, run_ids, new)._replace(mark=mark)
 
-    def _record(self, connection: Connection, session_id: str, mark: Mark, before: Before) -> None:
+    def _record(self, connection: Connection, session_id: str, held: Held) -> None:
         """The difference between before and now, as events, and that the rows show them."""
-        run_ids = list(dict.fromkeys([*before.runs, *self.current.touched.get(session_id, ())]))
-        after, rows = self.tables.now(connection, session_id, run_ids)
+        owners = {run_id: row.get("parent_run_id") for run_id, row in held.runs.items()}
+        owners |= self.current.touched.get(session_id, {})
+        run_ids, above = list(owners), sorted({each for each in owners.values() if each})
+        after, rows, turns = self.tables.now(connection, session_id, run_ids, above)
         if after is None:
-            if before.session is not None:
+            if held.session is not None:
                 self._delete(connection, session_id)
             return
-        changes = [RunChange(each, before.runs.get(each), rows.get(each)) for each in run_ids]
+        changes = [RunChange(each, held.runs.get(each), rows.get(each)) for each in run_ids]
         changes = [change for change in changes if change.before is not None or change.after is not None]
-        owners = {(c.after or c.before or {}).get("parent_run_id") or c.run_id for c in changes}
-        named = sorted(owners | {change.run_id for change in changes})
-        place = Place(mark.turn, self.tables.turns(connection, session_id, named), mark.system)
+        mark = held.mark or Mark(0, 0)
+        place = Place(mark.turn, {**held.turns, **turns}, mark.system)
 
         def make(fits: Fits) -> Drafting:
-            drafting = Drafting(session_id, before.session, place, fits)
+            drafting = Drafting(session_id, held.session, place, fits)
             drafting.change(after, changes)
             return drafting
 

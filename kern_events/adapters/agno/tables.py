@@ -44,6 +44,26 @@ class Mark(NamedTuple):
     changed: bool = False
 
 
+class Held(NamedTuple):
+    """A session that is held: its rows as Agno has them, and what we know of it.
+
+    Attributes:
+        session: The row of the session.
+        mark: What is known of it.
+        runs: The rows of the runs asked for.
+        turns: Their turns.
+        whose: The session of the run that may be new, if it is not.
+        last: The last place that a run of the session has.
+    """
+
+    session: Row | None
+    mark: Mark | None
+    runs: Mapping[str, Row]
+    turns: Mapping[str, Turn]
+    whose: str | None = None
+    last: int | None = None
+
+
 class Tables:
     """The four tables of one session table of Agno's.
 
@@ -75,10 +95,11 @@ class Tables:
             "sessions": self._names[self.sessions],
             "runs": self._names[self.runs],
             "session_columns": ", ".join(map(quote, self._session_columns)),
-            "run_columns": ", ".join(map(quote, self._run_columns)),
+            "run_columns": ", ".join(f"r.{quote(name)}" for name in self._run_columns),
             "hold": " FOR NO KEY UPDATE" if self.is_postgres else "",
         }
         made = {name: statement.format(**names) for name, statement in _SQL.items()}
+        made["set_both"] = f"WITH turned AS ({made['set_turn']}) {made['set_mark']}"
         if not self.is_postgres:
             return made
         return {name: statement.replace("%", "%%").replace("?", "%s") for name, statement in made.items()}
@@ -147,41 +168,46 @@ class Tables:
             cursors = [driver.execute(statement, values) for statement, values in asked]
         return [_fetched(cursor) for cursor in cursors]
 
-    def hold(self, connection: Connection, session_ids: Sequence[str]) -> None:
-        """Hold sessions until the transaction ends; on SQLite it holds the whole file by now."""
+    def hold(self, connection: Connection, session_id: str = "") -> None:
+        """Hold a session that has no row yet, until the transaction ends; on SQLite that holds the file."""
         if self.is_postgres:
-            self.ask(connection, *(self._lock(each) for each in sorted(session_ids)))
+            key = hashlib.sha256(f"{self.namespace}\0{session_id}".encode("utf-8", "replace")).digest()[:8]
+            self.ask(connection, (_LOCK, (int.from_bytes(key, signed=True),)))
 
-    def _lock(self, session_id: str) -> Asked:
-        key = hashlib.sha256(f"{self.namespace}\0{session_id}".encode("utf-8", "replace")).digest()[:8]
-        return _LOCK, (int.from_bytes(key, signed=True),)
+    def held(self, connection: Connection, session_id: str, run_ids: Sequence[str], new: str | None) -> Held:
+        """A session, which nobody else changes before the transaction ends, and some of its runs.
 
-    def found(
-        self, connection: Connection, session_id: str, run_ids: Sequence[str]
-    ) -> tuple[Mark | None, Row | None, dict[str, Row]]:
-        """What is known of a session that is held, its row, which nobody else changes now, and some runs'."""
-        asked = [
-            self._mark(session_id),
-            (self._sql["hold_session"], (session_id,)),
-            *self._runs(session_id, run_ids),
-        ]
-        marks, sessions, *runs = self.ask(connection, *asked)
-        return _mark_of(marks), self._session_of(sessions), self._runs_of(runs)
+        Args:
+            connection: With the transaction.
+            session_id: The session.
+            run_ids: The runs.
+            new: A run that may have to be given a place.
+        """
+        placing = [] if new is None else [(self._sql["place"], (new, session_id, new))]
+        asked = [(self._sql["hold_session"], (session_id,)), self._mark(session_id), *placing]
+        sessions, marks, *pages = self.ask(connection, *asked, *self._runs(session_id, run_ids))
+        placed, runs = pages[: len(placing)], pages[len(placing) :]
+        whose, last = placed[0][0] if placed else (None, None)
+        rows, turns = self._runs_of(runs)
+        return Held(self._session_of(sessions), _mark_of(marks), rows, turns, whose, last)
 
     def now(
-        self, connection: Connection, session_id: str, run_ids: Sequence[str]
-    ) -> tuple[Row | None, dict[str, Row]]:
-        """The row of a session, and those of some of its runs."""
+        self, connection: Connection, session_id: str, run_ids: Sequence[str], owners: Sequence[str] = ()
+    ) -> tuple[Row | None, dict[str, Row], dict[str, Turn]]:
+        """The row of a session, those of some of its runs, and the turns of these and of other runs."""
         asked = [(self._sql["session"], (session_id,)), *self._runs(session_id, run_ids)]
-        sessions, *runs = self.ask(connection, *asked)
-        return self._session_of(sessions), self._runs_of(runs)
+        asked += [(self._sql["turn"], (self.namespace, session_id, run_id)) for run_id in owners]
+        sessions, *pages = self.ask(connection, *asked)
+        rows, turns = self._runs_of(pages[: len(run_ids)])
+        above = zip(owners, pages[len(run_ids) :], strict=True)
+        turns |= {run_id: Turn(page[0][0], bool(page[0][1])) for run_id, page in above if page}
+        return self._session_of(sessions), rows, turns
 
     def look(self, connection: Connection, session_id: str) -> tuple[Mark | None, int, str | None]:
         """What is known of a session, and the version and status that it has in the log."""
-        heads = self._sql["head"], (self.namespace, session_id)
-        marks, found = self.ask(connection, self._mark(session_id), heads)
-        version, status = found[0] if found else (0, None)
-        return _mark_of(marks), version, status
+        scope = (self.namespace, session_id)
+        [row] = self.ask(connection, (self._sql["look"], (*scope, *scope)))[0]
+        return _mark_of([row[:4]] if row[0] is not None else []), row[4] or 0, row[5]
 
     def mark(self, connection: Connection, session_id: str) -> Mark | None:
         """What is known of a session; None if it is nothing yet."""
@@ -193,7 +219,7 @@ class Tables:
 
     def run_rows(self, connection: Connection, session_id: str) -> dict[str, Row]:
         """The rows of all runs of a session, without their ids, in order."""
-        return self._runs_of(self.ask(connection, (self._sql["runs"], (session_id,))))
+        return self._runs_of(self.ask(connection, (self._sql["runs"], (self.namespace, session_id))))[0]
 
     def run_texts(self, connection: Connection, session_id: str) -> list[tuple[str, str]]:
         """Id and data, as text, of all runs of a session in order, for Agno's cache of run objects."""
@@ -204,13 +230,15 @@ class Tables:
         return self._sql["mark"], (self.namespace, session_id)
 
     def _runs(self, session_id: str, run_ids: Sequence[str]) -> list[Asked]:
-        return [(self._sql["run"], (session_id, run_id)) for run_id in run_ids]
+        return [(self._sql["run"], (self.namespace, session_id, run_id)) for run_id in run_ids]
 
     def _session_of(self, rows: Sequence[Any]) -> Row | None:
         return _plain(self._session_columns, rows[0]) if rows else None
 
-    def _runs_of(self, pages: Sequence[Sequence[Any]]) -> dict[str, Row]:
-        return {row[0]: _plain(self._run_columns, row[1:]) for page in pages for row in page}
+    def _runs_of(self, pages: Sequence[Sequence[Any]]) -> tuple[dict[str, Row], dict[str, Turn]]:
+        rows = [row for page in pages for row in page]
+        turns = {row[0]: Turn(row[1], bool(row[2])) for row in rows if row[1] is not None}
+        return {row[0]: _plain(self._run_columns, row[3:]) for row in rows}, turns
 
     def legacy_runs(self, connection: Connection, session_id: str) -> list[Row]:
         """The runs in the column that Agno had them in before version 3, where there is that column."""
@@ -228,11 +256,11 @@ class Tables:
         )
         return {run_id: page[0][0] for run_id, page in zip(run_ids, pages, strict=True) if page}
 
-    def next_index(
-        self, connection: Connection, session_id: str, run_id: str, given: int | None, *, nested: bool
-    ) -> int:
-        """The place of a new run: as given where that is free, and of a turn's own run past all others."""
-        [[(last,)]] = self.ask(connection, (self._sql["last"], (session_id, run_id)))
+    def place(
+        self, connection: Connection, session_id: str, run_id: str, given: int | None, last: int | None,
+        *, nested: bool,
+    ) -> int:  # fmt: skip
+        """The place of a new run: as given where nobody has it, and of a turn's own run after all others."""
         after = 0 if last is None else last + 1
         if given is None or given >= after:
             return after if given is None else given
@@ -252,16 +280,6 @@ class Tables:
 
     # ------------------------------------------------------------------------------------- writing
 
-    def turns(self, connection: Connection, session_id: str, run_ids: Sequence[str]) -> dict[str, Turn]:
-        """The turns of these runs, as far as they have one."""
-        asked = [(self._sql["turn"], (self.namespace, session_id, run_id)) for run_id in run_ids]
-        pages = self.ask(connection, *asked) if asked else []
-        return {
-            run_id: Turn(page[0][0], bool(page[0][1]))
-            for run_id, page in zip(run_ids, pages, strict=True)
-            if page
-        }
-
     def note(self, connection: Connection, session_id: str, mark: Mark, turns: Mapping[str, Turn]) -> None:
         """The rows show this version now, whatever was written in this transaction; and the turns of runs."""
         scope = (self.namespace, session_id)
@@ -270,7 +288,10 @@ class Tables:
             for run_id, turn in turns.items()
         ]
         marked = (*scope, mark.version, mark.turn, mark.system)
-        self.ask(connection, *noted, (self._sql["set_mark"], marked))
+        if len(noted) == 1 and self.is_postgres:  # The one statement that most writes need.
+            self.ask(connection, (self._sql["set_both"], (*noted[0][1], *marked)))
+        else:
+            self.ask(connection, *noted, (self._sql["set_mark"], marked))
 
     def forget(self, connection: Connection, session_id: str) -> None:
         """Forget the turns of a session's runs."""
@@ -330,8 +351,10 @@ _LOCK: Final = "SELECT pg_advisory_xact_lock(%s)"
 _SQL: Final = {
     # What is known of a session.
     "mark": "SELECT version, turn, system, changed FROM {marks} WHERE namespace = ? AND session_id = ?",
-    # Where the log has it.
-    "head": "SELECT version, status FROM kern_sessions WHERE namespace = ? AND session_id = ?",
+    # The same, and where the log has it.
+    "look": "SELECT m.version, m.turn, m.system, m.changed, h.version, h.status FROM (SELECT 1 AS one) AS o"
+    " LEFT JOIN {marks} AS m ON m.namespace = ? AND m.session_id = ?"
+    " LEFT JOIN kern_sessions AS h ON h.namespace = ? AND h.session_id = ?",
     # The rows show this version.
     "set_mark": "INSERT INTO {marks} (namespace, session_id, version, turn, system, changed)"
     " VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT (namespace, session_id) DO UPDATE SET version = excluded.version,"
@@ -355,18 +378,22 @@ _SQL: Final = {
     "session": "SELECT {session_columns} FROM {sessions} WHERE session_id = ?",
     # The same, and nobody else changes it before we end.
     "hold_session": "SELECT {session_columns} FROM {sessions} WHERE session_id = ?{hold}",
-    # Agno's row of a run.
-    "run": "SELECT run_id, {run_columns} FROM {runs} WHERE session_id = ? AND run_id = ?",
-    # Agno's rows of all runs of a session.
-    "runs": "SELECT run_id, {run_columns} FROM {runs} WHERE session_id = ?"
-    " ORDER BY run_index, created_at, run_id",
+    # Agno's row of a run, and its turn.
+    "run": "SELECT r.run_id, t.turn, t.ended, {run_columns} FROM {runs} AS r LEFT JOIN {turns} AS t"
+    " ON t.namespace = ? AND t.session_id = r.session_id AND t.run_id = r.run_id"
+    " WHERE r.session_id = ? AND r.run_id = ?",
+    # The same of all runs of a session.
+    "runs": "SELECT r.run_id, t.turn, t.ended, {run_columns} FROM {runs} AS r LEFT JOIN {turns} AS t"
+    " ON t.namespace = ? AND t.session_id = r.session_id AND t.run_id = r.run_id"
+    " WHERE r.session_id = ? ORDER BY r.run_index, r.created_at, r.run_id",
     # Their data alone, not decoded.
     "texts": "SELECT run_id, CAST(run_data AS TEXT) FROM {runs} WHERE session_id = ?"
     " ORDER BY run_index, created_at, run_id",
     # The session of a run.
     "whose": "SELECT session_id FROM {runs} WHERE run_id = ?",
-    # The place of a session's last run, of one run apart.
-    "last": "SELECT max(run_index) FROM {runs} WHERE session_id = ? AND run_id <> ?",
+    # The session of a run, and the place of the last run of the session where it is to be.
+    "place": "SELECT (SELECT session_id FROM {runs} WHERE run_id = ?),"
+    " (SELECT max(run_index) FROM {runs} WHERE session_id = ? AND run_id <> ?)",
     # Whether another run has a place.
     "taken": "SELECT 1 FROM {runs} WHERE session_id = ? AND run_index = ? AND run_id <> ?",
     # Sessions of Agno's, page by page.
