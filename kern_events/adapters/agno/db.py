@@ -210,10 +210,10 @@ class KernDb:
             if held.whose is not None:
                 continue
             place = tables.place(connection, session_id, run.run_id, index, held.last, nested=False)
-            text = _run_text(run)
+            data = run.to_dict()
             self._kern.touch(session_id, run.run_id)
-            this.upsert_run(run, session_id, user_id, place)
-            written[run.run_id] = (run, text, user_id)
+            this.upsert_run(_serialised(run, data), session_id, user_id, place)
+            written[run.run_id] = (run, json_serializer(data), user_id)
         return written
 
     def upsert_run(
@@ -351,6 +351,13 @@ def _row_text(session: Any) -> str:
 
 def _run_text(run: Any) -> str:
     return json_serializer(run if isinstance(run, dict) else run.to_dict())
+
+
+def _serialised(run: Any, data: dict[str, Any]) -> Any:
+    """A copy of a run that is serialised already, so that Agno need not do it again."""
+    copied = copy.copy(run)
+    copied.__dict__["to_dict"] = lambda: data
+    return copied
 
 
 def _merged(session: Any, base: _Base | None, text: str, before: Row | None) -> Any:
