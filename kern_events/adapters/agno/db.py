@@ -20,12 +20,12 @@ from sqlalchemy import URL, Table
 from sqlalchemy.engine import Connection, Engine
 
 from kern_events.adapters.agno.folding import Row
-from kern_events.adapters.agno.merging import merged_data
+from kern_events.adapters.agno.merging import merged_data, merged_object
 from kern_events.adapters.agno.recorder import Joining, Recorder
 from kern_events.adapters.agno.sessions import AgnoSessions
 from kern_events.adapters.agno.tables import Held, Tables
 from kern_events.codec import LARGEST_PAYLOAD_BYTES
-from kern_events.delta import apply_ops, state_ops
+from kern_events.delta import state_ops
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,7 +34,8 @@ logger: Final = logging.getLogger("kern_events.agno")
 OnError = Callable[["NotStored"], None]
 
 _MERGED: Final = ("session_data", "metadata", "agent_data", "team_data", "workflow_data")
-_REMEMBERED: Final = 256  # runs written with their session, whose own write is yet to come
+_REMEMBERED: Final = 256  # runs written with their session, and sessions not found, until they are written
+_NOTHING: Final = "{}"
 
 
 class NotStored(BaseException):
@@ -92,6 +93,7 @@ class KernDb:
         self._on_error = on_error
         self._lock = threading.Lock()
         self._written: LRUCache[str, tuple[Any, str, str | None]] = LRUCache(_REMEMBERED)
+        self._missed: LRUCache[str, int] = LRUCache(_REMEMBERED)
         self.sessions = AgnoSessions(
             address, durable=False, namespace=namespace, max_payload_bytes=LARGEST_PAYLOAD_BYTES
         )
@@ -145,6 +147,9 @@ class KernDb:
         """See Agno; a restore or an import of the log shows at once."""
         this: Any = super()
         session = self._kern.read(session_id, lambda: this.get_session(session_id, *args, **options))
+        if session is None:
+            with self._lock:
+                self._missed[session_id] = self._missed.get(session_id, 0) + 1
         return self._based(session)
 
     def _get_session_run_rows(self, sess: Any, runs_table: Table, session_id: str) -> list[tuple[str, str]]:
@@ -167,8 +172,8 @@ class KernDb:
     def _upsert_session(self, session: Any, deserialize: bool | None) -> Any:
         this: Any = super()
         text = _row_text(session)
-        base: _Base | None = session.__dict__.get("_kern")
         session_id = session.session_id
+        base: _Base | None = session.__dict__.get("_kern") or self._new(session_id)
         fresh = [each for each in enumerate(session.runs or ()) if _is_fresh(each[1], base)]
         written: dict[str, tuple[Any, str, str | None]] = {}
         merged: list[Any] = []
@@ -190,12 +195,20 @@ class KernDb:
         self._rebase(session, base, text)
         return self._based(done) if deserialize and done is not session else done
 
+    def _new(self, session_id: str) -> _Base | None:
+        """The base of an object for a session that was not there: others may have begun it too."""
+        with self._lock:
+            missed = self._missed.pop(session_id, 0)
+            if missed > 1:
+                self._missed[session_id] = missed - 1
+        return _Base(_NOTHING, ()) if missed else None
+
     def _rebase(self, session: Any, base: _Base | None, text: str) -> None:
         """The object stands for what was written: what it changes next counts from here."""
         if base is None:
-            session.__dict__["_kern"] = _Base(text, session.runs or ())
-        else:
-            base.text, base.runs = text, list(session.runs or ())
+            base = _Base(text, ())
+        base.text, base.runs = text, list(session.runs or ())
+        session.__dict__["_kern"] = base
 
     def _write_new_runs(
         self, connection: Connection, session: Any, fresh: Sequence[tuple[int, Any]], held: Held
@@ -373,7 +386,7 @@ def _merged(session: Any, base: _Base | None, text: str, before: Row | None) -> 
         if field == "session_data":
             changes[field] = merged_data(had, have, now)
         else:
-            changes[field] = apply_ops(now, state_ops(had, have))
+            changes[field] = merged_object(had, have, now)
     summary = before.get("summary")
     if old.get("summary") == new.get("summary") and summary != new.get("summary"):
         changes["summary"] = _summary(summary)

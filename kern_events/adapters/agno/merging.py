@@ -17,10 +17,26 @@ def merged_data(base: Row, new: Row, now: Row) -> Row:
     Keys that only one has changed are both kept, a key of both is the writer's. Of the metrics, which
     each writer sums up for itself, what the writer added is added.
     """
-    merged = apply_ops(now, state_ops(base, new))
+    merged = merged_object(base, new, now)
     if isinstance(now.get(METRICS), dict) and isinstance(new.get(METRICS), dict):
         merged = {**merged, METRICS: added_up(base.get(METRICS), new[METRICS], now[METRICS])}
     return merged
+
+
+def merged_object(base: Row, new: Row, now: Row) -> Row:
+    """What a writer changed of `base`, on what is stored now; an object that both have made is one."""
+    return apply_ops(now, state_ops(_both_made(base, new, now), new))
+
+
+def _both_made(base: Row, new: Row, now: Row) -> Row:
+    """The base, with the objects that came since with both."""
+    filled = dict(base)
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(now.get(key), dict):
+            old = base.get(key, {})
+            if isinstance(old, dict):
+                filled[key] = _both_made(old, value, now[key])
+    return filled
 
 
 def added_up(base: Any, new: Any, now: Any) -> Any:
