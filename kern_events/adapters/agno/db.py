@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +19,7 @@ from agno.db.utils import json_serializer
 from cachetools import LRUCache
 from sqlalchemy import URL, Table
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 
 from kern_events.adapters.agno.folding import Row
 from kern_events.adapters.agno.merging import merged_data, merged_object
@@ -26,6 +28,7 @@ from kern_events.adapters.agno.sessions import AgnoSessions
 from kern_events.adapters.agno.tables import Held, Tables
 from kern_events.codec import LARGEST_PAYLOAD_BYTES
 from kern_events.delta import state_ops
+from kern_events.errors import InvalidEvent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -53,7 +56,18 @@ class NotStored(BaseException):
     def __init__(self, operation: str, session_id: str, run_id: str | None, error: BaseException) -> None:
         self.operation, self.session_id, self.run_id = operation, session_id, run_id
         whose = f"session {session_id!r}" + (f", run {run_id!r}" if run_id else "")
-        super().__init__(f"{operation} stored nothing of {whose}: {type(error).__name__}: {error}")
+        super().__init__(f"{operation} stored nothing of {whose}: {_reason(error)}")
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, without what was said: a database quotes the row that it refuses."""
+    if isinstance(error, DBAPIError):
+        error = error.orig or error
+        said = getattr(getattr(error, "diag", None), "message_primary", None)
+        text = said if isinstance(said, str) else str(error) if isinstance(error, sqlite3.Error) else ""
+    else:
+        text = error.reason if isinstance(error, InvalidEvent) else str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 class _Base:
