@@ -110,11 +110,11 @@ class Drafting:
 
     def change(self, after: Row | None, runs: Sequence[RunChange]) -> None:
         """All that a transaction changed; the state becomes what it is within the turn that changed it."""
-        opened = next((self._turn_of(run) for run in runs if self._is_begun_by(run)), None)
+        opened = next((run for run in runs if self._is_begun_by(run)), None)
         if self._session is None and after is not None:
             self._create(after, bare=opened is not None)
         if opened is not None:
-            self._start(*opened)
+            self._start(opened)
         if after is not None:
             self._describe(after)
         for run in runs:
@@ -177,15 +177,21 @@ class Drafting:
     def _entry(self, run_id: str) -> Turn | None:
         return self.turns.get(run_id) or self._known.get(run_id)
 
-    def _start(self, run_id: str, row: Row) -> None:
-        """Open the turn of a top-level run, unless it is there."""
-        if self._entry(run_id) is not None:
+    def _start(self, run: RunChange) -> None:
+        """Open the turn that a run belongs to, unless it is there."""
+        owner, row = self._turn_of(run)
+        if self._entry(owner) is not None:
+            return
+        begun = self._entry(run.run_id)
+        if begun is not None:
+            self.turns[owner] = begun  # A run within this one came first.
             return
         self.turn += 1
-        self.turns[run_id] = Turn(self.turn)
-        own = {key: row[key] for key in OWNERS if isinstance(row.get(key), str)}
-        nested = row.get("parent_run_id") == run_id
-        self._say(Draft("turn.started", {"run_id": run_id, **({} if nested else own)}))
+        self.turns[owner] = Turn(self.turn)
+        own = (
+            {} if owner != run.run_id else {key: row[key] for key in OWNERS if isinstance(row.get(key), str)}
+        )
+        self._say(Draft("turn.started", {"run_id": owner, **own}))
 
     def _say(self, draft: Draft) -> None:
         self.drafts.append(draft if self._fits(draft) else Draft(draft.type, {}, turn=draft.turn))
@@ -194,16 +200,15 @@ class Drafting:
         """The events of one run: its start, its new messages, and the event that has the rest of its row."""
         owner, _ = self._turn_of(run)
         nested = owner != run.run_id
-        if nested and self._entry(owner) is None and (begun := self._entry(run.run_id)):
-            self.turns[owner] = begun  # A run within this one came first.
-        self._start(owner, after)
+        self._start(run)
         turn = self._entry(owner) or Turn(self.turn)
         layout: list[Any] | None = None
         added: Messages = []
         if nested:
             if run.before is None:
                 self._say(Draft("turn.started", _ids(run.run_id, after), turn=turn.number))
-                self.turns.setdefault(run.run_id, turn)
+                if self._entry(run.run_id) is None:
+                    self.turns[run.run_id] = turn
         else:
             self._resume(run, after, turn)
             layout, added = self._messages(run, after, turn.number)

@@ -34,6 +34,7 @@ STATUS: Final = {
     "turn.paused": "PAUSED",
 }
 STATE: Final = ["session_data", "session_state"]
+_OF_RUNS: Final = ("turn.", "agno.run.")
 _FIRST_OF_A_FORK: Final = frozenset({"session.forked", "session.restored"})
 _RESULTS: Final = {"tool.returned": "result", "tool.failed": "error"}
 _OWN_IDS: Final = frozenset({"run_id", "parent_run_id", "child_run_id", "member_run_id", "step_run_id"})
@@ -89,7 +90,7 @@ class Fold:
         if event.type in _FIRST_OF_A_FORK and parent not in ("", event.session_id):
             self._fork(parent, payload, event.at_us // 1_000_000)
             return
-        if event.type == "turn.started":
+        if event.type.startswith(_OF_RUNS):
             self._begin(event, payload.get("run_id"), payload.get("parent_run_id"))
         self.apply(event.type, payload, event.native)
 
