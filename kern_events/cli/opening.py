@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _TYPES_KEY: Final = "kern_events.types"
+SCHEMA_KEY: Final = "kern_events.schema"
 
 _DB: Final = click.option(
     "--db",
@@ -60,9 +61,26 @@ _TYPES: Final = click.option(
 )
 
 
+def _schema(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """Leaves the schema where `sessions_at` finds it."""
+    if value is not None:
+        ctx.find_root().meta[SCHEMA_KEY] = value
+
+
+_SCHEMA: Final = click.option(
+    "--schema",
+    metavar="NAME",
+    envvar="KERN_EVENTS_SCHEMA",
+    show_envvar=True,
+    callback=_schema,
+    expose_value=False,
+    help="The Postgres schema of the log's tables, if it is not the first of the search path.",
+)
+
+
 def database(command: F) -> F:
     """Give a command the options that say which log it works on, and how its events are read."""
-    return _DB(_NAMESPACE(_TYPES(command)))
+    return _DB(_NAMESPACE(_SCHEMA(_TYPES(command))))
 
 
 @contextmanager
@@ -82,8 +100,10 @@ def sessions_at(
                 f"there is no database {path!r}: `kern-events import FILE` and `migrate` make one"
             )
         ctx = click.get_current_context(silent=True)
-        types = ctx.find_root().meta.get(_TYPES_KEY) if ctx else None
-        options: LogOptions = {"types": types} if types and not recorded else {}
+        said = ctx.find_root().meta if ctx else {}
+        options: LogOptions = {"schema": said[SCHEMA_KEY]} if SCHEMA_KEY in said else {}
+        if _TYPES_KEY in said and not recorded:
+            options["types"] = said[_TYPES_KEY]
         sessions = Sessions.open(db, cache=cache, namespace=namespace, **options)
     with sessions:
         yield sessions

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypedDict
 import click
 from click.core import ParameterSource
 
-from kern_events.cli.opening import database, refusing, sessions_at
+from kern_events.cli.opening import SCHEMA_KEY, database, refusing, sessions_at
 from kern_events.cli.options import as_json, at_time
 
 if TYPE_CHECKING:
@@ -200,4 +200,6 @@ def _given(ctx: click.Context) -> list[str]:
             value = ctx.params[name]
             shown = make_url(value).render_as_string(hide_password=True) if name == "db" else value
             given += [f"--{name}", shown]
+    if SCHEMA_KEY in ctx.find_root().meta:
+        given += ["--schema", ctx.find_root().meta[SCHEMA_KEY]]
     return given

@@ -64,8 +64,8 @@ def test_a_restore_from_elsewhere_shows_at_once(place):
     db = place.open()
     for number in (1, 2, 3):
         say(db, number)
-    address = db.sessions._recipe[0]
-    with Sessions(address, namespace=db.sessions.namespace) as elsewhere:
+    address, schema = db.db_engine.url, getattr(db, "db_schema", None)
+    with Sessions(address, namespace=db.sessions.namespace, schema=schema) as elsewhere:
         elsewhere.restore("s", to_turn=1)
 
     assert len(db.get_session("s").runs) == 1

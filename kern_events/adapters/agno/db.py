@@ -99,6 +99,7 @@ class KernDb:
         engine: Engine,
         address: str | URL | Engine,
         namespace: str,
+        schema: str | None,
         on_error: OnError | None,
     ) -> None:
         """After Agno's own constructor; connects to nothing yet."""
@@ -109,7 +110,11 @@ class KernDb:
         self._written: LRUCache[str, tuple[Any, str, str | None]] = LRUCache(_REMEMBERED)
         self._missed: LRUCache[str, int] = LRUCache(_REMEMBERED)
         self.sessions = AgnoSessions(
-            address, durable=False, namespace=namespace, max_payload_bytes=LARGEST_PAYLOAD_BYTES
+            address,
+            durable=False,
+            namespace=namespace,
+            schema=schema,
+            max_payload_bytes=LARGEST_PAYLOAD_BYTES,
         )
         self._kern = Recorder(self.sessions, engine, self._agno_tables, self._store_run)
         self.sessions.bind(self._kern)

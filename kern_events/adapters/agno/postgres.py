@@ -43,7 +43,7 @@ class KernPostgresDb(KernDb, PostgresDb):
         # The log's reads have connections of their own: a write holds one of Agno's while they run.
         self._apart = Engine(engine.pool.recreate(), engine.dialect, engine.url)
         namespace = f"{self.db_schema}.{self.session_table_name}"
-        self._begin(engine, self._apart, namespace, on_error)
+        self._begin(engine, self._apart, namespace, self.db_schema, on_error)
 
     def close(self) -> None:
         """See KernDb.close."""

@@ -27,7 +27,7 @@ class KernSqliteDb(KernDb, SqliteDb):
         if self.db_engine.url.database in (None, "", ":memory:"):
             raise ValueError("a SQLite database in memory is one for each thread: use KernInMemoryDb")
         namespace = self.session_table_name
-        self._begin(self.db_engine, self.db_engine.url, namespace, on_error)
+        self._begin(self.db_engine, self.db_engine.url, namespace, None, on_error)
 
     def to_dict(self) -> dict[str, Any]:
         """See Agno."""

@@ -92,6 +92,7 @@ class Tables:
         names = {
             "marks": self._marks,
             "turns": self._turns,
+            "heads": f"{self._prefix}kern_sessions",
             "sessions": self._names[self.sessions],
             "runs": self._names[self.runs],
             "session_columns": ", ".join(map(quote, self._session_columns)),
@@ -354,7 +355,7 @@ _SQL: Final = {
     # The same, and where the log has it.
     "look": "SELECT m.version, m.turn, m.system, m.changed, h.version, h.status FROM (SELECT 1 AS one) AS o"
     " LEFT JOIN {marks} AS m ON m.namespace = ? AND m.session_id = ?"
-    " LEFT JOIN kern_sessions AS h ON h.namespace = ? AND h.session_id = ?",
+    " LEFT JOIN {heads} AS h ON h.namespace = ? AND h.session_id = ?",
     # The rows show this version.
     "set_mark": "INSERT INTO {marks} (namespace, session_id, version, turn, system, changed)"
     " VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT (namespace, session_id) DO UPDATE SET version = excluded.version,"
