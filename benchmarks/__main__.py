@@ -29,6 +29,7 @@ NAMES: Final = (
     "importing",
     "replay",
     "feed",
+    "agno",
 )
 
 
