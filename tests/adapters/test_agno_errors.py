@@ -138,8 +138,13 @@ def test_what_json_cannot_say_exactly_is_kept_where_agno_keeps_it(tmp_path):
 
 
 def test_a_sqlite_database_in_memory_is_refused():
+    db = KernSqliteDb(db_url="sqlite://")
+
     with pytest.raises(ValueError, match="KernInMemoryDb"):
-        KernSqliteDb(db_url="sqlite://")
+        db.get_session("s")
+    with pytest.raises(NotStored, match="KernInMemoryDb"):
+        begin(db)
+    db.close()
 
 
 def test_the_db_for_tests_leaves_nothing_behind(tmp_path):

@@ -34,8 +34,9 @@ MESSAGES = st.lists(
     st.fixed_dictionaries(
         {"id": IDS, "role": st.sampled_from(["user", "assistant", "tool", "system"])},
         optional={
-            "content": VALUES, "tool_call_id": IDS, "tool_calls": CALLS | VALUES, "from_history": st.booleans(),
-            "metrics": OBJECTS, "tool_call_error": st.booleans(), "tool_name": VALUES, "tool_args": VALUES,
+            "content": VALUES, "tool_call_id": IDS, "tool_calls": CALLS | VALUES, "metrics": OBJECTS,
+            "from_history": st.booleans(), "tool_call_error": st.booleans(), "tool_name": VALUES,
+            "tool_args": VALUES,
         },
     ),
     max_size=5,
@@ -61,8 +62,8 @@ SESSIONS = st.fixed_dictionaries(
         "session_data": st.none() | st.dictionaries(
             st.sampled_from(["session_state", "session_name", "session_metrics", "x"]), VALUES | OBJECTS
         ),
-        "metadata": st.none() | OBJECTS, "summary": st.none() | OBJECTS, "agent_id": st.sampled_from([None, "a"]),
-        "updated_at": st.integers(0, 9),
+        "metadata": st.none() | OBJECTS, "summary": st.none() | OBJECTS,
+        "agent_id": st.sampled_from([None, "a"]), "updated_at": st.integers(0, 9),
     },
 )  # fmt: skip
 STEPS = st.lists(

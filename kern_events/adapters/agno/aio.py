@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from agno.db.base import BaseDb
@@ -44,29 +46,44 @@ def _handed_on(name: str) -> Callable[..., Any]:
 class _KernAsyncDb:
     """Mixed into an async Db class of Agno's: its sessions and runs are written by a synchronous twin."""
 
-    _twin: Any
-    sessions: AsyncSessions
-
     def _begin(
-        self, twin: Callable[..., Any], plain: type[BaseDb], given: dict[str, Any], **own: Any
+        self, twin: Callable[..., Any], plain: type[BaseDb], given: dict[str, Any], on_error: OnError | None
     ) -> None:
-        this: Any = self
         taken = inspect.signature(plain).parameters
         named = {key: value for key, value in given.items() if key in taken and key not in _PLACES}
-        engine = create_engine(_sync(this.db_engine.url), json_serializer=json_serializer)
-        self._twin = twin(db_engine=engine, **{**named, "id": this.id}, **own)
-        self.sessions = AsyncSessions(self._twin.sessions)
+        self._make = partial(twin, **named, on_error=on_error)
+        self._made: Any = None
+        self._shared: AsyncSessions | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def _twin(self) -> Any:
+        """The synchronous Db on the same tables."""
+        if self._made is None:
+            this: Any = self
+            with self._lock:
+                if self._made is None:
+                    engine = create_engine(_sync(this.db_engine.url), json_serializer=json_serializer)
+                    self._made = self._make(db_engine=engine, id=this.id)
+        return self._made
+
+    @property
+    def sessions(self) -> AsyncSessions:
+        """The log of this session table, awaited."""
+        if self._shared is None:
+            self._shared = AsyncSessions(self._twin.sessions)
+        return self._shared
 
     def _invalidate_table_cache(self, table_name: str) -> None:
         this: Any = super()
         this._invalidate_table_cache(table_name)
-        self._twin._invalidate_table_cache(table_name)
+        if self._made is not None:
+            self._made._invalidate_table_cache(table_name)
 
     @property
     def write_errors(self) -> int:
         """How many writes were not stored."""
-        errors: int = self._twin.write_errors
-        return errors
+        return 0 if self._made is None else int(self._made.write_errors)
 
     async def adopt(self, progress: Callable[[int], None] | None = None) -> int:
         """See KernDb.adopt."""
@@ -79,8 +96,10 @@ class _KernAsyncDb:
 
     async def close(self) -> None:
         """Close the log's connections and Agno's."""
-        await self.sessions.close()
-        await asyncio.to_thread(self._twin.close)
+        if self._shared is not None:
+            await self._shared.close()
+        if self._made is not None:
+            await asyncio.to_thread(self._made.close)
         this: Any = super()
         await this.close()
 
@@ -97,7 +116,7 @@ class KernAsyncSqliteDb(_KernAsyncDb, AsyncSqliteDb):
     def __init__(self, *args: Any, on_error: OnError | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
         given = inspect.signature(AsyncSqliteDb.__init__).bind(self, *args, **options).arguments
-        self._begin(KernSqliteDb, SqliteDb, given, on_error=on_error)
+        self._begin(KernSqliteDb, SqliteDb, given, on_error)
 
     def to_dict(self) -> dict[str, Any]:
         """See Agno."""
@@ -116,7 +135,7 @@ class KernAsyncPostgresDb(_KernAsyncDb, AsyncPostgresDb):
     def __init__(self, *args: Any, on_error: OnError | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
         given = inspect.signature(AsyncPostgresDb.__init__).bind(self, *args, **options).arguments
-        self._begin(KernPostgresDb, PostgresDb, given, on_error=on_error)
+        self._begin(KernPostgresDb, PostgresDb, given, on_error)
 
     def to_dict(self) -> dict[str, Any]:
         """See Agno."""

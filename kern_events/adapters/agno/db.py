@@ -13,7 +13,7 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from agno.db.utils import json_serializer
 from cachetools import LRUCache
@@ -39,6 +39,14 @@ OnError = Callable[["NotStored"], None]
 _MERGED: Final = ("session_data", "metadata", "agent_data", "team_data", "workflow_data")
 _REMEMBERED: Final = 256  # runs written with their session, and sessions not found, until they are written
 _NOTHING: Final = "{}"
+
+
+class Place(NamedTuple):
+    """Where the log of a Db is."""
+
+    address: str | URL | Engine
+    namespace: str
+    schema: str | None = None
 
 
 class NotStored(BaseException):
@@ -87,44 +95,60 @@ class KernDb:
     """Mixed into a Db class of Agno's: what it writes to its two tables is recorded.
 
     Attributes:
-        sessions: The log of this session table: load, history, restore, fork, diff, verify ...
         write_errors: How many writes were not stored.
     """
 
-    sessions: AgnoSessions
     write_errors: int
 
-    def _begin(
-        self,
-        engine: Engine,
-        address: str | URL | Engine,
-        namespace: str,
-        schema: str | None,
-        on_error: OnError | None,
-    ) -> None:
-        """After Agno's own constructor; connects to nothing yet."""
+    def _begin(self, on_error: OnError | None) -> None:
+        """After Agno's own constructor; the log is opened by what needs it first."""
         this: Any = self
         self.write_errors = 0
         self._on_error = on_error
         self._lock = threading.Lock()
         self._written: LRUCache[str, tuple[Any, str, str | None]] = LRUCache(_REMEMBERED)
         self._missed: LRUCache[str, int] = LRUCache(_REMEMBERED)
-        self.sessions = AgnoSessions(
-            address,
-            durable=False,
-            namespace=namespace,
-            schema=schema,
-            max_payload_bytes=LARGEST_PAYLOAD_BYTES,
+        self._log: tuple[AgnoSessions, Recorder] | None = None
+        self._current = threading.local()
+        this.Session = Joining(this.Session, self._current)
+
+    def _place(self) -> Place:
+        """Where the log is; ValueError where there cannot be one."""
+        raise NotImplementedError
+
+    @property
+    def sessions(self) -> AgnoSessions:
+        """The log of this session table."""
+        return self._opened()[0]
+
+    @property
+    def _kern(self) -> Recorder:
+        return self._opened()[1]
+
+    def _opened(self) -> tuple[AgnoSessions, Recorder]:
+        made = self._log
+        if made is None:
+            with self._lock:
+                made = self._log = self._log or self._open()
+        return made
+
+    def _open(self) -> tuple[AgnoSessions, Recorder]:
+        this: Any = self
+        address, namespace, schema = self._place()
+        limit = LARGEST_PAYLOAD_BYTES
+        sessions = AgnoSessions(
+            address, durable=False, namespace=namespace, schema=schema, max_payload_bytes=limit
         )
-        self._kern = Recorder(self.sessions, engine, self._agno_tables, self._store_run)
-        self.sessions.bind(self._kern)
-        this.Session = Joining(this.Session, self._kern.current)
+        recorder = Recorder(sessions, this.db_engine, self._current, self._agno_tables, self._store_run)
+        sessions.bind(recorder)
+        return sessions, recorder
 
     def _invalidate_table_cache(self, table_name: str) -> None:
         """A migration of Agno's has changed a table."""
         this: Any = super()
         this._invalidate_table_cache(table_name)
-        self._kern.reset()
+        if self._log is not None:
+            self._log[1].reset()
 
     def _agno_tables(self) -> Tables:
         this: Any = self
@@ -140,7 +164,8 @@ class KernDb:
     def close(self) -> None:
         """Close the log's connections and Agno's."""
         this: Any = super()
-        self.sessions.close()
+        if self._log is not None:
+            self._log[0].close()
         this.close()
 
     def adopt(self, progress: Callable[[int], None] | None = None) -> int:

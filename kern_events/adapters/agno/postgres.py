@@ -8,7 +8,7 @@ from agno.db.postgres import PostgresDb
 from sqlalchemy import make_url
 from sqlalchemy.engine import Engine
 
-from kern_events.adapters.agno.db import KernDb, OnError
+from kern_events.adapters.agno.db import KernDb, OnError, Place
 from kern_events.adapters.agno.reopening import MARK, stands_for
 
 _DRIVER = "postgresql+psycopg"
@@ -24,8 +24,7 @@ class KernPostgresDb(KernDb, PostgresDb):
         on_error: Called with NotStored whenever something could not be stored, before that is raised.
         options: As for PostgresDb; an existing database is taken over as it is.
 
-    Raises:
-        ValueError: Another driver than psycopg 3.
+    Another driver than psycopg 3 is refused at the first use of a session.
     """
 
     def __init__(
@@ -37,18 +36,22 @@ class KernPostgresDb(KernDb, PostgresDb):
         **options: Any,
     ) -> None:
         super().__init__(with_psycopg(db_url), db_engine, *args, **options)
+        self._apart: Engine | None = None
+        self._begin(on_error)
+
+    def _place(self) -> Place:
         engine = self.db_engine
         if engine.url.get_driver_name() != "psycopg":
             raise ValueError(f"{engine.url.drivername!r}: the log needs psycopg 3, as in {_DRIVER}://...")
         # The log's reads have connections of their own: a write holds one of Agno's while they run.
         self._apart = Engine(engine.pool.recreate(), engine.dialect, engine.url)
-        namespace = f"{self.db_schema}.{self.session_table_name}"
-        self._begin(engine, self._apart, namespace, self.db_schema, on_error)
+        return Place(self._apart, f"{self.db_schema}.{self.session_table_name}", self.db_schema)
 
     def close(self) -> None:
         """See KernDb.close."""
         super().close()
-        self._apart.dispose()
+        if self._apart is not None:
+            self._apart.dispose()
 
     def to_dict(self) -> dict[str, Any]:
         """See Agno."""

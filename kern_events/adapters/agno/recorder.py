@@ -59,6 +59,7 @@ class Recorder:
     Args:
         sessions: The log.
         engine: Agno's, on whose connections everything is written.
+        current: Where each thread has its transaction, for Joining.
         tables: Makes Agno's tables where they are missing.
         store_run: Agno's own way to write the row of a run.
     """
@@ -67,10 +68,11 @@ class Recorder:
         self,
         sessions: Sessions,
         engine: Engine,
+        current: threading.local,
         tables: Callable[[], Tables],
         store_run: Callable[[Row, str, str | None, int | None], None],
     ) -> None:
-        self.current: Final = threading.local()
+        self.current: Final = current
         self._sessions = sessions
         self._log: SessionLog = sessions
         self._engine = engine
@@ -94,6 +96,14 @@ class Recorder:
         self._made = None
 
     def _create(self) -> Tables:
+        for _ in range(_ATTEMPTS):
+            try:
+                return self._try_to_create()
+            except DBAPIError:  # Another process made the same table, or its schema, at the same time.
+                logger.info("setting up the tables of %r again", self._sessions.namespace)
+        return self._try_to_create()
+
+    def _try_to_create(self) -> Tables:
         self._sessions.migrate()
         tables = self._make()
         with self._begun() as connection:
@@ -127,11 +137,10 @@ class Recorder:
         Raises:
             Whatever the work raises; nothing is written then.
         """
-        wanted = runs or {}
-        self.tables  # noqa: B018 - Made before the transaction begins.
+        tables, wanted = self.tables, runs or {}
         for attempt in range(_ATTEMPTS):
             try:
-                with self._begun(savepoint=savepoint) as connection:
+                with self._begun(tables, savepoint=savepoint) as connection:
                     found = {
                         each: self._found(
                             connection, each, wanted.get(each, ()), new, careful=careful or attempt > 0
@@ -157,7 +166,7 @@ class Recorder:
         if getattr(self.current, "connection", None) is not None:
             return work()  # Within a write, which has done that.
         tables = self.tables
-        with self._begun(reading=True) as connection:
+        with self._begun(tables, reading=True) as connection:
             mark, version, status = tables.look(connection, session_id)
             if mark is None:
                 behind = version > 0 and status != "deleted"
@@ -180,7 +189,9 @@ class Recorder:
         self.write([session_id], lambda connection, befores: None, careful=True)
 
     @contextmanager
-    def _begun(self, *, savepoint: bool = False, reading: bool = False) -> Iterator[Connection]:
+    def _begun(
+        self, tables: Tables | None = None, *, savepoint: bool = False, reading: bool = False
+    ) -> Iterator[Connection]:
         """A transaction that Agno's sessions of this thread join."""
         with self._engine.connect() as connection:
             if self._engine.dialect.name == "postgresql":
@@ -188,7 +199,7 @@ class Recorder:
             with connection.begin():
                 if self._engine.dialect.name == "sqlite" and not reading and not _is_begun(connection):
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
-                self.current.connection, self.current.tables = connection, self._made
+                self.current.connection, self.current.tables = connection, tables
                 self.current.mode = "create_savepoint" if savepoint else "rollback_only"
                 try:
                     yield connection

@@ -6,7 +6,7 @@ from typing import Any
 
 from agno.db.sqlite import SqliteDb
 
-from kern_events.adapters.agno.db import KernDb, OnError
+from kern_events.adapters.agno.db import KernDb, OnError, Place
 from kern_events.adapters.agno.reopening import MARK, stands_for
 
 
@@ -18,16 +18,18 @@ class KernSqliteDb(KernDb, SqliteDb):
         args, options: As for SqliteDb; an existing database is taken over as it is.
         on_error: Called with NotStored whenever something could not be stored, before that is raised.
 
-    Raises:
-        ValueError: The database is in memory, where every thread has its own: KernInMemoryDb is for that.
+    A database in memory, where every thread has its own, is refused at the first use of a session:
+    KernInMemoryDb is for that.
     """
 
     def __init__(self, *args: Any, on_error: OnError | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
+        self._begin(on_error)
+
+    def _place(self) -> Place:
         if self.db_engine.url.database in (None, "", ":memory:"):
             raise ValueError("a SQLite database in memory is one for each thread: use KernInMemoryDb")
-        namespace = self.session_table_name
-        self._begin(self.db_engine, self.db_engine.url, namespace, None, on_error)
+        return Place(self.db_engine.url, self.session_table_name)
 
     def to_dict(self) -> dict[str, Any]:
         """See Agno."""
