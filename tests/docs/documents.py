@@ -29,7 +29,7 @@ from kern_events.cli.app import cli
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (
     *("README.md", "ARCHITECTURE.md", "docs/events.md", "docs/export.md", "docs/robustness.md"),
-    *("docs/schema-changes.md", "docs/feed.md"),
+    *("docs/schema-changes.md", "docs/feed.md", "docs/agno.md"),
 )
 POSTGRES_URL = "postgresql+psycopg://user@host/database"
 REDIS_URL = "redis://localhost"
