@@ -56,15 +56,28 @@ def apply_ops(state: dict[str, Json], ops: list[Op]) -> dict[str, Json]:
         The state after the ops, in their order.
     """
     for op in ops:
-        if type(op) is list and len(op) > 1 and type(op[1]) is list:
+        if _is_op(op):
             state = _applied(state, op[0], op[1], op[2] if len(op) > 2 else None)
     return state
+
+
+def _is_op(op: Any) -> bool:
+    if type(op) is not list or len(op) < 2 or type(op[1]) is not list:
+        return False
+    verb, path = op[0], op[1]
+    if verb == "unset":
+        return len(op) == 2
+    if len(op) != 3:
+        return False
+    return (verb == "set" and (bool(path) or type(op[2]) is dict)) or (
+        verb == "append" and bool(path) and type(op[2]) is list
+    )
 
 
 def _applied(node: Any, verb: str, path: list[str], value: Json) -> Any:
     """A copy of the object with one op applied; only what is on the way to the change is copied."""
     if not path:
-        return value if verb == "set" and type(value) is dict else {} if verb == "unset" else node
+        return value if verb == "set" else {}
     if verb == "unset" and (type(node) is not dict or path[0] not in node):
         return node
     copy = dict(node) if type(node) is dict else {}
@@ -75,7 +88,7 @@ def _applied(node: Any, verb: str, path: list[str], value: Json) -> Any:
         del copy[key]
     elif verb == "set":
         copy[key] = value
-    elif verb == "append" and type(value) is list:
+    else:
         old = copy.get(key)
         copy[key] = [*old, *value] if type(old) is list else value
     return copy

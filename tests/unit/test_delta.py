@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kern_events.delta import state_ops
+from kern_events.delta import apply_ops, state_ops
 from kern_events.errors import InvalidEvent
 from projections.frozen import apply_op, freeze, thaw
 
@@ -108,3 +108,26 @@ def test_a_state_that_is_no_object_is_refused(state):
 def test_a_key_that_is_no_text_is_refused(before, after):
     with pytest.raises(InvalidEvent, match="not text"):
         state_ops(before, after)
+
+
+@given(STATES, STATES)
+def test_apply_ops_makes_of_a_state_what_the_view_makes_of_it(
+    before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    kept = said(before)
+
+    assert said(apply_ops(before, state_ops(before, after))) == said(after)
+    assert said(before) == kept
+
+
+@given(
+    STATES,
+    st.lists(st.tuples(st.sampled_from(["set", "unset", "append"]), st.lists(KEYS, max_size=3), VALUES)),
+)
+def test_apply_ops_agrees_with_the_view_on_any_ops(state: dict[str, Any], drawn: list[Any]) -> None:
+    ops = [[verb, path, *(() if verb == "unset" else (value,))] for verb, path, value in drawn]
+    root = {key: freeze(value) for key, value in state.items()}
+    for op in ops:
+        apply_op(root, op)
+
+    assert said(apply_ops(state, ops)) == said({key: thaw(value) for key, value in root.items()})
