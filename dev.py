@@ -34,6 +34,9 @@ ADVICE = """dev.py needs Python 3.11 or newer; this is Python %d.%d, and no newe
   macOS            brew install python@3.13
   anywhere         install uv, then run this again: it brings a Python"""
 
+# The oldest version that an adapter works with, for its tests, beside the newest one in .venv.
+OLDEST_AGNO = (os.path.join(VENV, "agno-oldest"), "agno==3.0.0")
+
 CHECKS = (("ruff", "check", "."), ("mypy",), ("lint-imports", "--no-logo"))
 
 
@@ -119,6 +122,10 @@ def install(extra):
     target = os.path.join(ROOT, "[%s]" % extra) if extra else ROOT
     for installer in installers():
         if call(installer + ["-e", target]) == 0:
+            if extra == "test" and call(
+                installer + ["--target", OLDEST_AGNO[0], "--no-deps", OLDEST_AGNO[1]]
+            ):
+                continue
             with open(STAMP, "w") as stamp:
                 stamp.write(wanted + "\n" + extra)
             return
