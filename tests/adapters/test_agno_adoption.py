@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 from sqlalchemy import text
 
+from kern_events.errors import SessionNotFound
 from tests.agno_replay import check_replay
 from tests.agno_scenarios import SCENARIOS, _agent, call, note
 
@@ -149,3 +151,36 @@ def test_runs_from_before_agno_3_are_taken_over(place):
     check_replay(db, "s")
     db.sessions.restore("s", to_turn=1)
     assert [run.run_id for run in place.plain().get_session("s").runs] == ["old"]
+
+
+def test_a_write_of_others_during_one_of_ours_is_found(place):
+    """On Postgres both can be under way at the same time; SQLite has one writer."""
+    db, plain = place.open(), place.plain()
+    run = say(db, "tea")
+    theirs = []
+
+    def meanwhile():
+        plain.upsert_run({**run.to_dict(), "content": "theirs"}, "s", run.user_id)
+
+    def work(connection, held):
+        thread = threading.Thread(target=meanwhile)
+        thread.start()
+        if place.backend == "postgres":
+            thread.join(0.3)  # It waits for us to end, or it is done.
+        theirs.append(thread)
+
+    db._kern.write(["s"], work)
+    theirs[0].join(30)
+
+    assert db.sessions.stored("s").runs[run.run_id]["run_data"]["content"] == "theirs"
+    check_replay(db, "s")
+
+
+def test_looking_for_a_session_that_is_not_there_leaves_nothing(place):
+    db = place.open()
+    with pytest.raises(SessionNotFound):
+        db.sessions.load("nobody")
+
+    assert db.get_session("nobody") is None
+    with db.db_engine.connect() as connection:
+        assert db._kern.tables.marked_ids(connection, "", 10) == []

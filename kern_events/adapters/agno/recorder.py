@@ -227,7 +227,10 @@ class Recorder:
             held = tables.held(connection, session_id, run_ids, new)
         if held.mark is not None and not held.mark.changed and not careful:
             return held
-        mark = self._settled(connection, session_id, held.mark, held.session)
+        known = held.mark
+        if known is None and not tables.claim(connection, session_id):
+            known = tables.held(connection, session_id, run_ids, new).mark
+        mark = self._settled(connection, session_id, known, held.session)
         return tables.held(connection, session_id, run_ids, new)._replace(mark=mark)
 
     def _record(self, connection: Connection, session_id: str, held: Held) -> None:
@@ -236,13 +239,15 @@ class Recorder:
         owners |= self.current.touched.get(session_id, {})
         run_ids, above = list(owners), sorted({each for each in owners.values() if each})
         after, rows, turns = self.tables.now(connection, session_id, run_ids, above)
+        mark = held.mark or Mark(0, 0)
         if after is None:
             if held.session is not None:
                 self._delete(connection, session_id)
+            elif mark.version == 0:
+                self.tables.unclaim(connection, session_id)
             return
         changes = [RunChange(each, held.runs.get(each), rows.get(each)) for each in run_ids]
         changes = [change for change in changes if change.before is not None or change.after is not None]
-        mark = held.mark or Mark(0, 0)
         place = Place(mark.turn, {**held.turns, **turns}, mark.system)
 
         def make(fits: Fits) -> Drafting:
@@ -299,7 +304,7 @@ class Recorder:
         if mark is not None and not mark.changed and mark.version == head.version:
             return mark
         if mark is None and session is None and (head.version == 0 or head.status == "deleted"):
-            return Mark(head.version, head.turn)
+            return self._noted(connection, session_id, {}) if head.version else Mark(0, 0)
         if (mark is None and session is not None) or (mark is not None and mark.changed):
             return self._adopt(connection, session_id, head, session)
         return self._project(connection, session_id, head)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kern_events import Receipt
+from kern_events import Receipt, spi
 from kern_events.adapters.agno.folding import AgnoProjector, Stored
 from projections.sessions import Sessions
 
@@ -41,7 +41,8 @@ class AgnoSessions(Sessions):
 
     def forget(self, session_id: str) -> None:
         """Forget what is cached of a session that was deleted."""
-        self._loader.purge(session_id, self.head(session_id).epoch)
+        for touched in (session_id, *spi.descendants(self, session_id)):
+            self._loader.purge(touched, self.head(touched).epoch)
 
     def load(self, session_id: str, **options: Any) -> Any:
         """See Sessions.load."""

@@ -185,7 +185,8 @@ class Tables:
             new: A run that may have to be given a place.
         """
         placing = [] if new is None else [(self._sql["place"], (new, session_id, new))]
-        asked = [(self._sql["hold_session"], (session_id,)), self._mark(session_id), *placing]
+        marked = self._sql["hold_mark"], (self.namespace, session_id)
+        asked = [(self._sql["hold_session"], (session_id,)), marked, *placing]
         sessions, marks, *pages = self.ask(connection, *asked, *self._runs(session_id, run_ids))
         placed, runs = pages[: len(placing)], pages[len(placing) :]
         whose, last = placed[0][0] if placed else (None, None)
@@ -210,9 +211,14 @@ class Tables:
         [row] = self.ask(connection, (self._sql["look"], (*scope, *scope)))[0]
         return _mark_of([row[:4]] if row[0] is not None else []), row[4] or 0, row[5]
 
-    def mark(self, connection: Connection, session_id: str) -> Mark | None:
-        """What is known of a session; None if it is nothing yet."""
-        return _mark_of(self.ask(connection, self._mark(session_id))[0])
+    def claim(self, connection: Connection, session_id: str) -> bool:
+        """Make the mark of a session that has none, so that it can be held; False if somebody else has."""
+        claimed = self.ask(connection, (self._sql["claim"], (self.namespace, session_id)))[0]
+        return bool(claimed)
+
+    def unclaim(self, connection: Connection, session_id: str) -> None:
+        """Forget the mark of a session that has turned out not to be there."""
+        self.ask(connection, (self._sql["unclaim"], (self.namespace, session_id)))
 
     def session(self, connection: Connection, session_id: str) -> Row | None:
         """A session's row without its id."""
@@ -226,9 +232,6 @@ class Tables:
         """Id and data, as text, of all runs of a session in order, for Agno's cache of run objects."""
         found: list[tuple[str, str]] = self.ask(connection, (self._sql["texts"], (session_id,)))[0]
         return found
-
-    def _mark(self, session_id: str) -> Asked:
-        return self._sql["mark"], (self.namespace, session_id)
 
     def _runs(self, session_id: str, run_ids: Sequence[str]) -> list[Asked]:
         return [(self._sql["run"], (self.namespace, session_id, run_id)) for run_id in run_ids]
@@ -350,9 +353,15 @@ def _decoded(key: str, value: Any) -> Any:
 _LOCK: Final = "SELECT pg_advisory_xact_lock(%s)"
 
 _SQL: Final = {
-    # What is known of a session.
-    "mark": "SELECT version, turn, system, changed FROM {marks} WHERE namespace = ? AND session_id = ?",
-    # The same, and where the log has it.
+    # What is known of a session; whoever writes to its rows meanwhile waits to say so until we end.
+    "hold_mark": "SELECT version, turn, system, changed FROM {marks}"
+    " WHERE namespace = ? AND session_id = ?{hold}",
+    # Something to hold where nothing is known yet.
+    "claim": "INSERT INTO {marks} (namespace, session_id, version, turn, changed) VALUES (?, ?, 0, 0, 1)"
+    " ON CONFLICT (namespace, session_id) DO NOTHING RETURNING 1",
+    # There is no such session.
+    "unclaim": "DELETE FROM {marks} WHERE namespace = ? AND session_id = ? AND version = 0",
+    # What is known of a session, and where the log has it.
     "look": "SELECT m.version, m.turn, m.system, m.changed, h.version, h.status FROM (SELECT 1 AS one) AS o"
     " LEFT JOIN {marks} AS m ON m.namespace = ? AND m.session_id = ?"
     " LEFT JOIN {heads} AS h ON h.namespace = ? AND h.session_id = ?",
@@ -419,8 +428,9 @@ END"""
 _FUNCTION: Final = """
 CREATE OR REPLACE FUNCTION {prefix}kern_agno_changed() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    UPDATE {marks} SET changed = 1 WHERE namespace = TG_ARGV[0] AND changed = 0
-        AND session_id = CASE TG_OP WHEN 'DELETE' THEN OLD.session_id ELSE NEW.session_id END;
+    INSERT INTO {marks} AS mark (namespace, session_id, version, turn, changed)
+        VALUES (TG_ARGV[0], CASE TG_OP WHEN 'DELETE' THEN OLD.session_id ELSE NEW.session_id END, 0, 0, 1)
+        ON CONFLICT (namespace, session_id) DO UPDATE SET changed = 1 WHERE mark.changed = 0;
     RETURN NULL;
 END $$"""
 _TRIGGER: Final = """
