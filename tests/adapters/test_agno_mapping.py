@@ -85,7 +85,7 @@ def test_whatever_is_recorded_comes_back_at_every_step(steps):
                 for each, row in wanted.items()
                 if row is not None or each in runs
             ]
-            drafting = Drafting("s", session, Place(turn, turns, system), fits_within(LARGEST_PAYLOAD_BYTES))
+            drafting = Drafting("s", session, Place(turn, turns, system), fits_within(log, "s"))
             drafting.change(after, changes)
             if drafting.drafts:
                 log.append("s", drafting.drafts)

@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from agno.db.sqlite import AsyncSqliteDb, SqliteDb
 from agno.db.utils import json_serializer
 from sqlalchemy import URL, create_engine, make_url
 
-from kern_events.adapters.agno.db import OnError
+from kern_events.adapters.agno.db import OnError, run_snapshot, snapshot, written
 from kern_events.adapters.agno.postgres import KernPostgresDb
 from kern_events.adapters.agno.reopening import MARK, stands_for
 from kern_events.adapters.agno.sqlite import KernSqliteDb
@@ -28,19 +29,33 @@ from projections.aio import AsyncSessions
 _PLACES = frozenset({"self", "db_url", "db_engine", "db_file"})
 _DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 _HANDED_ON = (
-    *("get_session", "upsert_session", "upsert_sessions", "rename_session", "reassign_session_owner"),
-    *("delete_session", "delete_sessions", "upsert_run", "delete_run", "delete_runs", "cancel_pending_run"),
+    *("get_session", "get_sessions", "upsert_sessions", "rename_session", "reassign_session_owner"),
+    *("delete_session", "delete_sessions", "delete_run", "delete_runs", "cancel_pending_run"),
     *("update_run_in_session", "append_run_to_session_if_absent", "insert_session_if_absent"),
 )
 
 
 def _handed_on(name: str) -> Callable[..., Any]:
     async def method(self: Any, *args: Any, **options: Any) -> Any:
-        return await asyncio.to_thread(getattr(self._twin, name), *args, **options)
+        return await _whole(getattr(self._twin, name), *args, **options)
 
     method.__name__ = name
     method.__doc__ = f"See {name} of the synchronous class."
     return method
+
+
+async def _whole(work: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Work done in a thread; a cancelled await ends when it is decided, so that what follows comes after."""
+    task = asyncio.ensure_future(asyncio.to_thread(work, *args, **options))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # Looked at, so that nobody complains that it was not.
+        raise
 
 
 class _KernAsyncDb:
@@ -84,6 +99,22 @@ class _KernAsyncDb:
     def write_errors(self) -> int:
         """How many writes were not stored."""
         return 0 if self._made is None else int(self._made.write_errors)
+
+    async def upsert_session(self, session: Any, deserialize: bool | None = True) -> Any:
+        """See KernDb.upsert_session; the session is written as it is at the call."""
+        twin, session_id = self._twin, session.session_id
+        copied = twin._stored("upsert_session", session_id, None, lambda: snapshot(session))
+        done = await _whole(twin.upsert_session, copied, deserialize)
+        written(session, copied)
+        return done
+
+    async def upsert_run(
+        self, run: Any, session_id: str, user_id: str | None = None, run_index: int | None = None
+    ) -> None:
+        """See KernDb.upsert_run; the run is written as it is at the call."""
+        twin = self._twin
+        copied = twin._stored("upsert_run", session_id, None, lambda: run_snapshot(run))
+        await _whole(twin.upsert_run, copied, session_id, user_id, run_index)
 
     async def adopt(self, progress: Callable[[int], None] | None = None) -> int:
         """See KernDb.adopt."""

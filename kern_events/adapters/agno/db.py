@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 logger: Final = logging.getLogger("kern_events.agno")
 OnError = Callable[["NotStored"], None]
+Written = tuple[Any, str, str | None]  # a run that was stored with its session, its text, and its user
 
 _MERGED: Final = ("session_data", "metadata", "agent_data", "team_data", "workflow_data")
 _REMEMBERED: Final = 256  # runs written with their session, and sessions not found, until they are written
@@ -81,10 +82,10 @@ def _reason(error: BaseException) -> str:
 class _Base:
     """What a session object was when it was read: the row as text, and its runs. Copies share it."""
 
-    __slots__ = ("runs", "text")
+    __slots__ = ("db", "runs", "session_id", "text")
 
-    def __init__(self, text: str, runs: Iterable[Any]) -> None:
-        self.text = text
+    def __init__(self, db: KernDb, session_id: str, text: str, runs: Iterable[Any]) -> None:
+        self.db, self.session_id, self.text = db, session_id, text
         self.runs = list(runs)  # The objects themselves, so that no other gets their id().
 
     def has(self, run: Any) -> bool:
@@ -106,7 +107,8 @@ class KernDb:
         self.write_errors = 0
         self._on_error = on_error
         self._lock = threading.Lock()
-        self._written: LRUCache[str, tuple[Any, str, str | None]] = LRUCache(_REMEMBERED)
+        self._written: LRUCache[tuple[str, str], Written] = LRUCache(_REMEMBERED)
+        self._updated: LRUCache[str, tuple[Any, str]] = LRUCache(_REMEMBERED)
         self._missed: LRUCache[str, int] = LRUCache(_REMEMBERED)
         self._log: tuple[AgnoSessions, Recorder] | None = None
         self._current = threading.local()
@@ -181,8 +183,9 @@ class KernDb:
 
     def detach(self) -> None:
         """Take our triggers off Agno's tables; the log stays, and goes on when a Kern class is used again."""
-        with self._kern._begun() as connection:
-            self._kern.tables.drop(connection)
+        tables = self._kern.tables
+        with self._kern._begun(tables) as connection:
+            tables.drop(connection)
         self._kern.reset()
 
     # ------------------------------------------------------------------------------------- reading
@@ -191,10 +194,23 @@ class KernDb:
         """See Agno; a restore or an import of the log shows at once."""
         this: Any = super()
         session = self._kern.read(session_id, lambda: this.get_session(session_id, *args, **options))
-        if session is None:
+        if session is not None:
+            return self._based(session)
+        with self._kern._engine.connect() as connection:
+            is_there = self._kern.tables.session(connection, session_id) is not None
+        if not is_there:  # Else it is another user's.
             with self._lock:
                 self._missed[session_id] = self._missed.get(session_id, 0) + 1
-        return self._based(session)
+        return None
+
+    def get_sessions(self, *args: Any, **options: Any) -> Any:
+        """See Agno."""
+        this: Any = super()
+        found = this.get_sessions(*args, **options)
+        if isinstance(found, list):
+            for session in found:
+                self._based(session)
+        return found
 
     def _get_session_run_rows(self, sess: Any, runs_table: Table, session_id: str) -> list[tuple[str, str]]:
         """See Agno: the text of each run, for its cache of run objects; here read below the ORM."""
@@ -202,7 +218,8 @@ class KernDb:
 
     def _based(self, session: Any) -> Any:
         if session is not None and hasattr(session, "to_dict"):
-            session.__dict__["_kern"] = _Base(_row_text(session), session.runs or ())
+            base = _Base(self, session.session_id, _row_text(session), session.runs or ())
+            session.__dict__["_kern"] = base
         return session
 
     # ------------------------------------------------------------------------------------- writing
@@ -215,17 +232,19 @@ class KernDb:
 
     def _upsert_session(self, session: Any, deserialize: bool | None) -> Any:
         this: Any = super()
-        text = _row_text(session)
         session_id = session.session_id
-        base: _Base | None = session.__dict__.get("_kern") or self._new(session_id)
+        base = self._known_base(session)
         fresh = [each for each in enumerate(session.runs or ()) if _is_fresh(each[1], base)]
-        written: dict[str, tuple[Any, str, str | None]] = {}
-        merged: list[Any] = []
+        written: dict[tuple[str, str], Written] = {}
+        texts: list[str] = []
 
         def work(connection: Connection, held: Mapping[str, Held]) -> Any:
             before = held[session_id]
-            merged[:] = [_merged(session, base, text, before.session)]
-            done = this.upsert_session(merged[0], deserialize=deserialize)
+            written.clear()
+            texts[:] = [_row_text(session)]
+            done = this.upsert_session(
+                _merged(session, base, texts[0], before.session), deserialize=deserialize
+            )
             if done is not None and (base is not None or before.session is None):
                 written.update(self._write_new_runs(connection, session, fresh, before))
             return done
@@ -236,8 +255,26 @@ class KernDb:
             return None
         with self._lock:
             self._written.update(written)
-        self._rebase(session, base, text)
+        self._rebase(session, base, texts[0])
         return self._based(done) if deserialize and done is not session else done
+
+    def _known_base(self, session: Any) -> _Base | None:
+        """What the object was when it was read here, if it was; nothing, for a session that was not there."""
+        base: _Base | None = session.__dict__.get("_kern")
+        if base is None or base.db is not self or base.session_id != session.session_id:
+            return self._new(session.session_id)
+        with self._lock:
+            data, text = self._updated.get(session.session_id, (None, ""))
+        if data is not None and data is session.session_data:
+            base.text = json_serializer({**json.loads(base.text), "session_data": json.loads(text)})
+        return base
+
+    def _note_update(self, session_id: str, data: Any) -> None:
+        """Agno has stored the data of a session object on the way: it does not count as a change any more."""
+        with self._lock:
+            self._written.clear()
+            if data is not None:
+                self._updated[session_id] = (data, json_serializer(data))
 
     def _new(self, session_id: str) -> _Base | None:
         """The base of an object for a session that was not there: others may have begun it too."""
@@ -245,18 +282,18 @@ class KernDb:
             missed = self._missed.pop(session_id, 0)
             if missed > 1:
                 self._missed[session_id] = missed - 1
-        return _Base(_NOTHING, ()) if missed else None
+        return _Base(self, session_id, _NOTHING, ()) if missed else None
 
     def _rebase(self, session: Any, base: _Base | None, text: str) -> None:
         """The object stands for what was written: what it changes next counts from here."""
         if base is None:
-            base = _Base(text, ())
+            base = _Base(self, session.session_id, text, ())
         base.text, base.runs = text, list(session.runs or ())
         session.__dict__["_kern"] = base
 
     def _write_new_runs(
         self, connection: Connection, session: Any, fresh: Sequence[tuple[int, Any]], held: Held
-    ) -> dict[str, tuple[Any, str, str | None]]:
+    ) -> dict[tuple[str, str], Written]:
         """Turns that the session object has beyond what was read: stored with the state that they made."""
         this: Any = super()
         tables, session_id, user_id = self._kern.tables, session.session_id, session.user_id
@@ -270,7 +307,8 @@ class KernDb:
             data = run.to_dict()
             self._kern.touch(session_id, run.run_id)
             this.upsert_run(_serialised(run, data), session_id, user_id, place)
-            written[run.run_id] = (run, json_serializer(data), user_id)
+            original = run.__dict__.get("_kern_original", run)
+            written[session_id, run.run_id] = (original, json_serializer(data), user_id)
         return written
 
     def upsert_run(
@@ -292,8 +330,9 @@ class KernDb:
     ) -> None:
         this: Any = super()
         with self._lock:
-            done = self._written.pop(run_id, None)
-        if done is not None and done[0] is run and done[2] == user_id and done[1] == _run_text(run):
+            done = self._written.pop((session_id, run_id), None)
+        original = run if isinstance(run, dict) else run.__dict__.get("_kern_original", run)
+        if done is not None and done[0] is original and done[2] == user_id and done[1] == _run_text(run):
             return  # It was stored together with its session, just now.
 
         def work(connection: Connection, held: Mapping[str, Held]) -> None:
@@ -320,10 +359,16 @@ class KernDb:
         ids = list(dict.fromkeys(session.session_id for session in sessions or ()))
         if not ids:
             return this.upsert_sessions(sessions, *args, **options)
-        return self._stored(
-            "upsert_sessions", ids[0], None,
-            lambda: self._kern.write(ids, lambda *_: this.upsert_sessions(sessions, *args, **options)),
-        )  # fmt: skip
+
+        def work(connection: Connection, held: Mapping[str, Held]) -> Any:
+            return this.upsert_sessions(sessions, *args, **options)
+
+        done = self._stored(
+            "upsert_sessions", ids[0], None, lambda: self._kern.write(ids, work, savepoint=True)
+        )
+        for session in sessions:
+            self._rebase(session, None, _row_text(session))
+        return done
 
     def reassign_session_owner(self, session_id: str, **options: Any) -> bool:
         """See Agno."""
@@ -347,12 +392,19 @@ class KernDb:
         """See Agno; the run leaves the session's transcript, and a restore can bring it back."""
         this: Any = super()
         deleted: bool = self._of_runs([run_id], lambda: this.delete_run(run_id))
+        self._forget()
         return deleted
 
     def delete_runs(self, run_ids: list[str]) -> None:
         """See Agno and delete_run."""
         this: Any = super()
         self._of_runs(run_ids, lambda: this.delete_runs(run_ids))
+        self._forget()
+
+    def _forget(self) -> None:
+        """Something was deleted: what was written before need not be there."""
+        with self._lock:
+            self._written.clear()
 
     def _of_runs(self, run_ids: Sequence[str], work: Callable[[], Any]) -> Any:
         with self._kern._engine.connect() as connection:
@@ -365,7 +417,12 @@ class KernDb:
     def delete_session(self, session_id: str, user_id: str | None = None) -> bool:
         """See Agno; what was said is erased in the log too, whose chain stays."""
         this: Any = super()
-        deleted: bool = self._kern.write([session_id], lambda *_: this.delete_session(session_id, user_id))
+
+        def work(connection: Connection, held: Mapping[str, Held]) -> Any:
+            return this.delete_session(session_id, user_id)
+
+        deleted: bool = self._kern.write([session_id], work, savepoint=True)
+        self._forget()
         self.sessions.forget(session_id)
         return deleted
 
@@ -373,7 +430,15 @@ class KernDb:
         """See Agno and delete_session."""
         this: Any = super()
         ids = list(dict.fromkeys(session_ids))
-        self._kern.write(ids, lambda *_: this.delete_sessions(session_ids, user_id))
+        with self._kern._engine.connect() as connection:
+            # Of a session that stays, because it is another user's, Agno deletes this user's runs.
+            runs = {each: list(self._kern.tables.run_rows(connection, each)) for each in ids if user_id}
+
+        def work(connection: Connection, held: Mapping[str, Held]) -> None:
+            this.delete_sessions(session_ids, user_id)
+
+        self._kern.write(ids, work, runs, savepoint=True)
+        self._forget()
         for session_id in ids:
             self.sessions.forget(session_id)
 
@@ -414,7 +479,35 @@ def _serialised(run: Any, data: dict[str, Any]) -> Any:
     """A copy of a run that is serialised already, so that Agno need not do it again."""
     copied = copy.copy(run)
     copied.__dict__["to_dict"] = lambda: data
+    copied.__dict__.setdefault("_kern_original", run)
     return copied
+
+
+def snapshot(session: Any) -> Any:
+    """A copy of a session object as it is now, for another thread to write; it shares the base."""
+    copied = copy.copy(session)
+    said = json.loads(_row_text(session))
+    for field in _MERGED:
+        if hasattr(session, field):
+            setattr(copied, field, said[field])
+    base: _Base | None = session.__dict__.get("_kern")
+    copied.runs = [
+        _serialised(run, run.to_dict()) if _is_fresh(run, base) else run for run in session.runs or ()
+    ]
+    return copied
+
+
+def written(session: Any, copied: Any) -> None:
+    """What a snapshot was written as, told to the object that it was taken of."""
+    base: _Base | None = copied.__dict__.get("_kern")
+    if base is not None:
+        base.runs = [run.__dict__.get("_kern_original", run) for run in copied.runs]
+        session.__dict__["_kern"] = base
+
+
+def run_snapshot(run: Any) -> Any:
+    """A copy of a run as it is now, for another thread to write."""
+    return dict(run) if isinstance(run, dict) else _serialised(run, run.to_dict())
 
 
 def _merged(session: Any, base: _Base | None, text: str, before: Row | None) -> Any:

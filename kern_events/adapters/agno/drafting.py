@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from kern_events import Draft
+from kern_events import Draft, SessionLog
 from kern_events.adapters.agno.folding import (
     LISTED,
     OWNERS,
@@ -29,7 +29,6 @@ from kern_events.adapters.agno.folding import (
     state_of,
 )
 from kern_events.adapters.agno.native import with_native
-from kern_events.codec import encode
 from kern_events.delta import state_ops
 from kern_events.errors import InvalidEvent
 from kern_events.events import json_text, message, state_changed, tool_called, tool_failed, tool_returned
@@ -75,12 +74,12 @@ def anything(draft: Draft) -> bool:
     return True
 
 
-def fits_within(limit: int) -> Fits:
-    """Whether the log's guard takes a draft; for the second attempt, where it refused one."""
+def fits_within(log: SessionLog, session_id: str) -> Fits:
+    """Whether the log takes a draft; for the second attempt, where it refused one."""
 
     def fits(draft: Draft) -> bool:
         try:
-            encode(draft.payload, "payload", limit)
+            log._prepare(session_id, [draft])
         except InvalidEvent:
             return False
         return True
@@ -142,9 +141,9 @@ class Drafting:
         state = state_of(after)
         if state is not None:
             payload["state"] = state
+        if not self._fits(Draft("session.created", payload)):
+            payload = {k: v for k, v in payload.items() if self._fits(Draft("session.created", {k: v}))}
         draft = Draft("session.created", payload)
-        if not self._fits(draft):
-            draft = Draft("session.created", {})
         derived = session_after(None, draft.type, draft.payload) or {}
         self.drafts += with_native(draft, {"session": state_ops(derived, after)})
         self._session = after
@@ -355,13 +354,13 @@ _RUNNING: Final = frozenset({"session_state", "session_metrics"})
 def _described(before: Row, after: Row) -> Iterator[Draft]:
     """What changed in a session's row, in words of the vocabulary."""
     old, new = _name(before), _name(after)
-    if isinstance(new, str) and new != old:
+    if new != old and (isinstance(new, str) or new is None):
         yield Draft("session.renamed", {"name": new})
     told = {}
     if before.get("user_id") != after.get("user_id"):
         told["user_id"] = after.get("user_id")
-    if before.get("metadata") != after.get("metadata") and type(after.get("metadata")) is dict:
-        told["metadata"] = after["metadata"]
+    if before.get("metadata") != after.get("metadata"):
+        told["metadata"] = after["metadata"] if type(after.get("metadata")) is dict else {}
     if told:
         yield Draft("session.described", told)
     if before.get("summary") != after.get("summary"):

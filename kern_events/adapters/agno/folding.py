@@ -37,6 +37,10 @@ STATE: Final = ["session_data", "session_state"]
 _OF_RUNS: Final = ("turn.", "agno.run.")
 _FIRST_OF_A_FORK: Final = frozenset({"session.forked", "session.restored"})
 _RESULTS: Final = {"tool.returned": "result", "tool.failed": "error"}
+_SAID: Final = frozenset(  # What was said, and the application's own, whatever its keys are.
+    {"session_state", "content", "arguments", "tool_args", "metadata", "input", "input_content", "result"}
+    | {"model_provider_data", "provider_data", "additional_input", "references", "dependencies"}
+)
 _OWN_IDS: Final = frozenset({"run_id", "parent_run_id", "child_run_id", "member_run_id", "step_run_id"})
 
 
@@ -57,6 +61,7 @@ class Stored(msgspec.Struct, frozen=True):
         messages: Messages recorded for a run whose own event is yet to come.
         parts: Parts of a native whose event is yet to come.
         session_id: The session of the last event.
+        forked_at: The version at which the session began as a fork; 0 if it did not.
     """
 
     session: Row | None = None
@@ -65,6 +70,7 @@ class Stored(msgspec.Struct, frozen=True):
     messages: tuple[Any, ...] = ()
     parts: tuple[bytes, ...] = ()
     session_id: str = ""
+    forked_at: int = 0
 
 
 class Fold:
@@ -77,17 +83,19 @@ class Fold:
         self.messages: Messages = list(stored.messages)
         self._parts = list(stored.parts)
         self._session_id = stored.session_id
+        self._forked_at = stored.forked_at
 
     def finish(self) -> Stored:
         """What is stored now."""
         messages, parts = tuple(self.messages), tuple(self._parts)
-        return Stored(self.session, self.runs, self.turns, messages, parts, self._session_id)
+        return Stored(self.session, self.runs, self.turns, messages, parts, self._session_id, self._forked_at)
 
     def take(self, event: Event) -> None:
         """One more event, of whatever type."""
         payload = event.payload if type(event.payload) is dict else {}
         parent, self._session_id = self._session_id, event.session_id
         if event.type in _FIRST_OF_A_FORK and parent not in ("", event.session_id):
+            self._forked_at = event.version
             self._fork(parent, payload, event.at_us // 1_000_000)
             return
         if event.type.startswith(_OF_RUNS):
@@ -140,7 +148,9 @@ class Fold:
             return
         names = {old: forked_id(self._session_id, old) for old in self.runs}
         self.turns = {names.get(old, old): turn for old, turn in self.turns.items()}
-        self.runs = {names[old]: _renamed(row, names, self._session_id) for old, row in self.runs.items()}
+        self.runs = {
+            names[old]: _renamed(row, names, {parent: self._session_id}) for old, row in self.runs.items()
+        }
         described = session_after(self.session, "session.restored", payload) or {}
         origin = ["set", ["session_data", "forked_from_session_id"], parent]
         self.session = apply_ops({**described, "created_at": at_s, "updated_at": at_s}, [origin])
@@ -286,10 +296,10 @@ def forked_id(session_id: str, run_id: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_OID, json.dumps([session_id, run_id])))
 
 
-def _renamed(value: Any, names: Mapping[str, str], session_id: str) -> Any:
+def _renamed(value: Any, names: Mapping[str, str], sessions: Mapping[str, str]) -> Any:
     """A run's row in a fork: its own ids and those of runs that came along, wherever Agno names them."""
     if type(value) is list:
-        return [_renamed(item, names, session_id) for item in value]
+        return [_renamed(item, names, sessions) for item in value]
     if type(value) is not dict:
         return value
     renamed = {}
@@ -297,11 +307,11 @@ def _renamed(value: Any, names: Mapping[str, str], session_id: str) -> Any:
         if key in _OWN_IDS and type(item) is str:
             renamed[key] = names.get(item, item)
         elif key == "session_id" and type(item) is str:
-            renamed[key] = session_id
-        elif key in ("session_state", "content", "arguments", "tool_args", "metadata"):
-            renamed[key] = item  # What was said, and the application's own, whatever its keys are.
+            renamed[key] = sessions.get(item, item)
+        elif key in _SAID:
+            renamed[key] = item
         else:
-            renamed[key] = _renamed(item, names, session_id)
+            renamed[key] = _renamed(item, names, sessions)
     return renamed
 
 

@@ -70,9 +70,11 @@ class KernPostgresDb(KernDb, PostgresDb):
         def update_run_in_session(self, session_id: str, run_id: str, *args: Any, **options: Any) -> Any:
             """See Agno."""
             plain = super().update_run_in_session
-            return self._kern.write(
+            done = self._kern.write(
                 [session_id], lambda *_: plain(session_id, run_id, *args, **options), {session_id: [run_id]}
             )
+            self._note_update(session_id, options.get("session_data"))
+            return done
 
     if hasattr(PostgresDb, "append_run_to_session_if_absent"):
 

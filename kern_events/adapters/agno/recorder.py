@@ -18,12 +18,13 @@ from sqlalchemy.orm import Session as OrmSession
 from sqlalchemy.orm import scoped_session
 
 from kern_events import Draft, Head, SessionLog, spi
-from kern_events.adapters.agno.drafting import Drafting, Fits, Place, RunChange, anything, fits_within
-from kern_events.adapters.agno.folding import Fold, Row, Stored, Turn, state_of
+from kern_events.adapters.agno.drafting import Drafting, Fits, Place, RunChange, anything, fits_within, same
+from kern_events.adapters.agno.folding import LISTED, SESSION_CHANGED, Fold, Row, Stored, Turn, state_of
+from kern_events.adapters.agno.native import with_native
 from kern_events.adapters.agno.tables import Held, Mark, Tables
-from kern_events.codec import LARGEST_PAYLOAD_BYTES, MAX_BATCH
-from kern_events.delta import apply_ops
-from kern_events.errors import InvalidEvent, StoreBusy, VersionConflict
+from kern_events.codec import MAX_BATCH
+from kern_events.delta import apply_ops, state_ops
+from kern_events.errors import InvalidEvent, VersionConflict
 from projections.paths import events_on
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ T = TypeVar("T")
 logger: Final = logging.getLogger("kern_events.agno")
 _ATTEMPTS: Final = 10
 _PAGE: Final = 1_000
+_SKELETON: Final = (*LISTED, "created_at", "updated_at")
 _RETRIED: Final = frozenset({"40P01", "40001"})  # Postgres: deadlock, and a serialization failure
 
 
@@ -138,6 +140,11 @@ class Recorder:
             Whatever the work raises; nothing is written then.
         """
         tables, wanted = self.tables, runs or {}
+        within: Connection | None = getattr(self.current, "connection", None)
+        if within is not None:  # Agno's own method calls another one: the outer write records it all.
+            return work(
+                within, {each: tables.held(within, each, wanted.get(each, ()), new) for each in session_ids}
+            )
         for attempt in range(_ATTEMPTS):
             try:
                 with self._begun(tables, savepoint=savepoint) as connection:
@@ -150,9 +157,9 @@ class Recorder:
                     self.current.touched = {}
                     done = work(connection, found)
                     for each, held in found.items():
-                        self._record(connection, each, held)
+                        self._record(connection, each, held, wanted.get(each, ()))
                 return done
-            except (VersionConflict, DBAPIError, StoreBusy) as error:
+            except Exception as error:
                 if attempt == _ATTEMPTS - 1 or not _is_retried(error):
                     raise
         raise AssertionError("unreachable")
@@ -233,9 +240,10 @@ class Recorder:
         mark = self._settled(connection, session_id, known, held.session)
         return tables.held(connection, session_id, run_ids, new)._replace(mark=mark)
 
-    def _record(self, connection: Connection, session_id: str, held: Held) -> None:
+    def _record(self, connection: Connection, session_id: str, held: Held, wanted: Sequence[str]) -> None:
         """The difference between before and now, as events, and that the rows show them."""
-        owners = {run_id: row.get("parent_run_id") for run_id, row in held.runs.items()}
+        owners: dict[str, str | None] = dict.fromkeys(wanted)
+        owners |= {run_id: row.get("parent_run_id") for run_id, row in held.runs.items()}
         owners |= self.current.touched.get(session_id, {})
         run_ids, above = list(owners), sorted({each for each in owners.values() if each})
         after, rows, turns = self.tables.now(connection, session_id, run_ids, above)
@@ -246,6 +254,9 @@ class Recorder:
             elif mark.version == 0:
                 self.tables.unclaim(connection, session_id)
             return
+        parents = {row["parent_run_id"] for row in rows.values() if row.get("parent_run_id")}
+        if missing := sorted(parents.difference(above, run_ids)):
+            turns |= self.tables.now(connection, session_id, (), missing)[2]
         changes = [RunChange(each, held.runs.get(each), rows.get(each)) for each in run_ids]
         changes = [change for change in changes if change.before is not None or change.after is not None]
         place = Place(mark.turn, {**held.turns, **turns}, mark.system)
@@ -268,7 +279,7 @@ class Recorder:
                 self._log._prepare(session_id, drafting.drafts[start : start + MAX_BATCH])
             version = self._append(connection, session_id, drafting.drafts, mark.version)
         except InvalidEvent:
-            drafting = make(fits_within(LARGEST_PAYLOAD_BYTES))
+            drafting = make(fits_within(self._log, session_id))
             version = self._append(connection, session_id, drafting.drafts, mark.version)
         after = Mark(version, drafting.turn, drafting.system)
         self.tables.note(connection, session_id, after, drafting.turns)
@@ -285,6 +296,8 @@ class Recorder:
         """The session is gone from Agno's tables: its content goes from the log, its chain stays."""
         self._log._delete_within(connection, session_id)
         self.tables.forget(connection, session_id)
+        for fork in spi.descendants(self._sessions, session_id):
+            self.tables.outdate(connection, fork)  # What they share is erased for them too.
         return self._noted(connection, session_id, {})
 
     def _noted(self, connection: Connection, session_id: str, turns: Mapping[str, Turn]) -> Mark:
@@ -305,30 +318,60 @@ class Recorder:
             return mark
         if mark is None and session is None and (head.version == 0 or head.status == "deleted"):
             return self._noted(connection, session_id, {}) if head.version else Mark(0, 0)
+        if head.status == "deleted" and mark is not None and 0 <= mark.version < head.version:
+            return self._project(connection, session_id, head)  # Whatever was written since is deleted too.
         if (mark is None and session is not None) or (mark is not None and mark.changed):
+            if mark is not None and 0 < mark.version < head.version and session is not None:
+                session = self._rebased(connection, session_id, mark.version, head, session)
             return self._adopt(connection, session_id, head, session)
         return self._project(connection, session_id, head)
 
-    def _stored(self, session_id: str, head: Head) -> Stored:
-        """What the log says is stored."""
-        fold = Fold(Stored())
-        if head.version and head.status != "deleted":
-            for page in events_on(self._sessions, spi.live_path(self._sessions, session_id, head.version)):
+    def _rebased(
+        self, connection: Connection, session_id: str, version: int, head: Head, session: Row
+    ) -> Row:
+        """Rows and log have both gone on: what others changed in the rows, on what the log says now."""
+        tables = self.tables
+        then, now = self._stored(session_id, head, version), self._stored(session_id, head)
+        if then.session is None or now.session is None:
+            return session
+        rows, merged = tables.run_rows(connection, session_id), dict(now.runs)
+        for run_id in {**then.runs, **rows}:
+            old, new = then.runs.get(run_id), rows.get(run_id)
+            if new is None:
+                merged.pop(run_id, None)
+            elif old is None or not same(old, new):
+                merged[run_id] = new
+        row = apply_ops(now.session, state_ops(then.session, session))
+        tables.write_session(connection, session_id, row)
+        tables.write_runs(connection, session_id, merged)
+        return row
+
+    def _stored(self, session_id: str, head: Head, version: int | None = None) -> Stored:
+        """What the log says is stored, now or at a version."""
+        fold, until = Fold(Stored()), head.version if version is None else version
+        if until and head.status != "deleted":
+            for page in events_on(self._sessions, spi.live_path(self._sessions, session_id, until)):
                 for event in page.events:
                     fold.take(event)
         return fold.finish()
 
     def _project(self, connection: Connection, session_id: str, head: Head) -> Mark:
-        """Make the rows what the log says."""
+        """Make the rows what the log says. What is no session of Agno's has none."""
         tables = self.tables
         stored = self._stored(session_id, head)
-        if stored.session is None or stored.session.get("session_type") is None:
+        if stored.session is None:
             tables.write_runs(connection, session_id, {})
             connection.execute(tables.sessions.delete().where(tables.sessions.c.session_id == session_id))
-        else:
+        elif stored.session.get("session_type") and stored.session.get("created_at") is not None:
             tables.write_session(connection, session_id, stored.session)
             tables.write_runs(connection, session_id, stored.runs)
-        tables.forget(connection, session_id)
+            tables.forget(connection, session_id)
+            if head.version == stored.forked_at:
+                # What says what the fork is has to outlive an erasure in its parent.
+                kept = {key: stored.session.get(key) for key in _SKELETON if key in stored.session}
+                ops = [["set", [key], value] for key, value in kept.items()]
+                draft = with_native(Draft(SESSION_CHANGED, {}), {"session": ops})
+                self._append(connection, session_id, draft, head.version)
         return self._noted(connection, session_id, stored.turns)
 
     def _adopt(self, connection: Connection, session_id: str, head: Head, after: Row | None) -> Mark:
@@ -360,6 +403,12 @@ class Recorder:
         for index, run in enumerate(missing.values(), min(0, first - len(missing))):
             self._store_run(run, session_id, session.get("user_id"), index)
 
+    def _try_to_adopt(self, session_id: str) -> None:
+        try:
+            self._bring_together(session_id)
+        except InvalidEvent as error:  # An id that the log cannot have.
+            logger.error("a session cannot be recorded: %s", error.reason)
+
     def adopt_all(self, progress: Callable[[int], None] | None = None) -> int:
         """Bring all sessions of the table together with the log; returns how many there are."""
         done, after = 0, ""
@@ -367,7 +416,7 @@ class Recorder:
             with self._engine.connect() as connection:
                 page = self.tables.session_ids(connection, after, _PAGE)
             for session_id in page:
-                self._bring_together(session_id)
+                self._try_to_adopt(session_id)
                 done += 1
                 if progress:
                     progress(done)
@@ -379,7 +428,7 @@ class Recorder:
             with self._engine.connect() as connection:
                 page = self.tables.marked_ids(connection, after, _PAGE)
             for session_id in page:
-                self._bring_together(session_id)
+                self._try_to_adopt(session_id)
             if len(page) < _PAGE:
                 return done
             after = page[-1]
@@ -413,8 +462,8 @@ def _is_retried(error: Exception) -> bool:
     """Whether an error only says that somebody came between."""
     if isinstance(error, VersionConflict):
         return True
-    state = getattr(getattr(error, "orig", None) or error.__cause__, "sqlstate", None)
-    return state in _RETRIED
+    causes = (error, getattr(error, "orig", None), error.__cause__)
+    return any(getattr(each, "sqlstate", None) in _RETRIED for each in causes)
 
 
 def _is_begun(connection: Connection) -> bool:

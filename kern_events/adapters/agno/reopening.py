@@ -48,8 +48,9 @@ def _db_from_dict(db_data: dict[str, Any]) -> Any:
 
 
 def _clone(source_db: Any, db_data: dict[str, Any]) -> Any:
-    ours = type(source_db)
-    if ours not in _kinds.values() or inspect.iscoroutinefunction(source_db.get_session):
+    kinds = set(_kinds.values())
+    ours: Any = next((kind for kind in type(source_db).__mro__ if kind in kinds), None)
+    if ours is None or inspect.iscoroutinefunction(source_db.get_session):
         return _plain_clone(source_db, db_data)
     taken = inspect.signature(ours.plain.__init__).parameters
     options = {key: value for key, value in db_data.items() if key in taken and key.endswith("_table")}

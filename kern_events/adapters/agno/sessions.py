@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kern_events import Receipt, spi
+from kern_events import Branches, Receipt, Report, spi
 from kern_events.adapters.agno.folding import AgnoProjector, Stored
 from projections.sessions import Sessions
 
@@ -43,6 +43,7 @@ class AgnoSessions(Sessions):
         """Forget what is cached of a session that was deleted."""
         for touched in (session_id, *spi.descendants(self, session_id)):
             self._loader.purge(touched, self.head(touched).epoch)
+            self._settle(touched)
 
     def load(self, session_id: str, **options: Any) -> Any:
         """See Sessions.load."""
@@ -59,6 +60,22 @@ class AgnoSessions(Sessions):
         self._settle(session_id)
         return super().replay(session_id, **options)
 
+    def read(self, session_id: str, **options: Any) -> Any:
+        """See SessionLog.read."""
+        self._settle(session_id)
+        return super().read(session_id, **options)
+
+    def branches(self, session_id: str) -> Branches:
+        """See SessionLog.branches."""
+        self._settle(session_id)
+        return super().branches(session_id)
+
+    def verify(self, session_id: str | None = None, **options: Any) -> Report:
+        """See SessionLog.verify."""
+        if session_id is not None:
+            self._settle(session_id)
+        return super().verify(session_id, **options)
+
     def restore(self, session_id: str, **options: Any) -> Receipt:
         """See Sessions.restore; Agno goes on from there: its next run sees the history and state of then."""
         self._settle(session_id)
@@ -69,12 +86,14 @@ class AgnoSessions(Sessions):
     def fork(self, session_id: str, into: str, **options: Any) -> Receipt:
         """See SessionLog.fork; run ids are keys over all sessions, so the runs have others in the fork."""
         self._settle(session_id)
+        self._settle(into)
         receipt = super().fork(session_id, into, **options)
         self._settle(into)
         return receipt
 
     def delete(self, session_id: str, *, actor: str | None = None) -> Receipt:
         """See Sessions.delete; Agno's rows go too."""
+        self._settle(session_id)
         receipt = super().delete(session_id, actor=actor)
         self._settle(session_id)
         return receipt

@@ -99,11 +99,13 @@ class Tables:
             "run_columns": ", ".join(f"r.{quote(name)}" for name in self._run_columns),
             "hold": " FOR NO KEY UPDATE" if self.is_postgres else "",
         }
-        made = {name: statement.format(**names) for name, statement in _SQL.items()}
+        templates = _SQL
+        if self.is_postgres:  # Names may have what a placeholder has.
+            templates = {name: statement.replace("?", "%s") for name, statement in _SQL.items()}
+            names = {key: name.replace("%", "%%") for key, name in names.items()}
+        made = {name: statement.format(**names) for name, statement in templates.items()}
         made["set_both"] = f"WITH turned AS ({made['set_turn']}) {made['set_mark']}"
-        if not self.is_postgres:
-            return made
-        return {name: statement.replace("%", "%%").replace("?", "%s") for name, statement in made.items()}
+        return made
 
     # ---------------------------------------------------------------------------------- setting up
 
@@ -120,19 +122,18 @@ class Tables:
                 connection.exec_driver_sql(statement)
 
     def drop(self, connection: Connection) -> None:
-        """Take the triggers away, and forget which version the rows show."""
+        """Take the triggers away; from now on anything may be written."""
         for name, _ in self._triggers():
             on = f" ON {self._names[self._owner(name)]}" if self.is_postgres else ""
             connection.exec_driver_sql(f"DROP TRIGGER IF EXISTS {name}{on}")
-        for statement in ("forget_all", "forget_all_runs"):
-            self.ask(connection, (self._sql[statement], (self.namespace,)))
+        self.ask(connection, (self._sql["suspect"], (self.namespace,)))
 
     def _owner(self, name: str) -> Table:
         return self.runs if name.startswith("kern_agno_r") else self.sessions
 
     def _triggers(self) -> list[tuple[str, str]]:
         """Name and statement of each; SQLite needs one for each kind of change."""
-        tag = hashlib.sha256(self.namespace.encode()).hexdigest()[:12]
+        tag = hashlib.sha256(f"{self.namespace}\0{self.runs.name}".encode()).hexdigest()[:12]
         namespace = "'" + self.namespace.replace("'", "''") + "'"
         made = []
         for letter, table in (("s", self.sessions), ("r", self.runs)):
@@ -142,8 +143,9 @@ class Tables:
                 made.append((name, _TRIGGER.format(name=name, on=on, **values)))
                 continue
             for verb in ("insert", "update", "delete"):
-                row = "OLD" if verb == "delete" else "NEW"
-                values = {"marks": self._marks, "namespace": namespace, "row": row}
+                rows = {"insert": "NEW", "delete": "OLD"}.get(verb)
+                whose = f"= {rows}.session_id" if rows else "IN (OLD.session_id, NEW.session_id)"
+                values = {"marks": self._marks, "namespace": namespace, "whose": whose}
                 made.append((f"{name}_{verb}", _SQLITE_TRIGGER.format(
                     name=f"{name}_{verb}", verb=verb.upper(), on=on, **values
                 )))  # fmt: skip
@@ -297,6 +299,10 @@ class Tables:
         else:
             self.ask(connection, *noted, (self._sql["set_mark"], marked))
 
+    def outdate(self, connection: Connection, session_id: str) -> None:
+        """The rows show no version of the log any more."""
+        self.ask(connection, (self._sql["outdate"], (self.namespace, session_id)))
+
     def forget(self, connection: Connection, session_id: str) -> None:
         """Forget the turns of a session's runs."""
         self.ask(connection, (self._sql["forget_runs"], (self.namespace, session_id)))
@@ -381,9 +387,8 @@ _SQL: Final = {
     " ON CONFLICT (namespace, session_id, run_id) DO UPDATE SET turn = excluded.turn, ended = excluded.ended",
     # Forget the turns of a session's runs.
     "forget_runs": "DELETE FROM {turns} WHERE namespace = ? AND session_id = ?",
-    # Forget everything about a namespace.
-    "forget_all": "DELETE FROM {marks} WHERE namespace = ?",
-    "forget_all_runs": "DELETE FROM {turns} WHERE namespace = ?",
+    # The log has gone on in a way that its version does not tell.
+    "outdate": "UPDATE {marks} SET version = -1 WHERE namespace = ? AND session_id = ?",
     # Agno's row of a session.
     "session": "SELECT {session_columns} FROM {sessions} WHERE session_id = ?",
     # The same, and nobody else changes it before we end.
@@ -423,14 +428,18 @@ _TABLES: Final = (
 _SQLITE_TRIGGER: Final = """
 CREATE TRIGGER {name} AFTER {verb} ON {on} BEGIN
     UPDATE {marks} SET changed = 1
-    WHERE namespace = {namespace} AND session_id = {row}.session_id AND changed = 0;
+    WHERE namespace = {namespace} AND session_id {whose} AND changed = 0;
 END"""
 _FUNCTION: Final = """
-CREATE OR REPLACE FUNCTION {prefix}kern_agno_changed() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION {prefix}kern_agno_changed() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path = pg_catalog AS $$
 BEGIN
     INSERT INTO {marks} AS mark (namespace, session_id, version, turn, changed)
         VALUES (TG_ARGV[0], CASE TG_OP WHEN 'DELETE' THEN OLD.session_id ELSE NEW.session_id END, 0, 0, 1)
         ON CONFLICT (namespace, session_id) DO UPDATE SET changed = 1 WHERE mark.changed = 0;
+    IF TG_OP = 'UPDATE' AND OLD.session_id <> NEW.session_id THEN
+        UPDATE {marks} SET changed = 1 WHERE namespace = TG_ARGV[0] AND session_id = OLD.session_id;
+    END IF;
     RETURN NULL;
 END $$"""
 _TRIGGER: Final = """
