@@ -361,7 +361,13 @@ class KernDb:
             return this.upsert_sessions(sessions, *args, **options)
 
         def work(connection: Connection, held: Mapping[str, Held]) -> Any:
-            return this.upsert_sessions(sessions, *args, **options)
+            for session in sessions:
+                _row_text(session)
+            done = this.upsert_sessions(sessions, *args, **options)
+            for session_id in ids:  # Agno may have caught what went wrong.
+                if self._kern.tables.session(connection, session_id) is None:
+                    raise ValueError(f"session {session_id!r} was not stored")
+            return done
 
         done = self._stored(
             "upsert_sessions", ids[0], None, lambda: self._kern.write(ids, work, savepoint=True)

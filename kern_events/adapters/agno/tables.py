@@ -78,11 +78,14 @@ class Tables:
         self.runs = runs
         self.namespace = namespace
         self.is_postgres: Final = engine.dialect.name == "postgresql"
-        quote = engine.dialect.identifier_preparer.quote
+        preparer = engine.dialect.identifier_preparer
+
+        def quote(name: str) -> str:
+            return preparer.quote(name).replace("%%", "%")  # Which it doubles for drivers that need that.
+
         self._prefix = f"{quote(sessions.schema)}." if sessions.schema else ""
         self._marks, self._turns = self._prefix + SESSIONS, self._prefix + RUNS
-        named = engine.dialect.identifier_preparer.format_table
-        self._names = {table: named(table) for table in (sessions, runs)}
+        self._names = {table: self._prefix + quote(table.name) for table in (sessions, runs)}
         self._session_columns = [str(name) for name in sessions.c.keys() if name not in _KEYS]  # noqa: SIM118
         self._run_columns = [str(name) for name in runs.c.keys() if name not in _RUN_KEYS]  # noqa: SIM118
         self._sql = self._statements(quote)
@@ -119,13 +122,13 @@ class Tables:
                 connection.execute(text(_FUNCTION.format(prefix=self._prefix, marks=self._marks)))
         for name, statement in self._triggers():
             if name in missing:
-                connection.exec_driver_sql(statement)
+                self.ask(connection, (statement, ()))
 
     def drop(self, connection: Connection) -> None:
         """Take the triggers away; from now on anything may be written."""
         for name, _ in self._triggers():
             on = f" ON {self._names[self._owner(name)]}" if self.is_postgres else ""
-            connection.exec_driver_sql(f"DROP TRIGGER IF EXISTS {name}{on}")
+            self.ask(connection, (f"DROP TRIGGER IF EXISTS {name}{on}", ()))
         self.ask(connection, (self._sql["suspect"], (self.namespace,)))
 
     def _owner(self, name: str) -> Table:
@@ -166,7 +169,7 @@ class Tables:
         if not self.is_postgres:
             return [driver.execute(statement, values).fetchall() for statement, values in asked]
         if len(asked) == 1:
-            return [_fetched(driver.execute(*asked[0]))]
+            return [_fetched(driver.execute(asked[0][0], asked[0][1] or None))]
         with driver.pipeline():
             cursors = [driver.execute(statement, values) for statement, values in asked]
         return [_fetched(cursor) for cursor in cursors]
