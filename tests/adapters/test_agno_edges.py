@@ -333,3 +333,66 @@ def test_a_write_behind_a_cancelled_one_comes_after_it(place):
         return content
 
     assert asyncio.run(main()) == "two"
+
+
+@pytest.mark.parametrize("words", ["x" * (17 << 20), "R \ud800"], ids=["long", "surrogate"])
+def test_what_the_log_refuses_is_shown_as_far_as_it_goes(tmp_path, words):
+    db = begun(KernSqliteDb(db_file=f"{tmp_path}/agno.db"), state=1)
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        Message(role="user", content=words),
+        Message(role="assistant", tool_calls=[call]),
+        Message(role="tool", content=words, tool_call_id="c1", tool_name="f"),
+    ]
+    db.upsert_run(RunOutput(run_id="r1", session_id="s", agent_id="a", messages=messages), "s", "ada")
+    session = db.get_session("s")
+    session.session_data["session_state"]["state"] = [words, float("nan"), 2**70]
+    db.upsert_session(session)
+
+    view = db.sessions.load("s")
+    assert [message.role for message in view.messages] == ["user", "assistant", "tool"]
+    assert view.messages[0].content.startswith(words[:2])
+    assert not view.pending_calls
+    assert view.state["state"][1:] == ("nan", str(2**70))
+    check_replay(db, "s")
+    db.close()
+
+
+def test_a_list_that_two_begin_at_once_has_the_items_of_both(place):
+    db = begun(place.open())
+    one, two = db.get_session("s"), db.get_session("s")
+    for session, item in ((one, "a"), (two, "b")):
+        session.session_data["session_state"]["items"] = ["first", item]
+        db.upsert_session(session)
+
+    assert db.get_session("s").session_data["session_state"]["items"] == ["first", "a", "b"]
+
+
+def test_lists_show_what_was_restored_or_forked_elsewhere(place):
+    db = begun(place.open(), "r1", "r2")
+    with elsewhere(db) as log:
+        log.restore("s", to_turn=1)
+        log.fork("s", "t")
+
+    found = {session.session_id: len(session.runs) for session in db.get_sessions()}
+    assert found == {"s": 1, "t": 1}
+
+
+def test_a_restore_elsewhere_shows_also_where_others_have_written_since(place):
+    db = begun(place.open(), "r1", "r2")
+    with elsewhere(db) as log:
+        log.restore("s", to_turn=1)
+    place.plain().upsert_run(run_of("r3"), "s", "ada", 2)
+
+    assert run_ids(db) == ["r1", "r3"]
+
+
+def test_a_session_with_an_id_that_the_log_cannot_have_can_be_deleted(place):
+    begun(place.plain(), session_id="a" * 250)
+    begun(place.plain(), session_id="b")
+    db = place.open()
+    with pytest.raises(NotStored, match="session_id: 250 bytes"):
+        db.upsert_session(session_of("a" * 250))
+
+    db.delete_sessions(["a" * 250, "b"])
+    assert db.get_sessions() == []

@@ -26,7 +26,7 @@ from kern_events.adapters.agno.merging import merged_data, merged_object
 from kern_events.adapters.agno.recorder import Joining, Recorder
 from kern_events.adapters.agno.sessions import AgnoSessions
 from kern_events.adapters.agno.tables import Held, Tables
-from kern_events.codec import LARGEST_PAYLOAD_BYTES
+from kern_events.codec import LARGEST_PAYLOAD_BYTES, check_id
 from kern_events.delta import state_ops
 from kern_events.errors import InvalidEvent
 
@@ -40,6 +40,7 @@ Written = tuple[Any, str, str | None]  # a run that was stored with its session,
 _MERGED: Final = ("session_data", "metadata", "agent_data", "team_data", "workflow_data")
 _REMEMBERED: Final = 256  # runs written with their session, and sessions not found, until they are written
 _NOTHING: Final = "{}"
+_OWN_PATHS: Final = frozenset({"session_id", "namespace"})
 
 
 class Place(NamedTuple):
@@ -75,7 +76,9 @@ def _reason(error: BaseException) -> str:
         said = getattr(getattr(error, "diag", None), "message_primary", None)
         text = said if isinstance(said, str) else str(error) if isinstance(error, sqlite3.Error) else ""
     else:
-        text = error.reason if isinstance(error, InvalidEvent) else str(error)
+        text = str(error)
+        if isinstance(error, InvalidEvent):  # A path into a payload has its keys, which are content.
+            text = f"{error.path}: {error.reason}" if error.path in _OWN_PATHS else error.reason
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -171,7 +174,7 @@ class KernDb:
         this.close()
 
     def adopt(self, progress: Callable[[int], None] | None = None) -> int:
-        """Record what is in Agno's tables and not in the log, session by session; returns how many there are.
+        """Record what is in Agno's tables and not in the log; returns how many sessions are in both then.
 
         Happens by itself before the first write to a session. Doing it at once makes old sessions
         readable through `sessions` too, and records what a plain Db wrote meanwhile.
@@ -204,8 +207,9 @@ class KernDb:
         return None
 
     def get_sessions(self, *args: Any, **options: Any) -> Any:
-        """See Agno."""
+        """See Agno; what was restored, forked or deleted elsewhere shows at once."""
         this: Any = super()
+        self._kern.show_all()
         found = this.get_sessions(*args, **options)
         if isinstance(found, list):
             for session in found:
@@ -423,6 +427,8 @@ class KernDb:
     def delete_session(self, session_id: str, user_id: str | None = None) -> bool:
         """See Agno; what was said is erased in the log too, whose chain stays."""
         this: Any = super()
+        if not _is_recordable(session_id):
+            return bool(this.delete_session(session_id, user_id))
 
         def work(connection: Connection, held: Mapping[str, Held]) -> Any:
             return this.delete_session(session_id, user_id)
@@ -435,7 +441,7 @@ class KernDb:
     def delete_sessions(self, session_ids: list[str], user_id: str | None = None) -> None:
         """See Agno and delete_session."""
         this: Any = super()
-        ids = list(dict.fromkeys(session_ids))
+        ids = list(filter(_is_recordable, dict.fromkeys(session_ids)))
         with self._kern._engine.connect() as connection:
             # Of a session that stays, because it is another user's, Agno deletes this user's runs.
             runs = {each: list(self._kern.tables.run_rows(connection, each)) for each in ids if user_id}
@@ -460,6 +466,15 @@ class KernDb:
             if self._on_error is not None:
                 self._on_error(failure)
             raise failure from error
+
+
+def _is_recordable(session_id: str) -> bool:
+    """Whether the log can have a session of that id; Agno's tables take any text."""
+    try:
+        check_id(session_id, "session_id")
+    except InvalidEvent:
+        return False
+    return True
 
 
 def _is_fresh(run: Any, base: _Base | None) -> bool:

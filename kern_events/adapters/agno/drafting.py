@@ -8,6 +8,7 @@ is in a native alone (see native.py).
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -42,6 +43,8 @@ _ENDS: Final = {
     "PAUSED": "turn.paused",
     "REGENERATED": "turn.completed",
 }
+_SHOWN: Final = 1_000_000  # characters
+_DEPTH: Final = 20
 _USAGE: Final = (
     *("input_tokens", "output_tokens", "total_tokens", "audio_input_tokens", "audio_output_tokens"),
     *("cache_read_tokens", "cache_write_tokens", "reasoning_tokens", "cost"),
@@ -85,6 +88,24 @@ def fits_within(log: SessionLog, session_id: str) -> Fits:
         return True
 
     return fits
+
+
+def tamed(value: Any, depth: int = 0) -> Any:
+    """Something like a value that the log refuses, which a transcript can show; the native has the value."""
+    if isinstance(value, str):
+        text = value.encode("utf-8", "backslashreplace").decode()
+        return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if type(value) is int and value.bit_length() > 63:
+        return str(value)
+    if isinstance(value, (dict, list)) and depth > _DEPTH:
+        return "…"
+    if isinstance(value, dict):
+        return {tamed(key, depth): tamed(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list):
+        return [tamed(item, depth + 1) for item in value]
+    return value
 
 
 class Drafting:
@@ -152,7 +173,10 @@ class Drafting:
         """What changed in the session's row: in our words, and the rest in the native of what is there."""
         before = self._session or {}
         derived, said = before, []
-        for draft in filter(self._fits, _described(before, after)):
+        for described in _described(before, after):
+            draft = self._fitting(described)
+            if draft is None:
+                continue
             derived = session_after(derived, draft.type, draft.payload) or {}
             said.append(draft)
         rest = state_ops(derived, after)
@@ -193,7 +217,14 @@ class Drafting:
         self._say(Draft("turn.started", {"run_id": owner, **own}))
 
     def _say(self, draft: Draft) -> None:
-        self.drafts.append(draft if self._fits(draft) else Draft(draft.type, {}, turn=draft.turn))
+        self.drafts.append(self._fitting(draft) or Draft(draft.type, {}, turn=draft.turn))
+
+    def _fitting(self, draft: Draft) -> Draft | None:
+        """The draft, or one that shows what it says as far as the log takes it."""
+        if self._fits(draft):
+            return draft
+        shown = Draft(draft.type, tamed(draft.payload), turn=draft.turn, event_id=draft.event_id)
+        return shown if self._fits(shown) else None
 
     def _group(self, run: RunChange, after: Row) -> None:
         """The events of one run: its start, its new messages, and the event that has the rest of its row."""
@@ -235,8 +266,7 @@ class Drafting:
         if type_ != RUN_CHANGED:
             payload |= _outcome(type_, after)
         draft = Draft(type_, payload, turn=turn.number)
-        if not self._fits(draft):
-            draft = Draft(type_, _ids(run.run_id, after), turn=turn.number)
+        draft = self._fitting(draft) or Draft(type_, _ids(run.run_id, after), turn=turn.number)
         if not nested and type_ not in (RUN_CHANGED, "turn.paused"):
             self.turns[run.run_id] = Turn(turn.number, ended=True)
         return draft
@@ -299,12 +329,13 @@ class Drafting:
 
     def _add(self, run_id: str, new: Row, turn: int, calls: set[Any]) -> bool:
         """Record a message, with what our event does not say of it in the native; False if it cannot be."""
-        draft = _drafted(run_id, new, turn)
-        if draft is None or not self._fits(draft):
+        said = _drafted(run_id, new, turn)
+        draft = None if said is None else self._fitting(said)
+        if draft is None:
             return False
         if draft.type in ("tool.returned", "tool.failed"):
-            called = _called(new, turn, known=new["tool_call_id"] in calls)
-            if not self._fits(called):
+            called = self._fitting(_called(new, turn, known=new["tool_call_id"] in calls))
+            if called is None:
                 return False
             self.drafts.append(called)
         self._natively(draft, new)
@@ -344,8 +375,9 @@ class Drafting:
                 self._optional(_turned(message(role, _content(said), id=f"{run.run_id}:{key}"), turn))
 
     def _optional(self, draft: Draft) -> None:
-        if self._fits(draft):
-            self.drafts.append(draft)
+        fitting = self._fitting(draft)
+        if fitting is not None:
+            self.drafts.append(fitting)
 
 
 _RUNNING: Final = frozenset({"session_state", "session_metrics"})

@@ -29,14 +29,23 @@ def merged_object(base: Row, new: Row, now: Row) -> Row:
 
 
 def _both_made(base: Row, new: Row, now: Row) -> Row:
-    """The base, with the objects that came since with both."""
+    """The base, with the objects and lists that have come since with both."""
     filled = dict(base)
     for key, value in new.items():
-        if isinstance(value, dict) and isinstance(now.get(key), dict):
-            old = base.get(key, {})
-            if isinstance(old, dict):
-                filled[key] = _both_made(old, value, now[key])
+        theirs, old = now.get(key), base.get(key)
+        if isinstance(value, dict) and isinstance(theirs, dict) and (old is None or isinstance(old, dict)):
+            filled[key] = _both_made(old or {}, value, theirs)
+        elif isinstance(value, list) and isinstance(theirs, list) and old is None:
+            filled[key] = _common(value, theirs)  # What each has appended to it stays.
     return filled
+
+
+def _common(one: list[Any], other: list[Any]) -> list[Any]:
+    """What two lists begin with."""
+    same = 0
+    while same < min(len(one), len(other)) and not state_ops({"": one[same]}, {"": other[same]}):
+        same += 1
+    return one[:same]
 
 
 def added_up(base: Any, new: Any, now: Any) -> Any:

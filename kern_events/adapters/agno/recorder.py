@@ -175,11 +175,8 @@ class Recorder:
         tables = self.tables
         with self._begun(tables, reading=True) as connection:
             mark, version, status = tables.look(connection, session_id)
-            if mark is None:
-                behind = version > 0 and status != "deleted"
-            else:
-                behind = not mark.changed and mark.version != version
-            if not behind:
+            is_deleted = mark is None and status == "deleted"
+            if is_deleted or (mark.version if mark else 0) == version:
                 return work()
         self._bring_together(session_id)
         return work()
@@ -403,21 +400,31 @@ class Recorder:
         for index, run in enumerate(missing.values(), min(0, first - len(missing))):
             self._store_run(run, session_id, session.get("user_id"), index)
 
-    def _try_to_adopt(self, session_id: str) -> None:
+    def _try_to_adopt(self, session_id: str) -> bool:
         try:
             self._bring_together(session_id)
         except InvalidEvent as error:  # An id that the log cannot have.
-            logger.error("a session cannot be recorded: %s", error.reason)
+            logger.error("a session cannot be recorded: %s: %s", error.path, error.reason)
+            return False
+        return True
+
+    def show_all(self) -> None:
+        """Before Agno lists: what the log has gone on with alone, shows in the rows."""
+        tables = self.tables
+        with self._engine.connect() as connection:
+            behind = tables.behind_ids(connection)
+        for session_id in behind:
+            self._try_to_adopt(session_id)
 
     def adopt_all(self, progress: Callable[[int], None] | None = None) -> int:
-        """Bring all sessions of the table together with the log; returns how many there are."""
+        """Bring all sessions of the table together with the log; returns how many are."""
+        self.show_all()
         done, after = 0, ""
         while True:
             with self._engine.connect() as connection:
                 page = self.tables.session_ids(connection, after, _PAGE)
             for session_id in page:
-                self._try_to_adopt(session_id)
-                done += 1
+                done += self._try_to_adopt(session_id)
                 if progress:
                     progress(done)
             if len(page) < _PAGE:

@@ -281,6 +281,10 @@ class Tables:
         """A page of the ids in Agno's table, in the order of the ids."""
         return [row[0] for row in self.ask(connection, (self._sql["ids"], (after, limit)))[0]]
 
+    def behind_ids(self, connection: Connection) -> list[str]:
+        """The sessions whose rows do not show what the log has."""
+        return [row[0] for row in self.ask(connection, (self._sql["behind"], (self.namespace,)))[0]]
+
     def marked_ids(self, connection: Connection, after: str, limit: int) -> list[str]:
         """A page of the ids that others have written to."""
         return [
@@ -380,6 +384,10 @@ _SQL: Final = {
     " turn = excluded.turn, system = excluded.system, changed = 0",
     # Without triggers for a while, anything may have been written.
     "suspect": "UPDATE {marks} SET changed = 1 WHERE namespace = ?",
+    # Sessions whose rows do not show what the log has.
+    "behind": "SELECT h.session_id FROM {heads} AS h LEFT JOIN {marks} AS m"
+    " ON m.namespace = h.namespace AND m.session_id = h.session_id"
+    " WHERE h.namespace = ? AND (m.version <> h.version OR (m.version IS NULL AND h.status <> 'deleted'))",
     # Sessions that others wrote to.
     "marked": "SELECT session_id FROM {marks} WHERE namespace = ? AND changed <> 0"
     " AND session_id > ? ORDER BY session_id LIMIT ?",
