@@ -16,7 +16,7 @@ from sqlalchemy import text
 
 from kern_events import Draft, Sessions
 from kern_events.adapters.agno import KernInMemoryDb, KernSqliteDb, NotStored
-from kern_events.errors import SessionExists
+from kern_events.errors import SessionExists, StoreError
 from tests.agno_replay import check_replay, stored_rows
 
 
@@ -396,3 +396,17 @@ def test_a_session_with_an_id_that_the_log_cannot_have_can_be_deleted(place):
 
     db.delete_sessions(["a" * 250, "b"])
     assert db.get_sessions() == []
+
+
+def test_an_error_that_agno_catches_on_the_way_is_not_taken_for_success(place):
+    db = begun(place.open(), "r1")
+    before = stored_rows(db, "s"), db.sessions.head("s")
+
+    def work(connection, held):
+        with suppress(Exception), db.Session() as session, session.begin():
+            session.execute(text("SELECT * FROM there_is_no_such_table"))
+
+    with pytest.raises(StoreError, match="Agno has caught"):
+        db._kern.write(["s"], work)
+    assert (stored_rows(db, "s"), db.sessions.head("s")) == before
+    check_replay(db, "s")

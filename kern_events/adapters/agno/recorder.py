@@ -24,7 +24,7 @@ from kern_events.adapters.agno.native import with_native
 from kern_events.adapters.agno.tables import Held, Mark, Tables
 from kern_events.codec import MAX_BATCH
 from kern_events.delta import apply_ops, state_ops
-from kern_events.errors import InvalidEvent, VersionConflict
+from kern_events.errors import InvalidEvent, StoreError, VersionConflict
 from projections.paths import events_on
 
 if TYPE_CHECKING:
@@ -156,6 +156,9 @@ class Recorder:
                     }
                     self.current.touched = {}
                     done = work(connection, found)
+                    transaction = connection.get_transaction()
+                    if transaction is None or not transaction.is_active:
+                        raise StoreError("the database refused it, and Agno has caught the error")
                     for each, held in found.items():
                         self._record(connection, each, held, wanted.get(each, ()))
                 return done
