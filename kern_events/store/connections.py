@@ -7,6 +7,9 @@ caller's engine one connection at most is held; the others are checked out per o
 
 from __future__ import annotations
 
+# Its hooks for a fork have to be registered before ours, which then run first: with its lock held already, a
+# leader that we wait for could not hand over to its thread.
+import concurrent.futures.thread  # noqa: F401
 import os
 import threading
 import time

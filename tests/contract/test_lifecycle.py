@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -241,3 +243,24 @@ def _forked(work):
 def test_the_sqlalchemy_url_is_taken_as_well(address):
     with SessionLog(make_url(address.url), namespace=address.namespace) as log:
         assert log.append("s", notes(1)).version == 1
+
+
+FORK_HOOKS = """
+import os, sys
+registered = []
+plain = os.register_at_fork
+def register(**hooks):
+    registered.append(sys._getframe(1).f_globals["__name__"])
+    plain(**hooks)
+os.register_at_fork = register
+import kern_events.store.connections
+import kern_events.store.group
+print(registered.index("concurrent.futures.thread") < registered.index("kern_events.store.connections"))
+"""
+
+
+def test_a_fork_takes_our_locks_before_those_of_the_threads_we_wait_for():
+    """Else who forks holds the lock that a leader needs to hand over, and waits for that leader."""
+    said = subprocess.run([sys.executable, "-c", FORK_HOOKS], capture_output=True, text=True, check=True)
+
+    assert said.stdout == "True\n"
