@@ -35,6 +35,7 @@ T = TypeVar("T")
 logger: Final = logging.getLogger("kern_events.agno")
 _ATTEMPTS: Final = 10
 _PAGE: Final = 1_000
+_LEVEL: Final = "READ COMMITTED"
 _SKELETON: Final = (*LISTED, "created_at", "updated_at")
 _RETRIED: Final = frozenset({"40P01", "40001"})  # Postgres: deadlock, and a serialization failure
 
@@ -82,6 +83,7 @@ class Recorder:
         self._store_run = store_run
         self._made: Tables | None = None
         self._setup = threading.Lock()
+        self._other_level: bool | None = None
 
     @property
     def tables(self) -> Tables:
@@ -201,8 +203,8 @@ class Recorder:
     ) -> Iterator[Connection]:
         """A transaction that Agno's sessions of this thread join."""
         with self._engine.connect() as connection:
-            if self._engine.dialect.name == "postgresql":
-                connection = connection.execution_options(isolation_level="READ COMMITTED")
+            if self._is_other_level(connection):
+                connection = connection.execution_options(isolation_level=_LEVEL)
             with connection.begin():
                 if self._engine.dialect.name == "sqlite" and not reading and not _is_begun(connection):
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -212,6 +214,14 @@ class Recorder:
                     yield connection
                 finally:
                     self.current.connection = self.current.tables = None
+
+    def _is_other_level(self, connection: Connection) -> bool:
+        """Whether Agno's engine has transactions of another kind than the log can join; asked once."""
+        if self._other_level is None:
+            is_postgres = self._engine.dialect.name == "postgresql"
+            self._other_level = is_postgres and connection.get_isolation_level() != _LEVEL
+            connection.rollback()
+        return self._other_level
 
     def _found(
         self,
