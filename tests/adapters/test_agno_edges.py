@@ -368,6 +368,21 @@ def test_a_list_that_two_begin_at_once_has_the_items_of_both(place):
     assert db.get_session("s").session_data["session_state"]["items"] == ["first", "a", "b"]
 
 
+def test_a_session_that_another_process_begins_between_our_read_and_our_write_is_merged(place, monkeypatch):
+    db, other = place.open(), place.open()
+    plain = db._note_missing
+
+    def begun_meanwhile(session_id, user_id):
+        begun(other, theirs=1)
+        plain(session_id, user_id)
+
+    monkeypatch.setattr(db, "_note_missing", begun_meanwhile)
+    assert db.get_session("s", user_id="ada") is None
+    db.upsert_session(session_of(ours=1))
+
+    assert db.get_session("s").session_data["session_state"] == {"theirs": 1, "ours": 1}
+
+
 def test_lists_show_what_was_restored_or_forked_elsewhere(place):
     db = begun(place.open(), "r1", "r2")
     with elsewhere(db) as log:

@@ -199,12 +199,17 @@ class KernDb:
         session = self._kern.read(session_id, lambda: this.get_session(session_id, *args, **options))
         if session is not None:
             return self._based(session)
+        self._note_missing(session_id, options["user_id"] if "user_id" in options else (*args, None, None)[1])
+        return None
+
+    def _note_missing(self, session_id: str, user_id: str | None) -> None:
+        """A session was not there: who writes it next has begun it, maybe beside others who do so too."""
         with self._kern._engine.connect() as connection:
-            is_there = self._kern.tables.session(connection, session_id) is not None
-        if not is_there:  # Else it is another user's.
+            row = self._kern.tables.session(connection, session_id)
+        # Somebody may have begun it since; if it is another user's, it was there, and not for this one.
+        if row is None or user_id is None or row.get("user_id") in (None, user_id):
             with self._lock:
                 self._missed[session_id] = self._missed.get(session_id, 0) + 1
-        return None
 
     def get_sessions(self, *args: Any, **options: Any) -> Any:
         """See Agno; what was restored, forked or deleted elsewhere shows at once."""
