@@ -83,11 +83,17 @@ def test_a_fork_does_not_go_into_a_session_that_is_there(place):
     assert run_ids(db, "t") == ["r2"]
 
 
-def test_a_fork_loses_what_is_erased_in_its_parent_and_keeps_its_own(place):
+@pytest.mark.parametrize("by", ["agno", "sessions", "elsewhere"])
+def test_a_fork_loses_what_is_erased_in_its_parent_and_keeps_its_own(place, by):
     db = begun(place.open(), "r1")
     db.sessions.fork("s", "t")
     db.upsert_run(run_of("r9", session_id="t"), "t", "ada")
-    db.delete_session("s")
+    if by == "elsewhere":
+        with elsewhere(db) as log:
+            log.delete("s")
+        assert db.get_session("s") is None
+    else:
+        {"agno": db.delete_session, "sessions": db.sessions.delete}[by]("s")
 
     assert run_ids(db, "t") == ["r9"]
     assert "words of r1" not in stored_rows(db, "t")[1]

@@ -306,9 +306,13 @@ class Recorder:
         """The session is gone from Agno's tables: its content goes from the log, its chain stays."""
         self._log._delete_within(connection, session_id)
         self.tables.forget(connection, session_id)
-        for fork in spi.descendants(self._sessions, session_id):
-            self.tables.outdate(connection, fork)  # What they share is erased for them too.
+        self._outdate_forks(connection, session_id)
         return self._noted(connection, session_id, {})
+
+    def _outdate_forks(self, connection: Connection, session_id: str) -> None:
+        """What forks share with a deleted session is erased for them too, which their rows have to show."""
+        for fork in spi.descendants(self._sessions, session_id):
+            self.tables.outdate(connection, fork)
 
     def _noted(self, connection: Connection, session_id: str, turns: Mapping[str, Turn]) -> Mark:
         """The rows show what the log has now."""
@@ -369,6 +373,8 @@ class Recorder:
         """Make the rows what the log says. What is no session of Agno's has none."""
         tables = self.tables
         stored = self._stored(session_id, head)
+        if head.status == "deleted":
+            self._outdate_forks(connection, session_id)
         if stored.session is None:
             tables.write_runs(connection, session_id, {})
             connection.execute(tables.sessions.delete().where(tables.sessions.c.session_id == session_id))

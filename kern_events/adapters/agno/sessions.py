@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 class AgnoSessions(Sessions):
     """Sessions of an Agno Db: everything that Sessions does, on what Agno has stored.
 
-    A turn is a top-level run. What Agno's tables have and the log does not is recorded before it is read
-    here, and what `restore` and `fork` make is in Agno's tables when they return.
+    A turn is a top-level run. What Agno's tables have of a session and the log does not is recorded before
+    that session is read here (lists and exports have what is recorded: see `adopt` of the Db), and what
+    `restore` and `fork` make is in Agno's tables when they return.
     """
 
     _kern: Recorder
@@ -40,7 +41,7 @@ class AgnoSessions(Sessions):
         return found
 
     def forget(self, session_id: str) -> None:
-        """Forget what is cached of a session that was deleted."""
+        """Forget what is cached of a session that was deleted, and what its forks shared with it."""
         for touched in (session_id, *spi.descendants(self, session_id)):
             self._loader.purge(touched, self.head(touched).epoch)
             self._settle(touched)
@@ -95,7 +96,7 @@ class AgnoSessions(Sessions):
         """See Sessions.delete; Agno's rows go too."""
         self._settle(session_id)
         receipt = super().delete(session_id, actor=actor)
-        self._settle(session_id)
+        self.forget(session_id)
         return receipt
 
     def _settle(self, session_id: str) -> None:
