@@ -96,10 +96,14 @@ def owner_of(store: Store, namespace: str, session_id: str, version: int) -> str
 
 
 def segments(store: Store, namespace: str, session_id: str, version: int) -> list[Segment]:
-    """The sessions in whose rows a session up to a version lies, the one without a parent first."""
+    """A session up to a version and those that it was forked from, the one without a parent first.
+
+    Each has at least its first event: a fork may go on from a version that its parent itself shares
+    with another one, and yet that parent is what its hashes begin with.
+    """
     found: list[Segment] = []
     for owner, lineage in _line(store, namespace, session_id):
-        found.append(Segment(owner, lineage.parent, lineage.origin, version))
+        found.append(Segment(owner, lineage.parent, lineage.origin, max(version, lineage.origin + 1)))
         version = lineage.origin
     found.reverse()
     return found

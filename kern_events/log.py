@@ -586,7 +586,7 @@ class SessionLog:
             row = self._store.newest_of(self.namespace, owner, _WITH_METADATA, before)
             if row is None:
                 parent = self._store.lineage(self.namespace, owner)
-                owner, before = parent.parent, parent.origin + 1
+                owner, before = parent.parent, min(before, parent.origin + 1)
                 continue
             if row[3] == "session.deleted":
                 break

@@ -8,8 +8,10 @@ import pytest
 
 from kern_events import Draft, SessionLog, import_events, imports, message
 from kern_events.errors import InvalidEvent, SessionNotFound
-from kern_events.exports.sessions import every_line
+from kern_events.exports.sessions import every_line, live_events
 from kern_events.store.base import AnswerLost
+from projections.fold import fold
+from projections.session import SessionProjector
 from tests import hostile
 from tests.bundles import everything, fill, grow
 from tests.facade import store_of, sync_of
@@ -43,6 +45,12 @@ def small_parts(monkeypatch):
 def moved(log, into, *session_ids):
     """The reports of an import of each session's own file."""
     return [import_events(into, log.export(session_id)) for session_id in session_ids]
+
+
+def folded(log, session_id):
+    """The view of what counts."""
+    projector = SessionProjector()
+    return fold(projector, projector.initial(), list(live_events(log, session_id)), log.types)[0]
 
 
 # -------------------------------------------------------------------------------------- round trip
@@ -94,6 +102,33 @@ def test_random_forests_come_back_bit_for_bit(log, memory, seed, small_parts):
     assert all(found[id] == expected[id] or log.head(id).status == "deleted" for id in ids)
     assert memory.verify().ok
     assert import_events(memory, every_line(sync_of(log))).events == 0
+
+
+@pytest.mark.parametrize("facade_kind", ["sync"], indirect=True)
+def test_a_fork_at_a_version_that_its_parent_shares_comes_back_bit_for_bit(log, other):
+    log.append("a", notes(3))
+    for parent, into, version in (("a", "b", 2), ("b", "c", 1), ("c", "d", 1)):
+        log.fork(parent, into, version=version)
+        log.append(into, notes(1))
+
+    assert import_events(other, log.export("d")).ok
+    assert everything(other, ["d"]) == everything(log, ["d"])
+    assert folded(other, "d") == folded(sync_of(log), "d")
+    assert other.verify().ok
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_each_session_of_a_random_forest_comes_back_alone(log, address, seed):
+    ids = grow(sync_of(log), pick(("alone", seed)), 50)
+    alive = [id for id in ids if log.head(id).status != "deleted"]
+    for id in alive:
+        with SessionLog("memory:", namespace=address.namespace) as empty:
+            report = import_events(empty, log.export(id))
+
+            assert report.ok, report.problems
+            assert everything(empty, [id]) == everything(log, [id])
+            assert folded(empty, id) == folded(sync_of(log), id)
+            assert empty.verify().ok
 
 
 def test_what_can_be_recorded_can_be_imported(log, memory):

@@ -68,6 +68,12 @@ def grow(sessions: Any, naive: Naive, random_: random.Random, steps: int) -> Non
                 naive.appended(session_id, starts)
 
 
+def time_of(sessions: Any, session_id: str, version: int) -> int:
+    """When a version in the rows of a session was recorded."""
+    [event] = spi.page(sessions, session_id, version - 1, version)[0]
+    return event.at_us
+
+
 def check(sessions: Any, naive: Naive) -> int:
     """How many points were compared."""
     points = 0
@@ -82,6 +88,10 @@ def check(sessions: Any, naive: Naive) -> int:
             turn = lineage.turn_at(sessions._store, sessions.namespace, session_id, version)
             assert turn == naive.turn(session_id, version)
             points += 1
+        middle = len(states) // 2
+        at_us = time_of(sessions, *states[middle][-1])
+        found = lineage.version_at(sessions._store, sessions.namespace, session_id, at_us)
+        assert found >= middle and time_of(sessions, *states[found][-1]) == at_us
         for turn in range(head.turn + 1):
             assert spi.point(sessions, session_id, head, turn=turn) == naive.version_of_turn(session_id, turn)
     return points

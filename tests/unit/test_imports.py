@@ -152,8 +152,19 @@ def test_the_first_event_of_a_fork_says_where_it_goes_on(log, memory, change):
 def partly_erased(row):
     """The first event erased, and the second one says so."""
     if row["version"] == 2:
-        row.update(type="session.erased", kind=5, payload="{}", meta='{"erased":[[1,1]]}')
-        return
+        told_of(row, 1)
+    else:
+        erase(row)
+
+
+def told_of(row, version):
+    """The event says that another one was erased."""
+    erased = json.dumps({"erased": [[version, version]]})
+    row.update(type="session.erased", kind=5, payload="{}", meta=erased)
+
+
+def erase(row):
+    """The event has no content any more."""
     commit = chain.payload_commit(bytes.fromhex(row["salt"]), row["payload"].encode(), None)
     row.update(payload=None, salt=None, payload_commit=commit.hex())
 
@@ -164,6 +175,25 @@ def test_a_session_that_was_erased_in_part_is_imported_as_that(log, memory):
     assert import_events(memory, forged(log.export("s"), "default", partly_erased)).ok
     assert [event.erased for event in memory.read("s")] == [True, False]
     assert memory.verify().ok
+
+
+def test_metadata_of_a_fork_is_never_taken_from_behind_its_point(log, memory):
+    log.append("a", [Draft("session.created", {"metadata": {"n": 1}})])
+    log.append("a", [Draft("session.described", {"metadata": {"n": 2}})])
+    log.fork("a", "b", version=2)
+    log.fork("b", "c", version=1)
+    log.append("c", notes(1))
+    *parents, section, first, second = log.export("c")
+    hash = bytes.fromhex(json.loads(parents[2])["hash"])
+
+    def change(row):
+        return erase(row) if row["version"] == 2 else told_of(row, 2)
+
+    erased = forged([parents[0], section, first, second], "default", change, hash)
+
+    assert import_events(memory, [*parents, *erased[1:]]).ok
+    memory.fork("c", "d", version=1)
+    assert next(memory.read("d")).payload["metadata"] == {"n": 1}
 
 
 def test_a_part_that_is_there_and_was_erased_since_is_told(log, memory):
