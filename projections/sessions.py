@@ -17,6 +17,7 @@ from sqlalchemy import URL
 from kern_events import Consumer, Event, EventTypes, Head, Receipt, SessionLog, TurnRecorder, spi
 from kern_events.errors import KernError, SessionNotFound, StoreError, TurnNotPaused, VersionConflict
 from projections.caches import MemoryCache, RedisCache, SnapshotCache
+from projections.caches.base import check_cache
 from projections.caches.tiers import DurableTier, SharedTier
 from projections.frozen import thaw
 from projections.history import History, history
@@ -70,16 +71,14 @@ class Sessions(SessionLog):
         namespace: str = "default",
         **options: Unpack[LogOptions],
     ) -> None:
+        memory, redis = _opened(cache)
         super().__init__(url_or_engine, namespace=namespace, **options)
         self._recipe = (
             url_or_engine,
             {"cache": cache, "durable": durable, "namespace": namespace, **options},
         )
         self._projector: Final = SessionProjector(self.types)
-        if isinstance(cache, str):
-            cache = RedisCache(cache)
-        shared = SharedTier(cache) if isinstance(cache, RedisCache) else None
-        memory = cache.memory if isinstance(cache, RedisCache) else cache or MemoryCache()
+        shared = None if redis is None else SharedTier(redis)
         self._loader = Loader(self, memory, shared, DurableTier(self) if durable else None)
 
     @classmethod
@@ -509,6 +508,22 @@ class Sessions(SessionLog):
         snapshot = self._loader.current(session_id, projector)
         _check_reached(session_id, min_version, snapshot.version)
         return snapshot.view
+
+
+def _opened(cache: object) -> tuple[SnapshotCache, RedisCache | None]:
+    """The memory of a cache, and the Redis behind it, if there is one.
+
+    Raises:
+        TypeError: It is no cache.
+        ValueError: It is a text, but not the URL of a Redis.
+    """
+    if isinstance(cache, str):
+        cache = RedisCache(cache)
+    if isinstance(cache, RedisCache):
+        return cache.memory, cache
+    memory: Any = MemoryCache() if cache is None else cache
+    check_cache(memory)
+    return memory, None
 
 
 def _check_one_point(*points: object) -> None:

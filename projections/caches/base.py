@@ -66,3 +66,14 @@ class SnapshotCache(Protocol):
 
     def drop(self, key: SnapshotKey) -> None:
         """Forget what is kept under a key: it does not agree with the log."""
+
+
+def check_cache(cache: object) -> None:
+    """TypeError that names what to pass, where something is no SnapshotCache: a client of Redis is none."""
+    verbs = [getattr(cache, verb, None) for verb in ("get", "put", "drop")]
+    if isinstance(cache, type) or not all(map(callable, verbs)):
+        kind = cache.__name__ if isinstance(cache, type) else type(cache).__name__
+        raise TypeError(
+            "a cache is the URL of a Redis as text ('redis://host'), RedisCache('redis://host'), "
+            f"MemoryCache() or None, not {kind}"
+        )

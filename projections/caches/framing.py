@@ -70,6 +70,14 @@ class Stored(NamedTuple):
     open: tuple[bytes, ...]
 
 
+def check_secret(secret: object) -> None:
+    """Refuse what cannot sign: an empty secret, or one that is no bytes."""
+    if secret is not None and not isinstance(secret, bytes):
+        raise TypeError(f"a secret is bytes, not {type(secret).__name__}")
+    if secret == b"":
+        raise ValueError("the secret is empty")
+
+
 def seal(identity: bytes, body: bytes, secret: bytes | None = None) -> bytes:
     """The body as it may be stored: whoever does not know the identity cannot unseal it."""
     if secret is None:

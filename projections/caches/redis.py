@@ -18,11 +18,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from projections.caches.base import SnapshotCache
+from projections.caches.base import SnapshotCache, check_cache
 from projections.caches.framing import (
     Mark,
     Place,
     Stored,
+    check_secret,
     joined,
     pack_mark,
     seal,
@@ -62,6 +63,7 @@ class RedisCache:
 
     Raises:
         ValueError: The URL is not one, the secret is empty, or nothing would be kept.
+        TypeError: The URL is no text, the secret no bytes, or the memory no cache.
         ImportError: redis-py is not installed.
     """
 
@@ -75,8 +77,13 @@ class RedisCache:
         timeout_s: float = 0.1,
         memory: SnapshotCache | None = None,
     ) -> None:
-        if secret is not None and not secret:
-            raise ValueError("the secret is empty")
+        if not isinstance(url, str):
+            raise TypeError(
+                f"a RedisCache takes the URL of a Redis ('redis://host'), not {type(url).__name__}"
+            )
+        check_secret(secret)
+        if memory is not None:
+            check_cache(memory)
         if ttl_s < 1:
             raise ValueError(f"ttl_s is at least 1, not {ttl_s}")
         try:
@@ -84,8 +91,8 @@ class RedisCache:
         except ImportError as missing:
             raise ImportError(MISSING) from missing
         self.memory: Final[SnapshotCache] = MemoryCache() if memory is None else memory
+        self.secret: Final = secret
         self._prefix = prefix.encode()
-        self._secret = secret
         self._ttl = b"%d" % ttl_s
         self._wrong_type = redis_link.WrongType
         self._scripts = _Scripts(*map(redis_link.Script.of, _LUA))
@@ -133,7 +140,7 @@ class RedisCache:
             if values is None:
                 return None
             for name, value in zip(some, values, strict=True):
-                body = unsealed(spot.chunk(name), value, self._secret)
+                body = unsealed(spot.chunk(name), value, self.secret)
                 if body is None:
                     return None
                 bodies.append(body)
@@ -144,7 +151,7 @@ class RedisCache:
         mark = _mark(plain)
         if mark is None or not isinstance(head, bytes) or not isinstance(items, list):
             return None
-        body = unseal(spot.identity(b"h", mark), head, self._secret)
+        body = unseal(spot.identity(b"h", mark), head, self.secret)
         opened, reached = self._opened(spot, items)
         return Stored(mark, body, opened) if body is not None and reached == mark else None
 
@@ -157,7 +164,7 @@ class RedisCache:
             if found is None:
                 return (), None
             mark, sealed = found
-            body = unseal(spot.item(reached, mark), sealed, self._secret)
+            body = unseal(spot.item(reached, mark), sealed, self.secret)
             if body is None:
                 return (), None
             bodies.append(body)
@@ -209,7 +216,7 @@ class RedisCache:
         )
 
     def _step(self, spot: _Spot, base: Mark, mark: Mark, head: bytes, item: bytes, how: bytes) -> bool:
-        sealed = seal(spot.identity(b"h", mark), head, self._secret)
+        sealed = seal(spot.identity(b"h", mark), head, self.secret)
         args = (*_texts(base), *_texts(mark), sealed, item, self._ttl, how)
         return self._run(spot.tag, self._scripts.step, spot.keys, args) == 1
 
@@ -248,7 +255,7 @@ class RedisCache:
         missing = [names[at - 1] for at in planned if isinstance(at, int) and 0 < at <= len(names)]
         if not self._upload(spot, mark, missing, chunks):
             return False
-        sealed = seal(spot.identity(b"h", mark), head, self._secret)
+        sealed = seal(spot.identity(b"h", mark), head, self.secret)
         args = (*_texts(mark), sealed, self._item(spot, None, mark, open), self._ttl, spot.suffix)
         kept = (b"1", *names) if prune else (b"0",)
         return self._run(spot.tag, self._scripts.replace, spot.keys, (*args, *kept)) == 1
@@ -265,7 +272,7 @@ class RedisCache:
         pairs: list[bytes] = []
         size, room = 0, WRITE_PER_CALL
         for name in missing:
-            value = seal(spot.chunk(name), chunks[name](), self._secret)
+            value = seal(spot.chunk(name), chunks[name](), self.secret)
             if size + len(value) > room and room - size < WRITE_PER_CALL:
                 self._write(spot, mark, pairs)
                 return False
@@ -282,7 +289,7 @@ class RedisCache:
         return not pairs or self._run(spot.tag, self._scripts.upload, (spot.chunks, spot.registry), args) == 1
 
     def _item(self, spot: _Spot, base: Mark | None, mark: Mark, body: bytes) -> bytes:
-        return pack_mark(mark) + seal(spot.item(base, mark), body, self._secret)
+        return pack_mark(mark) + seal(spot.item(base, mark), body, self.secret)
 
     # ------------------------------------------------------------------------------------ removing
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+from typing import Any
 
 import pytest
+import redis
+import redis.asyncio
 
-from projections import MemoryCache
+from kern_events import message
+from projections import AsyncSessions, MemoryCache, RedisCache, Sessions
 from projections.caches import Snapshot, SnapshotKey
 
 KEY = SnapshotKey("default", "s", "session", 1)
@@ -98,6 +102,39 @@ def test_threads_may_share_it() -> None:
         thread.join()
 
     assert errors == []
+
+
+@pytest.mark.parametrize("opening", [Sessions.open, AsyncSessions.open])
+@pytest.mark.parametrize(
+    "cache", [redis.Redis(), redis.asyncio.Redis(), MemoryCache, {}, 0, b"redis://localhost", True]
+)
+def test_what_is_no_cache_is_refused_at_once(opening: Any, cache: Any) -> None:
+    with pytest.raises(TypeError, match=r"'redis://host'.*MemoryCache\(\) or None, not \w+$"):
+        opening("memory:", cache=cache)
+    with pytest.raises(TypeError, match="not"):
+        RedisCache("redis://localhost", memory=cache)
+
+
+def test_a_redis_cache_takes_a_url_and_a_secret_of_bytes() -> None:
+    client: Any = redis.Redis()
+    with pytest.raises(TypeError, match="URL of a Redis"):
+        RedisCache(client)
+    secret: Any = "text"
+    with pytest.raises(TypeError, match="a secret is bytes, not str"):
+        RedisCache("redis://localhost", secret=secret)
+
+
+def test_a_cache_that_says_it_is_empty_is_used() -> None:
+    class Counted(MemoryCache):
+        def __len__(self) -> int:
+            return len(self._snapshots)
+
+    cache = Counted()
+    with Sessions.open("memory:", cache=cache) as sessions:
+        sessions.append("s", [message("user", "hello")])
+        sessions.load("s")
+
+    assert len(cache) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
