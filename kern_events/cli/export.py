@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Final, TypeVar
@@ -97,23 +98,31 @@ def _opened(output: str | None) -> Iterator[IO[bytes]]:
     """Standard output, or a file that gets its name when it is complete."""
     if output is None:
         yield sys.stdout.buffer
-        return
-    if os.path.exists(output) and not os.path.isfile(output):
-        with _said(output), open(output, "wb") as file:  # A device or a pipe stays what it is.
+    elif os.path.exists(output) and not os.path.isfile(output):
+        with _said(output), open(os.open(output, os.O_WRONLY), "wb") as file:  # A device or a pipe stays one.
             yield file
-        return
-    output = os.path.realpath(output)
-    part = f"{output}.part"
+    else:
+        with _replaced(os.path.realpath(output)) as file:
+            yield file
+
+
+@contextmanager
+def _replaced(path: str) -> Iterator[IO[bytes]]:
+    """A new file beside another one, whose place it takes at the end; nobody but its owner may read it."""
+    with _said(path):
+        # Under a name that nobody can foresee, in the same folder, and never where a link leads.
+        number, part = tempfile.mkstemp(prefix=".kern-events-", suffix=".part", dir=os.path.dirname(path))
     try:
-        with _said(part), open(part, "wb") as file:
+        with _said(path), open(number, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        with _said(output):
-            os.replace(part, output)
+            os.fsync(number)
+        with _said(path):
+            with suppress(FileNotFoundError):
+                os.chmod(part, 0o600 & os.stat(path).st_mode)
+            os.replace(part, path)
     except BaseException:
-        if os.path.isfile(part):
-            os.unlink(part)
+        os.unlink(part)
         raise
 
 

@@ -1,7 +1,7 @@
 """A SQLite file as this process has it open: its connections, settings, schema and state of health.
 
 The file is opened by SQLite alone, never with `open()`: closing such a file would cancel SQLite's
-locks in this process, and the next acknowledged append could be lost.
+locks in this process, and the next acknowledged append could be lost. A new one is its owner's alone.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
 
-from sqlalchemy import URL, create_engine, text
+from sqlalchemy import URL, create_engine, event, text
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
@@ -52,6 +54,7 @@ class SQLiteFile:
         self._lock_timeout_s = lock_timeout_s
         self._path = None if str(url.database).startswith("file:") else os.path.abspath(str(url.database))
         self._engine = engine or self._create_engine(url, pool_size)
+        keep_private(self._engine)
         self._readers = Connections(
             self._engine, self._prepare_reader, _restore_reader, keep=pool_size if self._own else 0
         )
@@ -423,6 +426,38 @@ def is_busy(error: sqlite3.Error) -> bool:
     """Whether somebody else holds the lock."""
     name = getattr(error, "sqlite_errorname", "") or ""
     return name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+
+
+def keep_private(engine: Engine) -> None:
+    """Have a file that an engine makes be its owner's alone, mode 0600; one that is there stays as it is."""
+    event.listen(engine, "do_connect", _before_connecting)
+
+
+def _before_connecting(dialect: Any, record: Any, args: Sequence[Any], options: Mapping[str, Any]) -> None:
+    path = _made_by(os.fsdecode(args[0]), is_uri=bool(options.get("uri")))
+    if path is None or os.path.exists(path):
+        return
+    path = os.path.realpath(path)
+    # Made under another name, as it must not be closed under its own: see above. Where this fails, SQLite
+    # says what is wrong; and file systems without links have no modes either.
+    with suppress(OSError):
+        file, made = tempfile.mkstemp(prefix=".kern-events-", dir=os.path.dirname(path))
+        os.close(file)
+        try:
+            os.link(made, path)  # Fails if another process was first.
+        finally:
+            os.unlink(made)
+
+
+def _made_by(name: str, *, is_uri: bool) -> str | None:
+    """The file that SQLite makes when it opens a name, where it makes one."""
+    if not (is_uri and name.startswith("file:")):
+        return None if name in ("", ":memory:") else name
+    uri = urlsplit(name)
+    said = parse_qs(uri.query)
+    makes = said.get("mode", ["rwc"])[-1] == "rwc" and "vfs" not in said
+    path = unquote(uri.path)
+    return path if makes and path not in ("", ":memory:") else None
 
 
 def _network_filesystem(path: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from agno.db import utils
@@ -15,7 +16,7 @@ from agno.session.agent import AgentSession
 from sqlalchemy import text
 
 from kern_events import Draft, Sessions
-from kern_events.adapters.agno import KernInMemoryDb, KernSqliteDb, NotStored
+from kern_events.adapters.agno import KernAsyncSqliteDb, KernInMemoryDb, KernSqliteDb, NotStored
 from kern_events.errors import SessionExists, StoreError
 from tests.agno_replay import check_replay, stored_rows
 
@@ -291,6 +292,25 @@ def test_a_db_that_agno_makes_of_ours_is_one_of_ours(tmp_path):
     assert isinstance(again, KernSqliteDb) and again.session_table_name == "z"
     for each in (clone, again, db):
         each.close()
+        each.close()
+
+
+def test_the_files_of_agno_are_their_owner_s_alone(tmp_path):
+    async def main():
+        db = KernAsyncSqliteDb(db_file=f"{tmp_path}/async.db")
+        assert await db.get_user_memories() == []  # Through Agno's own engine, before the log is there.
+        await db.upsert_session(session_of())
+        await db.close()
+
+    asyncio.run(main())
+    made, db = KernInMemoryDb(), KernSqliteDb(db_file=f"{tmp_path}/agno.db")
+    for each in (made, db):
+        each.upsert_session(session_of())
+    folder = Path(made.db_engine.url.database).parent
+    modes = {path.name: path.stat().st_mode & 0o777 for path in [*tmp_path.iterdir(), *folder.iterdir()]}
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {"agno.db", "async.db"} <= set(modes) and set(modes.values()) == {0o600}
+    for each in (made, db):
         each.close()
 
 

@@ -9,6 +9,7 @@ import pydoc
 import sqlite3
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,71 @@ def _spied(opened, function):
         return function(file, *args, **options)
 
     return spy
+
+
+# ------------------------------------------------------------------------- whose the files are
+
+
+def modes(folder) -> dict[str, int]:
+    return {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir() if not path.is_symlink()}
+
+
+@pytest.fixture
+def umask():
+    """Sets the umask, as os.umask does, for one test."""
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o000])
+@pytest.mark.parametrize("address", ["{}", "file:{}?uri=true", "file:{}?mode=rwc&uri=true", "engine"])
+def test_a_new_file_is_its_owner_s_alone(path, umask, address, mask):
+    umask(mask)
+    given = create_engine(f"sqlite:///{path}") if address == "engine" else f"sqlite:///{address.format(path)}"
+    with SessionLog(given) as log:
+        log.append("s", notes(1))
+        made = modes(path.parent)
+    assert {"log.db"} <= set(made) <= {"log.db", "log.db-wal", "log.db-shm"}
+    assert set(made.values()) == {0o600}
+
+
+def test_a_stricter_umask_is_kept_to(url, path, umask):
+    umask(0o277)
+    # The owner cannot write it then, but for root.
+    with suppress(StoreUnavailable), SessionLog(url) as log:
+        log.append("s", notes(1))
+    assert modes(path.parent)["log.db"] == 0o400
+
+
+def test_a_file_that_is_there_keeps_its_mode(url, path, umask):
+    path.touch(0o640)
+    with SessionLog(url) as log:
+        log.append("s", notes(1))
+        assert set(modes(path.parent).values()) == {0o640}
+
+
+def test_a_link_leads_to_a_file_that_is_its_owner_s_alone(path, umask):
+    (path.parent / "link.db").symlink_to(path)
+    with SessionLog(f"sqlite:///{path.parent}/link.db") as log:
+        log.append("s", notes(1))
+        assert set(modes(path.parent).values()) == {0o600}
+
+
+def test_two_who_make_a_file_at_once_have_the_same_one(url, path, monkeypatch):
+    """The second is done while the first one is about to give the file its name."""
+    link = os.link
+
+    def meanwhile(made, name):
+        monkeypatch.setattr(os, "link", link)
+        with SessionLog(url) as second:
+            second.append("s", notes(1))
+        link(made, name)
+
+    monkeypatch.setattr(os, "link", meanwhile)
+    with SessionLog(url) as first:
+        assert first.append("s", notes(1)).version == 2
+        assert modes(path.parent) == dict.fromkeys(("log.db", "log.db-wal", "log.db-shm"), 0o600)
 
 
 # ---------------------------------------------------------------------------- a WAL that is lost

@@ -135,7 +135,7 @@ def test_an_unknown_session_is_told_and_leaves_no_file(
     result = run("export", "nobody", "--format", form, "--output", "out")
 
     assert (result.exit_code, result.stderr) == (1, "Error: session 'nobody' does not exist\n")
-    assert not list(tmp_path.glob("out*"))
+    assert not list(tmp_path.glob("out*")) and not list(tmp_path.glob("*.part"))
 
 
 def test_a_file_that_cannot_be_written_is_one_line_on_stderr(run: Run, log: SessionLog) -> None:
@@ -143,7 +143,7 @@ def test_a_file_that_cannot_be_written_is_one_line_on_stderr(run: Run, log: Sess
     result = run("export", "s", "--output", "no/such/folder")
 
     assert result.exit_code == 1
-    assert "no/such/folder.part: No such file or directory" in result.stderr
+    assert "no/such/folder: No such file or directory" in result.stderr
 
 
 def test_a_device_stays_one_and_a_link_leads_to_its_file(run: Run, log: SessionLog, tmp_path: Path) -> None:
@@ -156,6 +156,35 @@ def test_a_device_stays_one_and_a_link_leads_to_its_file(run: Run, log: SessionL
     assert (tmp_path / "link").is_symlink() and (tmp_path / "target").is_file()
 
 
+@pytest.mark.parametrize("form", ["jsonl", "cloudevents", "agui", "otel", "parquet"])
+@pytest.mark.parametrize(("before", "after"), [(None, 0o600), (0o644, 0o600), (0o600, 0o600), (0o400, 0o400)])
+def test_a_file_is_its_owner_s_alone(
+    run: Run, log: SessionLog, form: str, before: int | None, after: int
+) -> None:
+    log.append("s", notes(1))
+    if before is not None:
+        Path("out").touch(before)
+        Path("out").chmod(before)
+
+    assert run("export", "s", "--format", form, "--output", "out").exit_code == 0
+    assert Path("out").stat().st_mode & 0o777 == after
+
+
+@pytest.mark.parametrize("name", ["out.part", ".kern-events-x.part"])
+def test_a_link_beside_the_output_is_not_followed(
+    run: Run, log: SessionLog, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.append("s", notes(1))
+    (tmp_path / "precious").write_bytes(b"precious")
+    (tmp_path / name).symlink_to("precious")
+    names = iter(["x", "y"])  # As if somebody had foreseen the first.
+    monkeypatch.setattr("tempfile._get_candidate_names", lambda: names)
+
+    assert run("export", "s", "--output", "out").exit_code == 0
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+    assert (tmp_path / name).is_symlink() and not (tmp_path / "out").is_symlink()
+
+
 def test_a_missing_extra_is_one_line_on_stderr(
     run: Run, log: SessionLog, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -164,7 +193,7 @@ def test_a_missing_extra_is_one_line_on_stderr(
     result = run("export", "s", "--format", "parquet", "--output", "out")
 
     assert result.stderr == "Error: Parquet export needs: pip install 'kern-events[parquet]'\n"
-    assert not list(tmp_path.glob("out*"))
+    assert not list(tmp_path.glob("out*")) and not list(tmp_path.glob("*.part"))
 
 
 def test_progress_is_shown_beside_the_lines(url: str, log: SessionLog) -> None:
@@ -207,9 +236,9 @@ def test_ctrl_c_leaves_no_half_file(url: str, log: SessionLog, tmp_path: Path) -
     for _ in range(40):
         log.append("s", [message("user", "x" * 50_000) for _ in range(50)])
     with program(url, "export", "s", "--output", str(tmp_path / "out"), cwd=tmp_path) as process:
-        eventually(lambda: (tmp_path / "out.part").exists())
+        eventually(lambda: list(tmp_path.glob(".kern-events-*.part")))
         process.send_signal(signal.SIGINT)
         process.wait(60)
 
         assert process.returncode == 130
-    assert not list(tmp_path.glob("out*"))
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("log.db")] == []

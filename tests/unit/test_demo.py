@@ -110,6 +110,14 @@ def test_the_demo_does_not_use_the_database_of_the_environment(monkeypatch: pyte
     assert "demo-1" in demo()
 
 
+def test_the_demo_leaves_one_file_which_is_its_owner_s_alone(folder: Path) -> None:
+    demo()
+
+    assert {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} == {
+        "kern-events-demo.db": 0o600
+    }
+
+
 @pytest.mark.parametrize(
     ("term", "value"),
     [("2 + 3 * 4", "14"), ("(2 + 3) * 4", "20"), ("10 / 4 - 1", "1.5"), ("2*(3-(1+1))", "2")],

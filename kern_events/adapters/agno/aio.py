@@ -24,6 +24,7 @@ from kern_events.adapters.agno.db import OnError, run_snapshot, snapshot, writte
 from kern_events.adapters.agno.postgres import KernPostgresDb
 from kern_events.adapters.agno.reopening import MARK, stands_for
 from kern_events.adapters.agno.sqlite import KernSqliteDb
+from kern_events.store.sqlite_file import keep_private
 from projections.aio import AsyncSessions
 
 _PLACES = frozenset({"self", "db_url", "db_engine", "db_file"})
@@ -146,6 +147,7 @@ class KernAsyncSqliteDb(_KernAsyncDb, AsyncSqliteDb):
 
     def __init__(self, *args: Any, on_error: OnError | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
+        keep_private(self.db_engine.sync_engine)
         given = inspect.signature(AsyncSqliteDb.__init__).bind(self, *args, **options).arguments
         self._begin(KernSqliteDb, SqliteDb, given, on_error)
 

@@ -8,6 +8,7 @@ from agno.db.sqlite import SqliteDb
 
 from kern_events.adapters.agno.db import KernDb, OnError, Place
 from kern_events.adapters.agno.reopening import MARK, stands_for
+from kern_events.store.sqlite_file import keep_private
 
 
 @stands_for(SqliteDb, "sqlite")
@@ -24,6 +25,7 @@ class KernSqliteDb(KernDb, SqliteDb):
 
     def __init__(self, *args: Any, on_error: OnError | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
+        keep_private(self.db_engine)
         self._begin(on_error)
 
     def _place(self) -> Place:
