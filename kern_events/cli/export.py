@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Final, TypeVar
@@ -109,21 +109,20 @@ def _opened(output: str | None) -> Iterator[IO[bytes]]:
 @contextmanager
 def _replaced(path: str) -> Iterator[IO[bytes]]:
     """A new file beside another one, whose place it takes at the end; nobody but its owner may read it."""
-    with _said(path):
-        # Under a name that nobody can foresee, in the same folder, and never where a link leads.
-        number, part = tempfile.mkstemp(prefix=".kern-events-", suffix=".part", dir=os.path.dirname(path))
+    # A name that nobody can foresee, and never where a link leads.
+    part = os.path.join(os.path.dirname(path), f".kern-events-{secrets.token_hex(8)}.part")
     try:
-        with _said(path), open(number, "wb") as file:
+        with _said(path), open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             yield file
             file.flush()
-            os.fsync(number)
+            os.fsync(file.fileno())
         with _said(path):
             with suppress(FileNotFoundError):
                 os.chmod(part, 0o600 & os.stat(path).st_mode)
             os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(part)
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import random
+import secrets
 import sqlite3
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -440,10 +440,10 @@ def _before_connecting(dialect: Any, record: Any, args: Sequence[Any], options: 
     path = os.path.realpath(path)
     # Made under another name, as it must not be closed under its own: see above. Where this fails, SQLite
     # says what is wrong; and file systems without links have no modes either.
+    made = os.path.join(os.path.dirname(path), f".kern-events-{secrets.token_hex(8)}")
     with suppress(OSError):
-        file, made = tempfile.mkstemp(prefix=".kern-events-", dir=os.path.dirname(path))
-        os.close(file)
         try:
+            os.close(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
             os.link(made, path)  # Fails if another process was first.
         finally:
             os.unlink(made)
