@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from itertools import count
 from typing import Any, Final, NamedTuple
 
@@ -73,11 +73,25 @@ class Prepared(msgspec.Struct, frozen=True, gc=False):
     listing: Mapping[str, str | None] | None
 
 
+class Fence(NamedTuple):
+    """What a running turn must not write behind: somebody else who resumed it, or ended it.
+
+    `seen` is the last version that its recorder knows, nothing up to it has to be looked at. Behind it,
+    an event of `kinds` in the turn `turn` is somebody else's unless its id is among `own`.
+    """
+
+    turn: int
+    seen: int
+    kinds: tuple[int, int]
+    own: Set[bytes]
+
+
 class Batch(NamedTuple):
     """The prepared events of one append to one session.
 
     `opening` is a `session.created` that goes first where the session is new, and is dropped where
-    it is not. `branch` is the branch that a running turn began on, None for everybody else.
+    it is not. `branch` is the branch that a running turn began on, None for everybody else, like its
+    `fence`.
     """
 
     namespace: str
@@ -88,6 +102,7 @@ class Batch(NamedTuple):
     idempotency_key: str | None = None
     branch: int | None = None
     turn: int = 0
+    fence: Fence | None = None
 
     def at(self, head: Head) -> tuple[Prepared, ...]:
         """The events that an attempt behind this head records."""
@@ -115,6 +130,7 @@ def prepare(
     opening: Draft | None = None,
     branch: int | None = None,
     turn: int = 0,
+    fence: Fence | None = None,
     max_payload_bytes: int = MAX_PAYLOAD_BYTES,
     ref: int | None = None,
     reserved: bool = False,
@@ -146,7 +162,7 @@ def prepare(
         raise InvalidEvent("the same draft twice in one append", "drafts")
     first = prepare_draft(opening, os.urandom(16), max_payload_bytes) if opening else None
     scope = chain.scope(namespace, session_id)
-    return Batch(namespace, session_id, scope, tuple(events), first, idempotency_key, branch, turn)
+    return Batch(namespace, session_id, scope, tuple(events), first, idempotency_key, branch, turn, fence)
 
 
 def prepare_draft(

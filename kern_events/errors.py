@@ -7,6 +7,7 @@
     ├── SessionExists
     ├── VersionConflict
     │   └── TurnAbandoned
+    │       └── TurnTaken
     ├── SessionClosed
     ├── TurnNotPaused
     ├── IdempotencyConflict
@@ -96,6 +97,29 @@ class TurnAbandoned(VersionConflict):
         self.session_id = session_id
         self.turn = turn
         self.branch = branch
+        self.expected = expected
+        self.actual = actual
+
+
+class TurnTaken(TurnAbandoned):
+    """Somebody else goes on with this turn, or has ended it: nothing more is recorded by this recorder.
+
+    `by_version` is the `turn.resumed` that took it over, or the end of the turn. `expected` is the
+    last version that the recorder knew, `actual` the one that was found.
+    """
+
+    def __init__(
+        self, session_id: str, turn: int, branch: int, by_version: int, expected: int, actual: int
+    ) -> None:
+        KernError.__init__(
+            self,
+            f"turn {turn} of session {session_id!r} is somebody else's: it was resumed or ended "
+            f"at version {by_version}",
+        )
+        self.session_id = session_id
+        self.turn = turn
+        self.branch = branch
+        self.by_version = by_version
         self.expected = expected
         self.actual = actual
 

@@ -37,6 +37,7 @@ class Kind(IntEnum):
     FORK = 4
     ERASURE = 5
     CLOSE = 6
+    TURN_RESUME = 7
 
 
 _KINDS: Final[dict[str, Kind]] = {
@@ -44,6 +45,7 @@ _KINDS: Final[dict[str, Kind]] = {
     "turn.completed": Kind.TURN_END,
     "turn.failed": Kind.TURN_END,
     "turn.cancelled": Kind.TURN_END,
+    "turn.resumed": Kind.TURN_RESUME,
     "session.restored": Kind.RESTORE,
     "session.forked": Kind.FORK,
     "session.erased": Kind.ERASURE,
@@ -58,7 +60,6 @@ TYPES: Final[frozenset[str]] = frozenset(_KINDS) | {
     "session.summarized",
     "session.cleared",
     "turn.paused",
-    "turn.resumed",
     "message.added",
     "message.replaced",
     "message.removed",
@@ -76,15 +77,20 @@ TYPES: Final[frozenset[str]] = frozenset(_KINDS) | {
 }
 
 
+_OF_TURNS: Final = (Kind.TURN_START, Kind.TURN_END, Kind.TURN_RESUME)
+
+
 def kind_of(type: str, payload: Mapping[str, Any], meta: Mapping[str, Any] | None) -> int:
     """The kind of an event; a turn with a parent run id belongs to another turn and opens none."""
     kind = _KINDS.get(type)
     if kind is None:
         return 0
-    nested = kind in (Kind.TURN_START, Kind.TURN_END) and (
-        payload.get("parent_run_id") is not None or (meta or {}).get("parent_run_id") is not None
-    )
-    return 0 if nested else int(kind)
+    return 0 if kind in _OF_TURNS and is_nested(payload, meta) else int(kind)
+
+
+def is_nested(payload: Mapping[str, Any], meta: Mapping[str, Any] | None) -> bool:
+    """Whether an event belongs to a run within a turn: it has a parent run id."""
+    return payload.get("parent_run_id") is not None or (meta or {}).get("parent_run_id") is not None
 
 
 # Ids need to be unique, not secret: a generator of our own, so that random.seed() elsewhere cannot

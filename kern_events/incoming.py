@@ -21,6 +21,7 @@ from kern_events.events import LAST_US, Head, Kind, Status, kind_of
 
 _MAX_TYPE_VERSION: Final = 2**31 - 1
 _KEEPERS: Final = (Kind.TURN_START, Kind.RESTORE, Kind.FORK)  # whose `turn` is the highest so far
+_OF_TURNS: Final = (Kind.TURN_START, Kind.TURN_END, Kind.TURN_RESUME)
 _LASTING: Final = (Kind.ERASURE, Kind.CLOSE)  # which no erasure covers
 
 TurnAt = Callable[[int], int]
@@ -267,7 +268,7 @@ def _check_kind(row: StoredRow, payload: dict[str, Any] | None, meta: dict[str, 
     type, kind = row[3], row[5]
     expected = kind_of(type, payload or {}, meta)
     # What was erased may have been a nested run.
-    nested = payload is None and kind == 0 and expected in (Kind.TURN_START, Kind.TURN_END)
+    nested = payload is None and kind == 0 and expected in _OF_TURNS
     if kind != expected and not nested:
         raise InvalidEvent("not the kind of an event of this type", "kind")
     if kind in _LASTING and payload is None:

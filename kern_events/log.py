@@ -17,7 +17,7 @@ from sqlalchemy import URL
 from sqlalchemy.engine import Connection, Engine
 
 from kern_events import bundle, chain, lineage
-from kern_events.batch import LISTING, Batch, StoredRow, event_of, prepare
+from kern_events.batch import LISTING, Batch, Fence, StoredRow, event_of, prepare
 from kern_events.codec import LARGEST_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, check_id
 from kern_events.consumer import Consumer, ConsumerStatus, Handler, SQLHandler, statuses
 from kern_events.errors import FeedRegressed, InvalidEvent, SessionNotFound, StoreCorrupt, StoreError
@@ -251,6 +251,8 @@ class SessionLog:
 
         Raises:
             TurnAbandoned: From any call, once somebody restored the session to before this turn.
+            TurnTaken: From any call, once somebody else resumed this turn, or ended it: whoever was
+                taken over from writes no more.
         """
         started = {"run_id": run_id, "parent_run_id": parent_run_id, "agent_id": agent_id}
         return TurnRecorder(
@@ -284,6 +286,9 @@ class SessionLog:
             expected: Where the session stood when the turn was seen to wait: of those who try, the
                 first continues it, and the others get VersionConflict.
             buffered, actor, meta: As for turn; `turn.resumed` itself is recorded at once.
+
+        Raises:
+            TurnTaken, TurnAbandoned: As for turn. Whoever had the turn before gets TurnTaken from now on.
         """
         claims = claim_at(expected, turn)
         return self._resumed(session_id, claims, buffered=buffered, actor=actor, meta=meta)
@@ -667,6 +672,7 @@ class SessionLog:
         opening: Draft | None = None,
         branch: int | None = None,
         turn: int = 0,
+        fence: Fence | None = None,
         ref: int | None = None,
         reserved: bool = False,
     ) -> Batch:
@@ -679,6 +685,7 @@ class SessionLog:
             opening=opening,
             branch=branch,
             turn=turn,
+            fence=fence,
             max_payload_bytes=self._max_payload_bytes,
             ref=ref,
             reserved=reserved,

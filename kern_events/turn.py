@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import msgspec
 
+from kern_events.batch import Fence
 from kern_events.codec import MAX_BATCH
 from kern_events.errors import AppendUnresolved, InvalidEvent, KernError, VersionConflict
 from kern_events.events import (
     Draft,
     Head,
     Json,
+    Kind,
     Receipt,
+    is_nested,
     message,
     new_event_id,
     state_changed,
@@ -38,6 +41,7 @@ logger: Final = logging.getLogger("kern_events")
 _MAX_ERROR_CHARS: Final = 10_000
 _MAX_BUFFER: Final = MAX_BATCH - 2  # with its end, and a session.created
 _RUN_IDS: Final = ("run_id", "parent_run_id")
+_TAKING: Final = (Kind.TURN_END, Kind.TURN_RESUME)
 _CANCELLED: Final = (KeyboardInterrupt, asyncio.CancelledError, GeneratorExit)
 
 
@@ -121,6 +125,7 @@ class TurnState:
         self._branch: int | None = None
         self._claims = claims
         self._buffer: list[Draft] | None = [] if buffered else None
+        self._own: set[bytes] = set()  # the ids of its own ends and resumptions, recorded or not
 
     def _resume(self, claims: Claims) -> None:
         """Record `turn.resumed` at once, also in a buffered turn: of those who try, one continues it."""
@@ -167,13 +172,24 @@ class TurnState:
         return None
 
     def _prepared(self, drafts: Sequence[Draft]) -> Batch:
-        return self._log._prepare(
+        batch = self._log._prepare(
             self.session_id,
             drafts,
             opening=self._opening if self.number is None else None,
             branch=self._branch,
             turn=self.number or 0,
+            fence=self._fence(),
         )
+        self._own.update(event.draft.event_id for event in batch.events if event.kind in _TAKING)
+        return batch
+
+    def _fence(self) -> Fence | None:
+        """What this turn must not write behind. Up to its last commit there was nothing of the kind."""
+        if self.number is None or self.receipt is None:
+            return None
+        # Of a nested run, the turn that it is counted to may end before it does.
+        kinds = (Kind.TURN_RESUME,) * 2 if is_nested(self._started, self._meta) else _TAKING
+        return Fence(self.number, self.receipt.version, kinds, self._own)
 
     def _flushed(self, closing: Draft) -> Batch:
         """The end of the turn, with what waits before it; that waits until it has landed."""

@@ -119,6 +119,29 @@ class FaultyStore:
         return self._inner.head(batch.namespace, batch.session_id) or unknown_head(batch)
 
 
+class LosingStore:
+    """Loses the answer of the next attempt, which lands; before it is told, something else happens."""
+
+    def __init__(self, inner: Any, meanwhile: Callable[[], Any]) -> None:
+        self._inner = inner
+        self._meanwhile: Callable[[], Any] | None = meanwhile
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def attempt(self, batch: Any, base: Any, lock: bool = False) -> Any:
+        head = self._inner.head(batch.namespace, batch.session_id) or unknown_head(batch)
+        answer = self._inner.attempt(batch, base, lock)
+        if self._meanwhile is None:
+            return answer
+        meanwhile, self._meanwhile = self._meanwhile, None
+        meanwhile()
+        raise AnswerLost(head)
+
+    def submit(self, batch: Any, base: Any) -> Future[Any] | None:
+        return None
+
+
 class CuttingProxy:
     """Stands between a client and a server, and cuts a connection when it is told to.
 

@@ -7,7 +7,7 @@ does not, or when the answer is lost, is decided in retry.py, once for all datab
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from types import MappingProxyType
@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from sqlalchemy.engine import Connection
 
 from kern_events import chain
-from kern_events.batch import LISTING, Batch, Linked, StoredRow
+from kern_events.batch import LISTING, Batch, Fence, Linked, StoredRow
 from kern_events.events import Head, Kind, Receipt, SessionInfo
 
 logger: Final = logging.getLogger("kern_events")
@@ -56,11 +56,15 @@ class AnswerLost(Exception):
 
 
 class Found(NamedTuple):
-    """What a look-up saw in one statement: the head, the rows behind the base, the key's rows."""
+    """What a look-up saw: the head, the rows behind the base, the key's rows, all in one statement.
+
+    `taken` is the version at which somebody else took the batch's turn over.
+    """
 
     head: Head
-    behind: Sequence[StoredRow]
-    keyed: Sequence[StoredRow]
+    behind: Sequence[StoredRow] = ()
+    keyed: Sequence[StoredRow] = ()
+    taken: int | None = None
 
 
 class HeadRow(NamedTuple):
@@ -300,7 +304,7 @@ class Store(Protocol):
         """As attempt, without holding the thread; None where the store has no queue."""
 
     def look_up(self, batch: Batch, base: int, count: int) -> Found:
-        """The head, the `count` rows behind `base` and the rows of the batch's key, in one statement."""
+        """The head, the `count` rows behind `base` and the rows of the batch's key; who took its turn."""
 
     def attempt_many(self, batches: Sequence[tuple[Batch, Base]]) -> list[Landed] | None:
         """Record several batches in one transaction; None if one is refused, which undoes all."""
@@ -443,6 +447,16 @@ def refuses(batch: Batch, base: Base, head: Head) -> bool:
     return head.status != "open" and batch.at(head)[0].draft.type != "session.created"
 
 
+def is_past_fence(batch: Batch, head: Head) -> bool:
+    """Whether others have appended since the batch's turn last did: then it may have been taken over."""
+    return batch.fence is not None and head.version > batch.fence.seen
+
+
+def taken_by(fence: Fence, found: Iterable[Sequence[Any]]) -> int | None:
+    """The first version, of versions and event ids that were found, that is not the recorder's own."""
+    return next((version for version, event_id in found if bytes(event_id) not in fence.own), None)
+
+
 def landed(batch: Batch, linked: Linked, position: int | None) -> Landed:
     """The outcome of an attempt whose rows were written."""
     receipt = Receipt(
@@ -498,7 +512,7 @@ def tombstone_covers(row: StoredRow, version: int) -> bool:
 def found_of(batch: Batch, rows: Sequence[Sequence[Any]]) -> Found:
     """A look-up's rows: head columns, whether the event is behind the base, event columns."""
     if not rows:
-        return Found(unknown_head(batch), (), ())
+        return Found(unknown_head(batch))
     head = Head(*rows[0][:7])
     events = [(row[7], tuple(row[8:])) for row in rows if row[8] is not None]
     behind = [event for is_behind, event in events if is_behind]

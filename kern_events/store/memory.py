@@ -37,9 +37,11 @@ from kern_events.store.base import (
     StoredChunk,
     Tombstone,
     fork_head,
+    is_past_fence,
     landed,
     nothing,
     refuses,
+    taken_by,
     tombstone_covers,
     unknown_head,
 )
@@ -72,6 +74,13 @@ class _Session:
             if row[11] == key:
                 return self.rows[i : i + count]
         return []
+
+    def taken(self, batch: Batch) -> int | None:
+        if (fence := batch.fence) is None or not is_past_fence(batch, self.head):
+            return None
+        later = self.after(fence.seen, None, len(self.rows))
+        taking = [(row[0], row[2]) for row in later if row[5] in fence.kinds and row[6] == fence.turn]
+        return taken_by(fence, taking)
 
 
 class MemoryStore:
@@ -134,9 +143,10 @@ class MemoryStore:
         with self._locked():
             session = self._sessions.get((batch.namespace, batch.session_id))
             if session is None:
-                return Found(unknown_head(batch), (), ())
+                return Found(unknown_head(batch))
             keyed = session.keyed(batch.idempotency_key, len(batch.events))
-            return Found(session.head, session.after(base, base + count, count), keyed)
+            behind = session.after(base, base + count, count)
+            return Found(session.head, behind, keyed, session.taken(batch))
 
     def delete(self, namespace: str, session_id: str, tombstone: Tombstone) -> Landed | None:
         """See Store."""
@@ -462,7 +472,7 @@ class MemoryStore:
         head = session.head if session else unknown_head(batch)
         if refuses(batch, base, head):
             return Refused(head if base is None else base)
-        if session and session.keyed(batch.idempotency_key, 1):
+        if session and (session.keyed(batch.idempotency_key, 1) or session.taken(batch)):
             return Refused(head)
         return link(batch, head, now_us())
 

@@ -43,6 +43,7 @@ from kern_events.store.base import (
     found_of,
     head_name,
     head_row_of,
+    is_past_fence,
     landed,
     listing_values,
     newest_version,
@@ -50,6 +51,7 @@ from kern_events.store.base import (
     refuses,
     rewrites_listing,
     tail_of,
+    taken_by,
     unknown_head,
     version_of,
 )
@@ -118,6 +120,9 @@ class PostgresStore:
             if refuses(batch, base, head):
                 return Refused(head if base is None else base)
             linked = link(batch, head, now_us())
+        # Behind a head that others have moved: the guard does not tell whether the turn was taken over.
+        if is_past_fence(batch, head) and self._taken(batch, head) is not None:
+            return Refused(head)
         statement, values = self._statement(batch, head, linked)
         rows = self._server.send(statement, values, head)
         if not rows:
@@ -329,7 +334,7 @@ class PostgresStore:
         """An attempt that holds the head row, so that a busy session starves nobody."""
         row = session.cursor.execute(self._sql.locked_head, (batch.namespace, batch.session_id)).fetchone()
         head = Head(*row) if row else unknown_head(batch)
-        if refuses(batch, base, head):
+        if refuses(batch, base, head) or _taken(session.cursor, self._sql, batch, head) is not None:
             return Refused(head if base is None else base)
         bases.append(head)
         outcome = self._write(session.cursor, batch, head)
@@ -346,7 +351,7 @@ class PostgresStore:
                     f"the transaction is {level.upper()}: append(connection=) needs READ COMMITTED"
                 )
             head = Head(*row[:7]) if row else unknown_head(batch)
-            if refuses(batch, base, head):
+            if refuses(batch, base, head) or _taken(cursor, self._sql, batch, head) is not None:
                 return Refused(head if base is None else base)
             answer = self._write(cursor, batch, head)
             if isinstance(answer, Landed) or row is not None or base is not None:
@@ -369,7 +374,7 @@ class PostgresStore:
         linked: list[Linked] = []
         for batch, base in batches:
             head = known.get(batch.session_id) or unknown_head(batch)
-            if refuses(batch, base, head):
+            if refuses(batch, base, head) or _taken(cursor, self._sql, batch, head) is not None:
                 return None
             bases.append(head)
             linked.append(link(batch, head, now_us()))
@@ -440,7 +445,11 @@ class PostgresStore:
         }  # fmt: skip
         keyed = batch.idempotency_key is not None
         statement = self._sql.look_up_keyed if keyed else self._sql.look_up
-        return found_of(batch, cursor.execute(statement, values).fetchall())
+        found = found_of(batch, cursor.execute(statement, values).fetchall())
+        return found._replace(taken=_taken(cursor, self._sql, batch, found.head))
+
+    def _taken(self, batch: Batch, head: Head) -> int | None:
+        return self._server.read(lambda session: _taken(session.cursor, self._sql, batch, head))
 
     def rows(
         self, namespace: str, session_id: str, after: int, until: int | None, limit: int
@@ -697,6 +706,14 @@ def _try_link(batch: Batch, base: Base, head: Head) -> Linked | None:
         return link(batch, head, now_us())
     except InvalidEvent:  # A turn that this head does not know of.
         return None
+
+
+def _taken(cursor: Cursor, statements: sql.PostgresSQL, batch: Batch, head: Head) -> int | None:
+    """Where somebody else took the batch's turn over, up to this head."""
+    if (fence := batch.fence) is None or not is_past_fence(batch, head):
+        return None
+    values = (batch.namespace, batch.session_id, *fence.kinds, fence.turn, fence.seen, head.version)
+    return taken_by(fence, cursor.execute(statements.taken, values).fetchall())
 
 
 def _row_values(batch: Batch, head: Head, linked: Linked) -> tuple[Any, ...]:

@@ -23,6 +23,7 @@ from kern_events.errors import (
     StoreError,
     StoreUnavailable,
     TurnAbandoned,
+    TurnTaken,
     VersionConflict,
 )
 from kern_events.events import Head, Receipt
@@ -57,7 +58,7 @@ def record(
     outcome of an attempt that was already made (by the async facade).
 
     Raises:
-        VersionConflict, TurnAbandoned, SessionClosed, IdempotencyConflict: Nothing was written.
+        VersionConflict, TurnAbandoned, TurnTaken, SessionClosed, IdempotencyConflict: Nothing was written.
         AppendUnresolved: The answer was lost and could not be looked up.
     """
     base: Base = expected
@@ -81,7 +82,7 @@ def record(
             return landed
         head = found.head
         if head.version == version_of(used):
-            _same_base(batch, expected, head)
+            _same_base(batch, expected, found)
             base, same_base = head, same_base + 1
             if same_base >= _MAX_ATTEMPTS:
                 raise _give_up(batch, head.version, cause)
@@ -90,7 +91,7 @@ def record(
         elif expected is not None:
             raise VersionConflict(batch.session_id, version_of(expected), head.version)
         else:
-            _check_open(batch, head)
+            _check_open(batch, found)
             conflicts += 1
             # An attempt that locks the head row links to whatever it then finds there.
             base, same_base, cause = None if conflicts >= _LOCK_AFTER else head, 0, None
@@ -173,7 +174,7 @@ def _place(
         return found.head  # A deleted session is new again; its head is pinned once.
     if expected is not None and found.head.version != version_of(used):
         raise VersionConflict(batch.session_id, version_of(expected), found.head.version)
-    _same_base(batch, expected, found.head)
+    _same_base(batch, expected, found)
     # Pinned as long as the head stands there; once it is past, that attempt can land no more.
     return found.head if base is not None and found.head.version == version_of(used) else None
 
@@ -259,9 +260,9 @@ def check_within(batch: Batch, expected: Expected, answer: Landed | Refused, fou
     if landed := _already(batch, answer.base, found):
         return landed
     if expected is not None and found.head.version == version_of(expected):
-        _same_base(batch, expected, found.head)
+        _same_base(batch, expected, found)
     else:
-        _check_open(batch, found.head)
+        _check_open(batch, found)
     raise VersionConflict(
         batch.session_id, version_of(answer.base if expected is None else expected), found.head.version
     )
@@ -316,15 +317,19 @@ def _landed_before(batch: Batch, rows: Sequence[StoredRow], head: Head) -> Lande
     return Landed(receipt, head)
 
 
-def _same_base(batch: Batch, expected: Expected, head: Head) -> None:
-    if isinstance(expected, Head) and expected.hash != head.hash:
-        raise VersionConflict(batch.session_id, expected.version, head.version)
-    _check_open(batch, head)
+def _same_base(batch: Batch, expected: Expected, found: Found) -> None:
+    if isinstance(expected, Head) and expected.hash != found.head.hash:
+        raise VersionConflict(batch.session_id, expected.version, found.head.version)
+    _check_open(batch, found)
 
 
-def _check_open(batch: Batch, head: Head) -> None:
+def _check_open(batch: Batch, found: Found) -> None:
+    """Raise what bars the batch from the session, wherever it stands by now."""
+    head, fence = found.head, batch.fence
     if batch.branch is not None and head.branch != batch.branch:
         raise TurnAbandoned(batch.session_id, batch.turn, head.branch, batch.branch, head.version)
+    if fence is not None and found.taken is not None:
+        raise TurnTaken(batch.session_id, fence.turn, head.branch, found.taken, fence.seen, head.version)
     if head.status != "open" and batch.at(head)[0].draft.type != "session.created":
         raise SessionClosed(batch.session_id, head.status)
 

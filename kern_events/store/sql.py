@@ -157,6 +157,11 @@ SQLITE_ALL_TURN_STARTS: Final = (
     f"SELECT e.version, e.turn FROM kern_events AS e WHERE {_OF_SESSION} AND e.kind <> 0 AND e.kind = 1 "
     "ORDER BY e.turn, e.version"
 )
+# Who resumed or ended a turn between two versions, from the skeleton index.
+SQLITE_TAKEN: Final = (
+    f"SELECT e.version, e.event_id FROM kern_events AS e WHERE {_OF_SESSION} AND e.kind <> 0 "
+    "AND e.kind IN (?, ?) AND e.turn = ? AND e.version > ? AND e.version <= ? ORDER BY e.version"
+)
 # The highest turn at a version: a few rows back by version, which the + keeps the planner from changing.
 SQLITE_TURN_AT: Final = (
     f"SELECT e.turn FROM kern_events AS e WHERE {_OF_SESSION} AND e.version <= ? AND +e.kind IN (1, 3, 4) "
@@ -421,6 +426,12 @@ class PostgresSQL:
         self.all_turn_starts = filled(
             "SELECT version, turn FROM {s}kern_events WHERE namespace = %b AND session_id = %b "
             "AND kind <> 0 AND kind = 1 ORDER BY turn, version"
+        )
+        # Who resumed or ended a turn between two versions, from the skeleton index.
+        self.taken = filled(
+            "SELECT version, event_id FROM {s}kern_events WHERE namespace = %b AND session_id = %b "
+            "AND kind <> 0 AND kind IN (%b, %b) AND turn = %b AND version > %b AND version <= %b "
+            "ORDER BY version"
         )
         # The highest turn at a version: a few rows back by version, which the + 0 keeps the planner to.
         self.turn_at = filled(

@@ -41,6 +41,7 @@ from kern_events.store.base import (
     found_of,
     head_name,
     head_row_of,
+    is_past_fence,
     landed,
     listing_values,
     newest_version,
@@ -48,6 +49,7 @@ from kern_events.store.base import (
     refuses,
     rewrites_listing,
     tail_of,
+    taken_by,
     unknown_head,
     version_of,
 )
@@ -566,6 +568,8 @@ def _attempt(driver: Driver, bases: list[Head], batch: Batch, base: Base) -> Lan
     head = Head(*row[:7]) if row else unknown_head(batch)
     if refuses(batch, base, head):
         return Refused(head if base is None else base)
+    if _taken(driver, batch, head) is not None:
+        return Refused(head)
     key = batch.idempotency_key
     if key is not None and row and driver.execute(sql.SQLITE_KEY, (row[7], key)).fetchone():
         return Refused(head)
@@ -667,7 +671,16 @@ def _erase(driver: Driver, session: int, before: int) -> None:
 
 def _look_up(driver: Driver, batch: Batch, base: int, count: int) -> Found:
     values: tuple[Any, ...] = (base, count, batch.namespace, batch.session_id)
-    if batch.idempotency_key is None:
-        return found_of(batch, driver.execute(sql.SQLITE_LOOK_UP, values).fetchall())
-    values = (*values, batch.idempotency_key, len(batch.events))
-    return found_of(batch, driver.execute(sql.SQLITE_LOOK_UP_KEYED, values).fetchall())
+    statement = sql.SQLITE_LOOK_UP
+    if batch.idempotency_key is not None:
+        statement, values = sql.SQLITE_LOOK_UP_KEYED, (*values, batch.idempotency_key, len(batch.events))
+    found = found_of(batch, driver.execute(statement, values).fetchall())
+    return found._replace(taken=_taken(driver, batch, found.head))
+
+
+def _taken(driver: Driver, batch: Batch, head: Head) -> int | None:
+    """Where somebody else took the batch's turn over, up to this head."""
+    if (fence := batch.fence) is None or not is_past_fence(batch, head):
+        return None
+    values = (batch.namespace, batch.session_id, *fence.kinds, fence.turn, fence.seen, head.version)
+    return taken_by(fence, driver.execute(sql.SQLITE_TAKEN, values).fetchall())

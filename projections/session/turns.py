@@ -21,8 +21,9 @@ from projections.session.builder import Builder, numbers, summed
 from projections.session.messages import Payload
 from projections.session.view import Pause, Turn, TurnStatus, View
 
-_TURN_START: Final = 1  # Event.kind of an event that starts, or ends, a turn rather than a nested run
+_TURN_START: Final = 1  # Event.kind of an event that starts, ends or resumes a turn rather than a nested run
 _TURN_END: Final = 2
+_TURN_RESUME: Final = 7
 # More than a turn takes, so that about 32 make a chunk: what is open is stored anew with every snapshot, and
 # read for every window.
 TURN_BYTES: Final = 2_000
@@ -142,6 +143,8 @@ def paused(builder: Builder, event: Event, payload: Payload) -> str | None:
 
 def resumed(builder: Builder, event: Event, payload: Payload) -> str | None:
     """`turn.resumed`: the turn goes on; interrupted if a later one has started meanwhile."""
+    if event.kind != _TURN_RESUME:
+        return None  # Of a nested run.
     turn = builder.turn_of(event.turn)
     if turn is None or turn.ended_version is not None:
         return "no open turn of that number"

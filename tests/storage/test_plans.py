@@ -46,6 +46,7 @@ USES = {
     "import of a deletion": lambda log: _imported(log, delete=True),
     "snapshot plan": lambda log: spi.SnapshotTable(log, "p").plan("s3", 5),
     "forget other snapshots": lambda log: spi.SnapshotTable(log, "q").forget_others("s7", "p"),
+    "a turn that others append beside": lambda log: _taken(log),
     "consumers": lambda log: _consumed(log),
     "delete": lambda log: log.delete("s6"),
     "delete what has forks": lambda log: log.delete("s5"),
@@ -88,6 +89,13 @@ def _refused(log):
 def _repeated(log):
     receipt = log.append("s5", [note("twice")], idempotency_key="twice")
     assert log.append("s5", [note("twice")], idempotency_key="twice") == receipt
+
+
+def _taken(log):
+    """Others append while a turn is open, from this log, and it goes on."""
+    with log.turn("s7") as turn:
+        log.append("s7", notes(1))
+        turn.message("user", "Hi")
 
 
 @pytest.fixture

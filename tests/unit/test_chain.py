@@ -138,4 +138,4 @@ def test_the_golden_numbers_are_the_ones_that_were_released():
     assert sha256("".join(hashes).encode()).hexdigest() == PINNED
 
 
-PINNED = "989df0f6de784f9dab88be3974e50142e781f0a751b3ef4eaec222d9495b1eb0"
+PINNED = "19b3bdc29439764ea013065d0d4e2cf9ab4edb42fda6c02866d7bef95cac9c96"

@@ -17,6 +17,7 @@ TREE = {
     "SessionExists": "KernError",
     "VersionConflict": "KernError",
     "TurnAbandoned": "VersionConflict",
+    "TurnTaken": "TurnAbandoned",
     "SessionClosed": "KernError",
     "TurnNotPaused": "KernError",
     "IdempotencyConflict": "KernError",
@@ -43,11 +44,15 @@ FIELDS = {
     "session_id": "s1", "expected": 3, "actual": 5, "turn": 2, "branch": 4, "status": "closed", "key": "k1",
     "version": 7, "reason": "a reason", "path": "drafts[0].payload", "found": 8, "type": "a.b",
     "type_version": 2, "needed": 9, "base": 6, "after": 12, "last": 11,
-    "bases": {"s1": 6},
+    "bases": {"s1": 6}, "by_version": 13,
 }  # fmt: skip
 
 
-UNSAID = {("TurnAbandoned", "expected"), ("TurnAbandoned", "actual"), ("AppendUnresolved", "bases")}
+UNSAID = {
+    *(("TurnAbandoned", field) for field in ("expected", "actual")),
+    *(("TurnTaken", field) for field in ("expected", "actual", "branch")),
+    ("AppendUnresolved", "bases"),
+}
 
 
 def made(cls):
