@@ -34,7 +34,7 @@ from projections.caches.framing import (
 from projections.caches.memory import MemoryCache
 
 if TYPE_CHECKING:
-    from projections.caches.redis_link import Reply, Script
+    from projections.caches.redis_link import Budget, Reply, Script
 
 MISSING: Final = "Redis snapshots need: pip install 'kern-events[redis]'"
 
@@ -58,7 +58,10 @@ class RedisCache:
         secret: Signs each value, against others who can write to that Redis. All processes need the same.
         ttl_s: How long what nobody writes to is kept, in seconds.
         prefix: How the keys begin.
-        timeout_s: How long to wait for a connection, and for a reply.
+        timeout_s: How long a call may take: to connect, to send, and to receive the whole reply. What is
+            moved meanwhile adds a second per 64 MiB.
+        max_reply_bytes: A reply that is longer is not read to its end, and what it is of is removed. 32 MiB
+            are twice what is read at a time where no event has more than the default of 1 MiB.
         memory: The tier in front; by default a MemoryCache of its own.
 
     Raises:
@@ -75,6 +78,7 @@ class RedisCache:
         ttl_s: int = 7 * 86400,
         prefix: str = "kern",
         timeout_s: float = 0.1,
+        max_reply_bytes: int = 32 << 20,
         memory: SnapshotCache | None = None,
     ) -> None:
         if not isinstance(url, str):
@@ -84,8 +88,9 @@ class RedisCache:
         check_secret(secret)
         if memory is not None:
             check_cache(memory)
-        if ttl_s < 1:
-            raise ValueError(f"ttl_s is at least 1, not {ttl_s}")
+        for name, number in (("ttl_s", ttl_s), ("max_reply_bytes", max_reply_bytes)):
+            if number < 1:
+                raise ValueError(f"{name} is at least 1, not {number}")
         try:
             from projections.caches import redis_link
         except ImportError as missing:
@@ -95,8 +100,9 @@ class RedisCache:
         self._prefix = prefix.encode()
         self._ttl = b"%d" % ttl_s
         self._wrong_type = redis_link.WrongType
+        self._too_large = redis_link.TooLarge
         self._scripts = _Scripts(*map(redis_link.Script.of, _LUA))
-        self._link = redis_link.Link(url, timeout_s, self._prefix + b":probe")
+        self._link = redis_link.Link(url, timeout_s, max_reply_bytes, self._prefix + b":probe")
 
     @property
     def available(self) -> bool:
@@ -134,9 +140,9 @@ class RedisCache:
 
     def chunks(self, place: Place, names: Sequence[bytes]) -> list[memoryview] | None:
         """The chunks of those names, in that order; None if one is missing or is not what it was."""
-        spot, bodies = _spot(self._prefix, place), []
+        spot, bodies, budget = _spot(self._prefix, place), [], self._link.budget()
         for some in _batches(names, READ_AT_ONCE):
-            values = self._values(spot, some)
+            values = self._values(spot, some, budget)
             if values is None:
                 return None
             for name, value in zip(some, values, strict=True):
@@ -171,11 +177,28 @@ class RedisCache:
             reached = mark
         return tuple(bodies), reached
 
-    def _values(self, spot: _Spot, names: Sequence[bytes]) -> list[bytes | None] | None:
-        match self._ask(spot.tag, [(b"HMGET", spot.chunks, *names)], (spot.chunks,)):
+    def _values(self, spot: _Spot, names: Sequence[bytes], budget: Budget) -> list[bytes | None] | None:
+        try:
+            replies = self._asked(spot.tag, [(b"HMGET", spot.chunks, *names)], (spot.chunks,), budget=budget)
+        except self._too_large:
+            return self._halves(spot, names, budget)
+        match replies:
             case [list(values)] if len(values) == len(names):
                 return [value if isinstance(value, bytes) else None for value in values]
         return None
+
+    def _halves(self, spot: _Spot, names: Sequence[bytes], budget: Budget) -> list[bytes | None] | None:
+        """What is too much at once, in two parts: chunks may hold values that are large by themselves."""
+        if len(names) == 1:
+            self._remove(spot.tag, (spot.chunks,))
+            return None
+        found: list[bytes | None] = []
+        for half in _batches(names, (len(names) + 1) // 2):
+            values = self._values(spot, half, budget)
+            if values is None:
+                return None
+            found += values
+        return found
 
     # ------------------------------------------------------------------------------------- writing
 
@@ -330,14 +353,33 @@ class RedisCache:
         keys: Sequence[bytes] = (),
         script: Script | None = None,
     ) -> list[Reply] | None:
-        """The replies, or None; a key among `keys` that has another type than ours is removed."""
+        """The replies, or None; what has another type than ours, or a reply too long, is removed."""
         try:
-            return self._link.ask(tag, commands, script)
+            return self._asked(tag, commands, keys, script)
+        except self._too_large:
+            self._remove(tag, keys)
+            return None
+
+    def _asked(
+        self,
+        tag: bytes,
+        commands: Sequence[Sequence[bytes]],
+        keys: Sequence[bytes],
+        script: Script | None = None,
+        budget: Budget | None = None,
+    ) -> list[Reply] | None:
+        try:
+            return self._link.ask(tag, commands, script, budget)
         except self._wrong_type:
             heal = self._scripts.heal
-            with suppress(self._wrong_type):
+            with suppress(self._wrong_type, self._too_large):
                 self._link.ask(tag, (heal.command(keys, ()),), heal)
             return None
+
+    def _remove(self, tag: bytes, keys: Sequence[bytes]) -> None:
+        if keys:
+            with suppress(self._wrong_type, self._too_large):
+                self._link.ask(tag, [(b"UNLINK", *keys)])
 
 
 _FIELDS: Final = (b"e", b"v", b"x", b"s")  # Epoch, version and hash, and the head.

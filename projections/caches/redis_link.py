@@ -4,16 +4,22 @@ redis-py opens connections (addresses, TLS, authentication) and parses replies. 
 here, because of what it costs there: a command takes 30 µs of machinery, a cluster that fails over holds
 its callers for seconds, and whoever calls pays for finding out whether a dead server is back.
 
+The time that a call may take is for all of it together, from the connection to the last byte of the
+reply, and a reply has a limit: a server that sends a byte now and then, or without end, is one that
+does not answer.
+
 A server that does not answer is *down* from then on, and calls for it fail without trying. A thread that
 runs only meanwhile tries it instead, and brings the map of a cluster up to date.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
 import threading
+import time
 import weakref
 from binascii import crc_hqx
 from collections.abc import Callable, Iterable, Sequence
@@ -42,6 +48,9 @@ TRY_EVERY_S: Final = 1.0
 # A thread that calls takes a connection; more than this many are not kept for the next burst.
 IDLE_AT_MOST: Final = 32
 
+# What is moved gives a call more time: as much as a slow network in one building needs for it.
+SLOWEST_BYTES_PER_S: Final = 64 << 20
+
 # Redirections and scripts to be loaded on the way to an answer; more is a cluster that disagrees.
 HOPS: Final = 5
 
@@ -65,6 +74,8 @@ _QUIET: Final[dict[str, Any]] = (
     {"driver_info": None} if hasattr(redis, "DriverInfo") else {"lib_name": None, "lib_version": None}
 )
 
+_now: Final = time.monotonic
+
 _parse_url: Final[Callable[[str], dict[str, Any]]] = redis_connection.parse_url
 
 Command: TypeAlias = Sequence[bytes]
@@ -73,6 +84,97 @@ Reply: TypeAlias = "bytes | int | list[Reply] | redis.ResponseError | None"
 
 class WrongType(Exception):
     """A key of ours holds something of another type."""
+
+
+class TooLarge(Exception):
+    """A reply is longer than replies may be; the rest of it was not read."""
+
+
+class Budget:
+    """What a call may take: one time for everything, and so many bytes for each reply."""
+
+    __slots__ = ("_left_bytes", "_limit", "_until_s")
+
+    def __init__(self, timeout_s: float, limit_bytes: int) -> None:
+        self._until_s = _now() + timeout_s
+        self._limit = limit_bytes
+        self._left_bytes = limit_bytes
+
+    def begin(self) -> None:
+        """Another reply is awaited, in what is left of the time."""
+        self._left_bytes = self._limit
+
+    def left_s(self) -> float:
+        """How long to wait for what comes next.
+
+        Raises:
+            TimeoutError: The time is over.
+        """
+        left_s = self._until_s - _now()
+        if left_s <= 0:
+            raise TimeoutError("the exchange has taken its time")
+        return left_s
+
+    def sends(self, size: int) -> None:
+        """So many bytes are to be sent."""
+        self._until_s += size / SLOWEST_BYTES_PER_S
+
+    def received(self, size: int) -> None:
+        """So many bytes more have come.
+
+        Raises:
+            TooLarge: That is more than a reply may have.
+        """
+        self._until_s += size / SLOWEST_BYTES_PER_S
+        self._left_bytes -= size
+        if self._left_bytes < 0:
+            raise TooLarge(f"a reply of more than {self._limit:,} bytes")
+
+
+class Line:
+    """A connected socket as redis-py uses it, within the budget of the connection that it is of."""
+
+    __slots__ = ("_connection", "_socket", "_waits_s")
+
+    def __init__(self, socket: Any, connection: Any) -> None:
+        self._socket = socket
+        self._connection = connection
+        self._waits_s = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+    def settimeout(self, timeout_s: float | None) -> None:
+        """Nothing: the budget says how long to wait."""
+
+    def recv(self, size: int) -> bytes:
+        """As of a socket."""
+        budget = self._ready()
+        data: bytes = self._socket.recv(size)
+        budget.received(len(data))
+        return data
+
+    def recv_into(self, buffer: Any) -> int:
+        """As of a socket."""
+        budget = self._ready()
+        size: int = self._socket.recv_into(buffer)
+        budget.received(size)
+        return size
+
+    def sendall(self, data: bytes) -> None:
+        """As of a socket."""
+        self._connection.budget.sends(len(data))
+        self._ready()
+        self._socket.sendall(data)
+
+    def _ready(self) -> Budget:
+        """Have the socket wait as long as the budget says, give or take a tenth: to tell it is a system call."""
+        budget: Budget = self._connection.budget
+        left_s = budget.left_s()
+        if not 0.9 * self._waits_s <= left_s <= 1.1 * self._waits_s:
+            self._socket.settimeout(left_s)
+            self._waits_s = left_s
+        return budget
 
 
 class Script(NamedTuple):
@@ -112,7 +214,9 @@ class Address(NamedTuple):
         plain, cluster = _SCHEMES[scheme]
         try:
             options = _parse_url(f"{plain}://{rest}")
-            options.setdefault("connection_class", redis.Connection)
+            options["connection_class"] = _within_budget(options.get("connection_class", redis.Connection))
+            if plain == "rediss" and options.get("ssl_cert_reqs") != "none":
+                options.setdefault("ssl_check_hostname", True)  # Before version 6, redis-py did not.
             options |= {
                 "decode_responses": False,
                 "health_check_interval": 0,
@@ -152,27 +256,30 @@ class Server:
     def __str__(self) -> str:
         return str(self._options["path"]) if "path" in self._options else f"{self.host}:{self.port}"
 
-    def exchange(self, commands: Sequence[Command]) -> list[Reply]:
+    def exchange(self, commands: Sequence[Command], budget: Budget) -> list[Reply]:
         """The replies to some commands, errors among them.
 
         Raises:
+            TooLarge: They are longer than the budget allows.
             Exception: There was no answer, or one that is none; of any type, as the other end may send
                 whatever it likes.
         """
         request, count = [_packed(commands)], len(commands)
+        budget.begin()
         try:
             connection = self._idle.pop()
         except IndexError:
-            return self._exchange(_connection(self._options), request, count)
+            return self._exchange(_connection(self._options), request, count, budget)
         try:
-            return self._exchange(connection, request, count)
+            return self._exchange(connection, request, count, budget)
         except redis.ConnectionError:
             # It was closed while it lay idle, and then the others were too. Whether the commands were
             # carried out nobody knows; all of ours may be repeated.
             self.hang_up()
-        return self._exchange(_connection(self._options), request, count)
+        return self._exchange(_connection(self._options), request, count, budget)
 
-    def _exchange(self, connection: Any, request: list[bytes], count: int) -> list[Reply]:
+    def _exchange(self, connection: Any, request: list[bytes], count: int, budget: Budget) -> list[Reply]:
+        connection.budget = budget
         try:
             connection.send_packed_command(request)
             replies = [_reply(connection) for _ in range(count)]
@@ -203,16 +310,19 @@ class Link:
     Args:
         url: `redis://`, `rediss://`, `unix://`, `valkey://` or `valkeys://`, with `+cluster` for a
             cluster: `redis+cluster://`.
-        timeout_s: How long to wait for a connection, and for a reply.
+        timeout_s: How long a call may take with all that belongs to it; a second more per 64 MiB.
+        limit_bytes: How long the replies to a call may be together.
         probe: A key to try a server with, by deleting it: that finds out whether it can be written.
 
     Attributes:
         failures: How many calls were not answered, or by an error.
     """
 
-    def __init__(self, url: str, timeout_s: float, probe: bytes) -> None:
+    def __init__(self, url: str, timeout_s: float, limit_bytes: int, probe: bytes) -> None:
         address = Address.of(url, timeout_s)
         self.failures = 0
+        self._timeout_s = timeout_s
+        self._limit_bytes = limit_bytes
         self._options = address.options
         self._cluster = address.cluster
         self._probe = (b"UNLINK", probe)
@@ -237,8 +347,16 @@ class Link:
         """Whether nothing is known to be down."""
         return not self._closed and not self._down
 
+    def budget(self) -> Budget:
+        """What a call may take that begins now."""
+        return Budget(self._timeout_s, self._limit_bytes)
+
     def ask(
-        self, tag: bytes, commands: Sequence[Command], script: Script | None = None
+        self,
+        tag: bytes,
+        commands: Sequence[Command],
+        script: Script | None = None,
+        budget: Budget | None = None,
     ) -> list[Reply] | None:
         """The replies to commands whose keys all have the hash tag `tag`; None if there was no answer.
 
@@ -246,10 +364,13 @@ class Link:
             tag: What stands in braces in the keys.
             commands: Sent at once; all of them may be sent again.
             script: The one that they run, if they do.
+            budget: Of the call that this belongs to; by default it is one by itself.
 
         Raises:
             WrongType: A key has another type than it has to have.
+            TooLarge: The replies are longer than they may be.
         """
+        budget = budget or self.budget()
         if self._outdated and not self._watched:
             with self._lock:
                 self._watch()
@@ -257,7 +378,7 @@ class Link:
         server = self._slots[slot]
         before: tuple[Command, ...] = ()
         for _ in range(HOPS):
-            replies = self._replies(server, before, commands)
+            replies = self._replies(server, before, commands, budget)
             problem = next((reply for reply in replies or () if isinstance(reply, redis.ResponseError)), None)
             if problem is None:
                 return replies
@@ -278,16 +399,19 @@ class Link:
         return None
 
     def _replies(
-        self, server: Server, before: tuple[Command, ...], commands: Sequence[Command]
+        self, server: Server, before: tuple[Command, ...], commands: Sequence[Command], budget: Budget
     ) -> list[Reply] | None:
         """The replies to the commands, each of which comes after those of `before`."""
         if self._closed or server in self._down:
             return None
         try:
             if not before:
-                return server.exchange(commands)
+                return server.exchange(commands, budget)
             each = [word for command in commands for word in (*before, command)]
-            return server.exchange(each)[len(before) :: len(before) + 1]
+            return server.exchange(each, budget)[len(before) :: len(before) + 1]
+        except TooLarge as error:
+            self._failed(server, error)
+            raise
         except Exception as error:
             self._failed(server, error)
             return None
@@ -303,7 +427,7 @@ class Link:
 
     def _failed(self, server: Server, error: Exception) -> None:
         """Count a failure, say so once, and if the server is of no use, do not ask it again."""
-        down = not isinstance(error, redis.ResponseError) or _useless(error)
+        down = not isinstance(error, redis.ResponseError | TooLarge) or _useless(error)
         with self._lock:
             self.failures += 1
             news = f"{server} {_kind(error)}"
@@ -345,7 +469,7 @@ class Link:
 
     def _answers(self, server: Server) -> bool:
         try:
-            (reply,) = server.exchange([self._probe])
+            (reply,) = server.exchange([self._probe], self.budget())
         except Exception:
             return False
         return not (isinstance(reply, redis.ResponseError) and _useless(reply))
@@ -369,7 +493,7 @@ class Link:
     def _refresh(self) -> None:
         for server in self._known():
             try:
-                (reply,) = server.exchange([(b"CLUSTER", b"SLOTS")])
+                (reply,) = server.exchange([(b"CLUSTER", b"SLOTS")], self.budget())
                 slots = self._mapped(server, reply)
             except Exception:  # Another one may know.
                 logger.debug("Redis at %s does not know the slots", server)
@@ -405,6 +529,18 @@ def _connection(options: dict[str, Any]) -> Any:
     return options.pop("connection_class")(**options)
 
 
+@functools.cache
+def _within_budget(kind: type[Any]) -> type[Any]:
+    """A kind of connection whose socket is a Line; its `budget` is set before each exchange."""
+
+    def connect(self: Any) -> Line:
+        self.socket_connect_timeout = self.budget.left_s()
+        self.socket_timeout = self.socket_connect_timeout  # For the handshake of TLS.
+        return Line(kind._connect(self), self)
+
+    return type(kind.__name__, (kind,), {"_connect": connect})
+
+
 def _packed(commands: Sequence[Command]) -> bytes:
     # As redis-py's own, in a tenth of the time: everything is bytes already.
     return b"".join(
@@ -426,7 +562,7 @@ def _load(script: Script) -> Command:
     return (b"SCRIPT", b"LOAD", script.source)
 
 
-def _useless(error: redis.ResponseError) -> bool:
+def _useless(error: Exception) -> bool:
     """Whether a server that says so is of no use for now. A replica without a master still has its data."""
     return isinstance(error, ReadOnlyError | ClusterDownError) and not isinstance(error, MasterDownError)
 
