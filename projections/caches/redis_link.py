@@ -168,7 +168,7 @@ class Line:
         self._socket.sendall(data)
 
     def _ready(self) -> Budget:
-        """Have the socket wait as long as the budget says, give or take a tenth: to tell it is a system call."""
+        """Have the socket wait as long as the budget says, within a tenth: to tell it is a system call."""
         budget: Budget = self._connection.budget
         left_s = budget.left_s()
         if not 0.9 * self._waits_s <= left_s <= 1.1 * self._waits_s:
