@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Final
 import msgspec
 
 from kern_events import chain, lineage
-from kern_events.batch import Linked, Row, StoredRow
+from kern_events.batch import LISTING, Linked, Row, StoredRow
 from kern_events.bundle import Section, namespace_of, parse, row_line
 from kern_events.errors import InvalidEvent
 from kern_events.events import Head
@@ -41,7 +41,8 @@ class EventsReport(msgspec.Struct):
         extended: Recorded before in part; the rest was added.
         unchanged: Recorded already.
         diverged: Not imported, because something else is recorded.
-        failed: Not imported, because a line of it is bad, its end is missing or its parent is not recorded.
+        failed: Not imported, because a line of it is bad, its end is missing, or its parent is not in the
+            file and may not be linked to.
         bad_lines: Lines that are no recorded event, or not one that can stand where it does.
         read: Events read.
         events: Events recorded by this import.
@@ -75,7 +76,11 @@ class EventsReport(msgspec.Struct):
 
 
 def import_events(
-    log: SessionLog, lines: Iterable[bytes], *, progress: Callable[[EventsReport], None] | None = None
+    log: SessionLog,
+    lines: Iterable[bytes],
+    *,
+    link_parents: bool = False,
+    progress: Callable[[EventsReport], None] | None = None,
 ) -> EventsReport:
     """Record what SessionLog.export gave, from the same or another log, with equal hashes.
 
@@ -90,6 +95,10 @@ def import_events(
     Args:
         log: Where to; its namespace has to be the one of the events, which is part of their hashes.
         lines: The lines of a file, up to 64 MiB each; empty ones are skipped. See `lines_of`.
+        link_parents: Whether a fork whose parent is not in the file may go on from one that is recorded
+            here already, if both are of the same user or of none. Its hash is all that a file has to know
+            of that parent, and whoever reads the fork reads what was said there. Without it, a parent has
+            to be in the same file, in front of the fork, as `export` writes it.
         progress: Called after every line with the report so far.
 
     Returns:
@@ -100,7 +109,7 @@ def import_events(
             of another namespace. Nothing was written.
         StoreError: The database failed. What is recorded is whole.
     """
-    importer = _Importer(log)
+    importer = _Importer(log, link_parents)
     started = time.perf_counter()
     try:
         for number, line in enumerate(lines, 1):
@@ -127,9 +136,11 @@ class _Failed(Exception):
 class _Importer:
     """Takes lines, records a session when its last one was read, and counts."""
 
-    def __init__(self, log: SessionLog) -> None:
+    def __init__(self, log: SessionLog, link_parents: bool) -> None:
         self.report = EventsReport()
         self._log = log
+        self._link_parents = link_parents
+        self._whole: dict[str, int] = {}  # the sessions that are in the file from version 1, and up to where
         self._begun = False
         self._session: _Session | None = None
 
@@ -172,9 +183,26 @@ class _Importer:
         self.report.sessions += 1
         self._session = session = _Session(number, section, self._log)
         try:
+            self._check_parent(section)
             session.begin()
         except _Failed as failed:
             self._fail(session, failed)
+
+    def _check_parent(self, section: Section) -> None:
+        """_Failed if the file does not have what a session goes on from, and that may not be elsewhere.
+
+        This says nothing of whether it is.
+        """
+        if section.fork_parent is None or self._has_parent(section) or self._link_parents:
+            return
+        raise _Failed(
+            f"what it was forked from is not in the file up to version {section.origin}: export both, or "
+            "use link_parents (--link-parents) where it is recorded here and of the same user",
+            kind="no_parent",
+        )
+
+    def _has_parent(self, section: Section) -> bool:
+        return self._whole.get(section.fork_parent or "", 0) >= section.origin
 
     def _add(self, row: StoredRow) -> None:
         if self._session is None:
@@ -196,6 +224,9 @@ class _Importer:
     def _record(self, session: _Session, incoming: Incoming) -> None:
         """Add what is missing, until all is there."""
         session.check()
+        whole = session.section.fork_parent is None or self._has_parent(session.section)
+        if not whole:
+            session.check_owner()
         first: Head | None = None
         known: int | None = None
         for _ in range(_ATTEMPTS):
@@ -210,6 +241,8 @@ class _Importer:
                 all(map(self._log._store.adopt, session.parts(head)))
         else:
             raise _Failed("somebody else is appending to it; import again")
+        if whole:
+            self._whole[session.section.session_id] = incoming.version
         if first is None:
             self.report.new += 1
         elif session.known(first) < incoming.version:
@@ -288,6 +321,13 @@ class _Session:
         last, said = self.incoming.version, self.section.version
         if last < said:
             raise _Failed(f"its events end at version {last} of {said}: the file is cut off")
+
+    def check_owner(self) -> None:
+        """Whether it is of the same user as the recorded session that it goes on from; _Failed if not."""
+        assert self.incoming is not None
+        columns = self._log._store.listing(self._log.namespace, self.section.fork_parent or "")
+        if dict(zip(LISTING, columns, strict=False)).get("user_id") != self.incoming.listing["user_id"]:
+            raise _Failed("what it was forked from is of another user", kind="no_parent")
 
     def head(self) -> Head | None:
         """Where it stands in the log."""
@@ -384,7 +424,9 @@ def _beginning(log: SessionLog, section: Section) -> Beginning:
     owner = lineage.owner_of(store, namespace, parent, version)
     rows = store.rows(namespace, owner, version - 1, version, 1)
     if head is None or not rows:
-        raise _Failed(f"version {version} of the session that it was forked from is not recorded")
+        raise _Failed(
+            f"version {version} of the session that it was forked from is not recorded", kind="no_parent"
+        )
     genesis = chain.fork_genesis(scope, parent, version, rows[0][18])
 
     def turn_at(version: int) -> int:

@@ -39,8 +39,9 @@ class Problem(msgspec.Struct, frozen=True):
 
     Attributes:
         line: The line of the file, from 1.
-        kind: `bad_line` (nothing that can be recorded), `diverged` (something else is recorded) or
-            `refused` (the session was closed, deleted or restored, or cannot be recorded here).
+        kind: `bad_line` (nothing that can be recorded), `diverged` (something else is recorded),
+            `no_parent` (a fork of what is neither in the file nor to be linked to) or `refused` (the
+            session was closed, deleted or restored, or cannot be recorded here).
         reason: One sentence.
         session_id: The session, where the line says it.
         version: Where the session diverges: the recorded event; None if it ends before.

@@ -46,9 +46,14 @@ def cli() -> None:
 
 @cli.command("import")
 @click.argument("file", type=click.File("rb"))
+@click.option(
+    "--link-parents",
+    is_flag=True,
+    help="Let forks go on from sessions of the same user that are recorded here, and not in FILE.",
+)
 @database
 @as_json
-def import_(file: IO[bytes], db: str, namespace: str, as_json: bool) -> None:
+def import_(file: IO[bytes], link_parents: bool, db: str, namespace: str, as_json: bool) -> None:
     """Record FILE (- is stdin): conversations, one JSON line each, in OpenAI chat form; or an export.
 
     The first line tells which. Importing a file again records only what is new. Exit code 1: a line
@@ -57,7 +62,7 @@ def import_(file: IO[bytes], db: str, namespace: str, as_json: bool) -> None:
     from kern_events.cli.reports import import_file
 
     with sessions_at(db, namespace, create=True) as sessions:
-        ok = import_file(sessions, file, as_json=as_json)
+        ok = import_file(sessions, file, link_parents=link_parents, as_json=as_json)
     raise click.exceptions.Exit(0 if ok else 1)
 
 

@@ -79,20 +79,25 @@ def put_verified(out: Console, report: Report) -> None:
         out.print(f"{read}: {counted(len(report.findings), 'finding')}", style="bold red")
 
 
-def import_file(log: SessionLog, file: IO[bytes], *, as_json: bool = False) -> bool:
+def import_file(
+    log: SessionLog, file: IO[bytes], *, link_parents: bool = False, as_json: bool = False
+) -> bool:
     """Import transcripts or an export, and print what became of it; whether all of it is recorded."""
     lines = lines_of(file)
     first = next(lines, b"")
     if is_header(first):
-        return _import_events(log, file, chain([first], lines), as_json=as_json)
+        return _import_events(log, file, chain([first], lines), link_parents=link_parents, as_json=as_json)
     return _import_transcripts(log, file, chain([first], lines), as_json=as_json)
 
 
-def _import_events(log: SessionLog, file: IO[bytes], lines: Iterable[bytes], *, as_json: bool) -> bool:
+def _import_events(
+    log: SessionLog, file: IO[bytes], lines: Iterable[bytes], *, link_parents: bool, as_json: bool
+) -> bool:
     with progress("importing", _size_bytes(file)) as advance:
         report = import_events(
             log,
             lines,
+            link_parents=link_parents,
             progress=lambda report: advance(
                 report.size_bytes,
                 f"{counted(report.read, 'event')}, {report.events_per_s:,.0f} per second",

@@ -283,24 +283,93 @@ def test_what_was_deleted_here_does_not_come_back(log, memory):
     assert memory.verify().ok
 
 
-def test_a_fork_needs_its_parent_in_the_file_or_in_the_log(log, memory):
+def split(log, session_id):
+    """The lines of a fork of "s", in front of it those of "s" and behind it its own."""
+    header, *lines = log.export(session_id)
+    at = next(i for i, line in enumerate(lines) if f'{{"session_id":"{session_id}"'.encode() in line)
+    return [header, *lines[:at]], [header, *lines[at:]]
+
+
+def test_a_fork_needs_its_parent_in_the_same_file(log, other):
+    log.append("s", [Draft("session.created", {"user_id": "ada"}), note("secret")])
+    log.fork("s", "f")
+    parent, fork = split(log, "f")
+    import_events(other, parent)
+    report = import_events(other, fork)
+
+    assert (report.failed, report.events, other.head("f").version) == (1, 0, 0)
+    assert [problem.kind for problem in report.problems] == ["no_parent"]
+    assert "--link-parents" in report.problems[0].reason
+    assert import_events(other, [*parent, *fork[1:]]).new == 1
+
+
+def test_a_refusal_does_not_tell_whether_the_parent_is_recorded(log, memory, address):
     log.append("s", notes(2))
     log.fork("s", "f")
-    header, parent, one, two, *fork = log.export("f")
-    alone = import_events(memory, [header, *fork])
-    import_events(memory, [header, parent, one, two])
-    with_it = import_events(memory, [header, *fork])
+    parent, fork = split(log, "f")
+    unknown = import_events(memory, fork).problems
+    import_events(memory, parent)
 
-    assert (alone.failed, with_it.new) == (1, 1)
-    assert "version 2 of the session that it was forked from" in alone.problems[0].reason
+    assert import_events(memory, fork).problems == unknown
+
+
+def test_a_parent_has_to_be_in_the_file_up_to_the_fork(log, memory):
+    log.append("s", notes(1))
+    begun = list(log.export("s"))
+    log.append("s", notes(1))
+    log.fork("s", "f")
+    parent, fork = split(log, "f")
+    import_events(memory, parent)
+
+    assert import_events(memory, [*begun, *fork[1:]]).problems[0].kind == "no_parent"
+
+
+@pytest.mark.parametrize("owner", ["ada", None])
+def test_a_parent_that_is_recorded_can_be_linked_to_by_its_owner(log, other, owner):
+    log.append("s", [Draft("session.created", {"user_id": owner} if owner else {}), note()])
+    log.fork("s", "f")
+    parent, fork = split(log, "f")
+    missing = import_events(other, fork, link_parents=True)
+    import_events(other, parent)
+    report = import_events(other, fork, link_parents=True)
+
+    assert (missing.failed, missing.problems[0].kind, report.new) == (1, "no_parent", 1)
+    assert everything(other, ["f"]) == everything(log, ["f"])
+    assert other.verify().ok
+
+
+@pytest.mark.parametrize("owner", ["ada", None])
+def test_nobody_links_to_a_session_of_another_user(log, other, owner):
+    log.append("s", [Draft("session.created", {"user_id": owner} if owner else {}), note("secret")])
+    log.fork("s", "f")
+    log.append("f", [Draft("session.described", {"user_id": "eve"})])
+    log.fork("f", "g")
+    parent, fork = split(log, "f")
+    import_events(other, parent)
+    report = import_events(other, [*fork, *split(log, "g")[1][1:]], link_parents=True)
+
+    assert (report.failed, report.events) == (2, 0)
+    assert [problem.kind for problem in report.problems] == ["no_parent"] * 2
+    assert other.head("f").version == other.head("g").version == 0
+
+
+def test_nor_by_way_of_a_fork_of_his_that_is_in_the_file(log, memory):
+    log.append("s", [Draft("session.created", {"user_id": "ada"}), note("secret")])
+    log.fork("s", "f")
+    log.fork("f", "g", version=1)
+    log.append("g", [Draft("session.described", {"user_id": "eve"})])
+    parent, forks = split(log, "f")
+    import_events(memory, parent)
+    report = import_events(memory, [*forks, *split(log, "g")[1][1:]], link_parents=True)
+
+    assert (report.new, report.failed, memory.head("g").version) == (1, 1, 0)
 
 
 def test_a_fork_does_not_go_on_from_another_parent(log, memory):
     log.append("s", notes(2))
     log.fork("s", "f")
-    header, _, _, _, *fork = log.export("f")
     memory.append("s", notes(2))
-    report = import_events(memory, [header, *fork])
+    report = import_events(memory, split(log, "f")[1], link_parents=True)
 
     assert (report.failed, report.bad_lines, memory.head("f").version) == (1, 1, 0)
 

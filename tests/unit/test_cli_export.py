@@ -96,6 +96,20 @@ def test_a_bad_line_is_named_and_exits_1(run: Run, log: SessionLog) -> None:
     assert "sacred" not in result.output
 
 
+def test_a_fork_is_linked_to_a_parent_that_is_not_in_the_file_only_if_asked(run: Run, log: SessionLog) -> None:
+    log.append("s", notes(1))
+    log.fork("s", "f")
+    header, *lines = log.export("f")
+    parent, fork = [header, *lines[:2]], b"".join([header, *lines[2:]])
+    assert run("import", "-", input=b"".join(parent), db="sqlite:///other.db").exit_code == 0
+    refused = run("import", "-", input=fork, db="sqlite:///other.db")
+    linked = run("import", "-", "--link-parents", input=fork, db="sqlite:///other.db")
+
+    assert refused.exit_code == 1 and "(f): no parent: " in refused.stderr
+    assert "--link-parents" in refused.stderr
+    assert "1 session: 1 new" in linked.stdout
+
+
 def test_another_namespace_or_version_is_one_line_on_stderr(run: Run, log: SessionLog) -> None:
     log.append("s", notes(1))
     data = b"".join(log.export("s"))

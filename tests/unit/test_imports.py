@@ -145,8 +145,8 @@ def test_the_first_event_of_a_fork_says_where_it_goes_on(log, memory, change):
     changed = forged([header, fork, row], "default", lambda row: row.update(change), parent_hash)
     import_events(memory, [header, *parent])
 
-    assert import_events(memory, changed).bad_lines == 1
-    assert import_events(memory, [header, fork, row]).ok
+    assert import_events(memory, changed, link_parents=True).bad_lines == 1
+    assert import_events(memory, [header, fork, row], link_parents=True).ok
 
 
 def partly_erased(row):
