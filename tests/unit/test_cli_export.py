@@ -96,7 +96,7 @@ def test_a_bad_line_is_named_and_exits_1(run: Run, log: SessionLog) -> None:
     assert "sacred" not in result.output
 
 
-def test_a_fork_is_linked_to_a_parent_that_is_not_in_the_file_only_if_asked(run: Run, log: SessionLog) -> None:
+def test_a_fork_is_linked_to_a_parent_outside_its_file_only_if_asked(run: Run, log: SessionLog) -> None:
     log.append("s", notes(1))
     log.fork("s", "f")
     header, *lines = log.export("f")
