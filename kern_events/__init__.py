@@ -19,12 +19,11 @@ for asyncio. Errors are in `kern_events.errors`; authors of projectors and cache
 `kern_events.spi`.
 """
 
-from __future__ import annotations
-
+# No other module is imported here: until __main__.py runs, `python -m kern_events` looks for modules in the
+# current directory first.
 import importlib
-import logging
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kern_events.aio import AsyncConsumer, AsyncSessionLog, AsyncTurnRecorder
     from kern_events.consumer import Consumer
@@ -112,21 +111,39 @@ _MODULES = {
 _HOME = {name: f"kern_events.{module}" for module, names in _MODULES.items() for name in names}
 _HOME |= {"AsyncSessions": "projections", "Sessions": "projections"}
 
-logging.getLogger(__name__).addHandler(logging.NullHandler())
 
-
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(home)
-    try:
-        value = getattr(module, name)
-    except AttributeError:
-        # `projections` is a generic name, and another package may have it.
-        raise ImportError(f"another package shadows the {home!r} of kern-events: {module.__path__}") from None
-    globals()[name] = value
+    if home == "projections":
+        _check_projections()
+    value = globals()[name] = getattr(importlib.import_module(home), name)
     return value
+
+
+def _check_projections() -> None:
+    """Make sure that `projections` is ours, before anything of another one runs: the name is a common one.
+
+    Raises:
+        ImportError: It is not; says where the other one is.
+    """
+    from importlib.util import find_spec
+    from os.path import abspath, dirname, join
+
+    try:
+        spec = find_spec("projections")
+    except ValueError:  # A module that somebody has made by hand.
+        spec = None
+    found = (spec.origin or next(iter(spec.submodule_search_locations or ()), None)) if spec else None
+    ours = join(dirname(dirname(abspath(__file__))), "projections")
+    if found is None or dirname(abspath(found)) != ours:
+        raise ImportError(
+            f"{found or 'another module'} shadows the package 'projections' of kern-events, which is in "
+            f"{ours}: rename it, or take its folder off the module search path",
+            name="projections",
+            path=found,
+        )
 
 
 def __dir__() -> list[str]:

@@ -16,6 +16,8 @@ def main() -> None:
     """Run the command line; exits with 0, 1 (an error or a finding), 2 (wrong usage) or 130 (Ctrl-C)."""
     from kern_events.cli.app import cli
 
+    # Nor do processes that `rebuild --workers` starts look for Python's own modules where the user is.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character gets an escape instead of a traceback.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -28,8 +28,11 @@ class _Commands(click.Group):
     """A group whose commands fail with one line instead of a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        from kern_events import _check_projections
         from kern_events.errors import KernError
 
+        with refusing(ImportError):
+            _check_projections()
         try:
             return super().invoke(ctx)
         except KernError as error:

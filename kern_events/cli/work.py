@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kern_events.cli.named import named
+from kern_events.cli.named import failing, named
 from kern_events.cli.opening import database, failure, refusing, sessions_at
 from kern_events.cli.options import as_json
 
@@ -21,7 +21,10 @@ def _projector(ctx: click.Context, param: click.Parameter, value: str | None) ->
     if value is None:
         return None
     found = named("a projector", value)
-    found = found() if isinstance(found, type) else found
+    try:
+        found = found() if isinstance(found, type) else found
+    except Exception as error:
+        raise failing(repr(value), error) from error
     missing = [each for each in ("name", "version", "scope", "initial", "evolve") if not hasattr(found, each)]
     if missing:
         raise click.BadParameter(f"{value!r} is no projector: it has no {', '.join(missing)}")

@@ -20,6 +20,7 @@ from kern_events.batch import LISTING, Batch, Fence, Linked, StoredRow
 from kern_events.events import Head, Kind, Receipt, SessionInfo
 
 logger: Final = logging.getLogger("kern_events")
+logger.addHandler(logging.NullHandler())
 
 HOUR_US: Final = 3_600_000_000
 NOBODY: Final[Mapping[str, int | None]] = MappingProxyType({})

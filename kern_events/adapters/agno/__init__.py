@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
+from kern_events import _check_projections
+
 _OLDEST, _BELOW = (3, 0), (4, 0)
 
 
@@ -24,6 +26,7 @@ def _check_agno() -> None:
 
 
 _check_agno()
+_check_projections()
 
 from kern_events.adapters.agno.aio import KernAsyncPostgresDb, KernAsyncSqliteDb  # noqa: E402
 from kern_events.adapters.agno.db import NotStored  # noqa: E402
