@@ -30,7 +30,6 @@ from kern_events.events import (
     Draft,
     Event,
     Head,
-    Json,
     Receipt,
     SessionInfo,
     message,
@@ -40,6 +39,7 @@ from kern_events.events import (
     tool_returned,
 )
 from kern_events.feed import AsyncSubscription, FeedHolder
+from kern_events.frozen import Json, thaw
 from kern_events.log import ManyAppends, PendingReceipt, SessionLog, check_numbers, checked_expected, take
 from kern_events.store.base import AnswerLost, Expected, Landed, Parked, nothing
 from kern_events.store.retry import record
@@ -52,7 +52,6 @@ from kern_events.turn import (
     opening_draft,
     outcome,
     path_of,
-    thaw,
 )
 from kern_events.upcast import NO_TYPES, EventTypes
 from kern_events.verify import Progress, Report
@@ -524,11 +523,11 @@ class AsyncTurnRecorder(TurnState):
 
     async def append_state(self, path: str | Sequence[str], items: Sequence[Json]) -> None:
         """See TurnRecorder."""
-        await self.record(state_changed([["append", path_of(path), thaw(list(items))]]))
+        await self.record(state_changed([["append", path_of(path), thaw(items)]]))
 
     async def complete(self, *, usage: Mapping[str, Any] | None = None) -> None:
         """See TurnRecorder."""
-        await self._close(Draft("turn.completed", {"usage": dict(usage)} if usage else {}))
+        await self._close(Draft("turn.completed", {} if usage in (None, {}) else {"usage": thaw(usage)}))
 
     async def fail(self, error: str) -> None:
         """See TurnRecorder."""

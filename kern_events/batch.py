@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from itertools import count
 from typing import Any, Final, NamedTuple
 
@@ -25,8 +25,10 @@ from kern_events.codec import (
     encode,
     encode_plain,
 )
+from kern_events.delta import check_change
 from kern_events.errors import DecodeError, InvalidEvent
 from kern_events.events import ERASED, Draft, Event, Head, Kind, kind_of
+from kern_events.frozen import DICTS
 from kern_events.upcast import NO_TYPES, EventTypes
 
 LISTING: Final = ("session_type", "agent_id", "team_id", "workflow_id", "user_id", "name")
@@ -34,6 +36,9 @@ LISTING: Final = ("session_type", "agent_id", "team_id", "workflow_id", "user_id
 
 TOMBSTONES: Final = frozenset({"session.erased", "session.deleted"})
 """The types whose events cover erased ones."""
+
+_CHECKS: Final[Mapping[str, Callable[[Mapping[str, Any], str], None]]] = {"state.changed": check_change}
+"""What a payload of the vocabulary is held against on write; each raises InvalidEvent with the path."""
 
 _DESCRIBING: Final = frozenset({"session.created", "session.described", "session.forked"})
 _RESERVED: Final = frozenset({Kind.RESTORE, Kind.FORK, Kind.ERASURE})
@@ -189,8 +194,10 @@ def prepare_draft(
         raise InvalidEvent(f"{draft.type} carries no content: it could never be erased", "payload")
     if facts.reserved and not reserved:
         raise InvalidEvent(f"{draft.type} is recorded by its own verb, not by append", "type")
-    if type(draft.payload) is not dict:
+    if type(draft.payload) not in DICTS:
         raise InvalidEvent(f"{type(draft.payload).__name__} is not a dict", "payload")
+    if facts.check is not None:
+        facts.check(draft.payload, "payload")
     if type(draft.event_id) is not bytes or len(draft.event_id) != 16:
         raise InvalidEvent("not 16 bytes", "event_id")
     if payload is None:
@@ -223,6 +230,7 @@ class _Facts(NamedTuple):
     other_header: bytes
     reserved: bool
     is_session: bool
+    check: Callable[[Mapping[str, Any], str], None] | None
 
 
 def _facts_of(name: Any, type_version: Any) -> _Facts:
@@ -244,13 +252,14 @@ def _facts(name: str, type_version: int) -> _Facts:
         chain.header(name, type_version, 0),
         kind in _RESERVED or name in TOMBSTONES,
         name.startswith("session."),
+        _CHECKS.get(name) if type_version == 1 else None,
     )
 
 
 def _check_details(draft: Draft, limit: int) -> None:
     if draft.actor is not None:
         check_id(draft.actor, "actor")
-    if draft.meta is not None and type(draft.meta) is not dict:
+    if draft.meta is not None and type(draft.meta) not in DICTS:
         raise InvalidEvent(f"{type(draft.meta).__name__} is not a dict", "meta")
     if draft.turn is not None and (type(draft.turn) is not int or not 0 <= draft.turn < 2**63):
         raise InvalidEvent("not a turn number", "turn")

@@ -15,6 +15,7 @@ from typing import Any, Final
 import orjson
 
 from kern_events.errors import InvalidEvent
+from kern_events.frozen import DICTS, LISTS, FrozenDict, FrozenList
 
 JSON: Final = 0
 """The codec number of UTF-8 JSON."""
@@ -45,16 +46,17 @@ def encode(value: Any, path: str, limit: int = MAX_PAYLOAD_BYTES) -> bytes:
     Raises:
         InvalidEvent: It would not come back exactly as it is: NaN, infinities, integers outside
             64 bits, lone surrogates, keys that are not text, nesting over 64, bytes, tuples and
-            other types that JSON does not have, or more than `limit` bytes.
+            other types that JSON does not have, or more than `limit` bytes. The frozen values of a
+            view are recorded as the dicts and lists that they are made of.
     """
     try:
-        data = orjson.dumps(value, option=_STRICT)
+        data = orjson.dumps(value, _plain, _STRICT)
         exact = orjson.loads(data) == value and _shallow(data)
     except (orjson.JSONEncodeError, RecursionError, ValueError):
         exact = False
     if not exact:
         _check(value, path)
-        data = orjson.dumps(value, option=_WIDE)
+        data = orjson.dumps(value, _plain, _WIDE)
     if len(data) > limit:
         raise InvalidEvent(f"{len(data):,} bytes, the limit is {limit:,}", path)
     return data
@@ -66,7 +68,7 @@ def encode_plain(values: list[Any], limit: int = MAX_PAYLOAD_BYTES) -> list[byte
     Flat dicts of text and numbers, which most payloads are, need no decode; the others share one.
     """
     try:
-        encoded = [orjson.dumps(value, option=_STRICT) for value in values]
+        encoded = [orjson.dumps(value, _plain, _STRICT) for value in values]
     except (orjson.JSONEncodeError, RecursionError):
         return None
     if max(map(len, encoded)) > limit:
@@ -85,6 +87,16 @@ def encode_plain(values: list[Any], limit: int = MAX_PAYLOAD_BYTES) -> list[byte
 
 # What the strict encoder either records exactly or refuses, when it stands directly in a dict.
 _FLAT: Final = frozenset({str, int, bool, type(None)})
+
+
+def _plain(value: Any) -> Any:
+    """What the encoder asks for a type that it does not know."""
+    kind = type(value)
+    if kind is FrozenDict:
+        return dict(value)
+    if kind is FrozenList:
+        return list(value)
+    raise TypeError(f"{kind.__name__} is not a JSON type")
 
 
 def _is_flat(value: Any) -> bool:
@@ -107,7 +119,7 @@ def _check(value: Any, path: str) -> None:
     while stack:
         item, where, depth = stack.pop()
         kind = type(item)
-        if kind is dict or kind is list:
+        if kind in DICTS or kind in LISTS:
             if depth > MAX_DEPTH:
                 raise InvalidEvent(f"nested deeper than {MAX_DEPTH}", where[:200])
             stack.extend(_children(item, where, depth + 1))
@@ -116,7 +128,7 @@ def _check(value: Any, path: str) -> None:
 
 
 def _children(item: Any, where: str, depth: int) -> list[tuple[Any, str, int]]:
-    if type(item) is list:
+    if type(item) in LISTS:
         return [(child, f"{where}[{index}]", depth) for index, child in enumerate(item)]
     children = []
     for key, child in item.items():

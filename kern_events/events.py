@@ -17,14 +17,15 @@ from typing import Any, Final, Literal
 import msgspec
 
 from kern_events.codec import encode
+from kern_events.delta import check_ops
 from kern_events.errors import InvalidEvent
+from kern_events.frozen import DICTS, LISTS, Json
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_US: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
 """The last time that a datetime can say, in microseconds since 1970."""
 
 Status = Literal["open", "closed", "deleted"]
-Json = Any  # None, bool, int, float, str, list and dict, nested: what JSON can say.
 
 
 class Kind(IntEnum):
@@ -369,16 +370,24 @@ def message(
         actor: See Draft.
         meta: See Draft.
     """
-    if content is not None and not isinstance(content, (str, list)):
+    if content is not None and not isinstance(content, str) and type(content) not in LISTS:
         raise InvalidEvent(f"{type(content).__name__} is not a text, a list of parts or None", "content")
     payload: dict[str, Any] = {"role": role, "content": content}
     if name is not None:
         payload["name"] = name
+    if tool_calls is not None and type(tool_calls) not in LISTS:
+        raise InvalidEvent(f"{type(tool_calls).__name__} is not a list of calls", "tool_calls")
     if tool_calls:
-        payload["tool_calls"] = [dict(call) for call in tool_calls]
+        payload["tool_calls"] = [_copied(call, f"tool_calls[{i}]") for i, call in enumerate(tool_calls)]
     if id is not None:
         payload["id"] = id
     return Draft("message.added", payload, actor=actor, meta=meta)
+
+
+def _copied(call: Any, path: str) -> dict[str, Any]:
+    if type(call) not in DICTS:
+        raise InvalidEvent(f"{type(call).__name__} is not an object", path)
+    return dict(call)
 
 
 def tool_called(
@@ -396,7 +405,8 @@ def tool_called(
     if name is not None:
         payload["name"] = name
     if arguments is not None or name is not None:
-        payload["arguments"] = arguments if isinstance(arguments, str) else json_text(arguments or {})
+        given = {} if arguments is None else arguments
+        payload["arguments"] = given if isinstance(given, str) else json_text(given, "arguments")
     return Draft("tool.called", payload, meta=meta)
 
 
@@ -434,10 +444,14 @@ def state_changed(ops: Sequence[Sequence[Any]], *, scope: str = "session") -> Dr
         ops: `["set", path, value]`, `["unset", path]` or `["append", path, [items]]`, where path is
             a list of keys, never a list index.
         scope: session or agent.
+
+    Raises:
+        InvalidEvent: One is no op; `path` says which and where.
     """
+    check_ops(ops)
     return Draft("state.changed", {"scope": scope, "ops": [list(op) for op in ops]})
 
 
-def json_text(value: Json) -> str:
+def json_text(value: Json, path: str = "value") -> str:
     """A JSON value as compact text; InvalidEvent where JSON has no exact word for it."""
-    return encode(value, "value").decode()
+    return encode(value, path).decode()

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from kern_events import chain, lineage
 from kern_events.batch import event_of, expected_hash
 from kern_events.codec import check_id
+from kern_events.delta import StateEditor
 from kern_events.events import TYPES, Draft, Event, Head, Kind, Receipt, to_datetime, to_microseconds
+from kern_events.frozen import NOTHING, FrozenDict, FrozenList, freeze, thaw
 from kern_events.lineage import Range
 from kern_events.store.base import SnapshotPut, StoredChunk, head_name
 from kern_events.turn import Claim, Claims, TurnRecorder
@@ -25,16 +26,21 @@ if TYPE_CHECKING:
     from kern_events.log import SessionLog
 
 __all__ = [
+    "NOTHING",
     "TYPES",
     "Claim",
+    "FrozenDict",
+    "FrozenList",
     "Kind",
     "NewSnapshot",
     "Range",
     "SnapshotTable",
     "Standing",
+    "StateEditor",
     "StoredHead",
     "Tail",
     "descendants",
+    "freeze",
     "hash_at",
     "in_thread",
     "live_path",
@@ -47,11 +53,10 @@ __all__ = [
     "resumed_async",
     "sizes",
     "tail",
+    "thaw",
     "to_datetime",
     "to_microseconds",
 ]
-
-NOTHING: Final[Mapping[str, bytes]] = MappingProxyType({})
 
 P = ParamSpec("P")
 T = TypeVar("T")

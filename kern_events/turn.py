@@ -20,7 +20,6 @@ from kern_events.errors import AppendUnresolved, InvalidEvent, KernError, Versio
 from kern_events.events import (
     Draft,
     Head,
-    Json,
     Kind,
     Receipt,
     is_nested,
@@ -31,6 +30,7 @@ from kern_events.events import (
     tool_failed,
     tool_returned,
 )
+from kern_events.frozen import Json, thaw
 
 if TYPE_CHECKING:
     from kern_events.batch import Batch
@@ -62,15 +62,6 @@ def outcome(error: BaseException | None) -> Draft:
     if len(text) > _MAX_ERROR_CHARS:
         details["omitted_chars"] = len(text) - _MAX_ERROR_CHARS
     return Draft("turn.failed", {"error": details})
-
-
-def thaw(value: Any) -> Any:
-    """A view's frozen value (mappings and tuples all the way down) as a recordable one."""
-    if isinstance(value, Mapping):
-        return {key: thaw(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [thaw(item) for item in value]
-    return value
 
 
 class Claim(NamedTuple):
@@ -121,7 +112,7 @@ class TurnState:
         self._opening = opening
         self._started = started
         self._actor = actor
-        self._meta = dict(meta) if meta else None
+        self._meta = thaw(meta) if meta else None
         self._branch: int | None = None
         self._claims = claims
         self._buffer: list[Draft] | None = [] if buffered else None
@@ -286,11 +277,11 @@ class TurnRecorder(TurnState):
 
     def append_state(self, path: str | Sequence[str], items: Sequence[Json]) -> None:
         """Append items to the list at a path."""
-        self.record(state_changed([["append", path_of(path), thaw(list(items))]]))
+        self.record(state_changed([["append", path_of(path), thaw(items)]]))
 
     def complete(self, *, usage: Mapping[str, Any] | None = None) -> None:
         """Close the turn as completed, with its token usage; leaving the block does no more then."""
-        self._close(Draft("turn.completed", {"usage": dict(usage)} if usage else {}))
+        self._close(Draft("turn.completed", {} if usage in (None, {}) else {"usage": thaw(usage)}))
 
     def fail(self, error: str) -> None:
         """Close the turn as failed, without an exception."""

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from operator import attrgetter, is_
 from struct import Struct
-from types import MappingProxyType
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar, get_type_hints
 
 import msgspec
@@ -23,7 +22,7 @@ from kern_events import Head
 from kern_events.spi import TYPES
 from projections.caches.base import Snapshot
 from projections.chunks import CHUNK_BYTES, CHUNK_ITEMS, Chunk, Chunks
-from projections.frozen import freeze
+from projections.frozen import FrozenDict, freeze
 from projections.projector import Projector
 from projections.session import SessionProjector, View
 from projections.session.builder import MESSAGE_BYTES
@@ -277,13 +276,7 @@ def _encode(value: Any) -> bytes:
     return _encoder.encode(list(value) if isinstance(value, LazyChunk) else value)
 
 
-def _plain(value: Any) -> Any:
-    if type(value) is MappingProxyType:
-        return value.copy()
-    raise TypeError(f"{type(value).__name__} cannot be stored")
-
-
-_encoder: Final = msgspec.msgpack.Encoder(enc_hook=_plain)
+_encoder: Final = msgspec.msgpack.Encoder()
 
 
 def _frozen(kind: Any, value: Any) -> Any:
@@ -292,7 +285,7 @@ def _frozen(kind: Any, value: Any) -> Any:
     for item in value.values():
         if type(item) is dict or type(item) is list:
             return freeze(value)
-    return MappingProxyType(value)  # Of numbers, as the usage of a turn is; nobody else has this dict.
+    return FrozenDict(value)  # Of numbers, as the usage of a turn is; nobody else has this dict.
 
 
 _content: Final = attrgetter("content")
@@ -538,8 +531,8 @@ def _view(head: StoredView, sequences: Sequence[Chunks[Any]]) -> View:
     paused = tuple(Pause(each.turn, freeze(each.requirements), each.version) for each in rest.paused)
     return View(
         "", head.version, Head(0, b""), rest.turn, rest.status, rest.user_id,  # type: ignore[arg-type]
-        messages, other[0] if other else messages, freeze(rest.state), MappingProxyType(agents), turns,
-        MappingProxyType(dict(rest.usage)), rest.pending_calls, paused, rest.name, freeze(rest.metadata),
+        messages, other[0] if other else messages, freeze(rest.state), FrozenDict(agents), turns,
+        FrozenDict(rest.usage), rest.pending_calls, paused, rest.name, freeze(rest.metadata),
         freeze(rest.summary), rest.incomplete, rest.problems,
     )  # fmt: skip
 

@@ -14,9 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from tests import servers
+from tests import servers, writers
 
 ALLOW_SKIP = "KERN_EVENTS_TEST_ALLOW_SKIP"
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """See tests/writers.py."""
+    with writers.unchecked():
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from kern_events.cli.text import clipped, console, counted, moment, one_line, put, put_json, visible
 from kern_events.events import Event
+from kern_events.frozen import thaw
 from kern_events.spi import Range, live_path
-from kern_events.turn import thaw
 
 if TYPE_CHECKING:
     from kern_events.log import SessionLog

@@ -13,7 +13,7 @@ from rich.console import Console
 from kern_events.cli.show import Live, event_json, message_line, put_event, turn_line
 from kern_events.cli.text import clipped, counted, one_line, put, put_json
 from kern_events.events import Receipt
-from kern_events.turn import thaw
+from kern_events.frozen import thaw
 from projections.travel import state_patch
 
 if TYPE_CHECKING:

@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
+from kern_events.delta import StateEditor
 from kern_events.events import Event, Kind
 from kern_events.exports.lines import json_line, json_text
-from kern_events.exports.patches import Patch, copied, patch_of
+from kern_events.exports.patches import Patch, patch_of
+from kern_events.frozen import thaw
 
 _ROLES: Final = frozenset({"user", "assistant", "system", "developer"})
 _USAGE: Final = {
@@ -57,7 +59,7 @@ class _Stream:
         self._messages: list[Made] = []
         self._carrying: tuple[str, int] | None = None
         """The message, and its turn, that a call without one of its own made last: more may follow."""
-        self._state: dict[str, Any] = {}
+        self._state = StateEditor({})
 
     def taken(self) -> list[Made]:
         """What was made since the last call."""
@@ -229,7 +231,7 @@ class _Stream:
     def _created(self, event: Event) -> None:
         state = event.payload.get("state")
         if isinstance(state, dict):
-            self._state = copied(state)
+            self._state = StateEditor(thaw(state))
             self._put("STATE_SNAPSHOT", snapshot=state)
         self._custom(event)
 
@@ -241,7 +243,7 @@ class _Stream:
 
     def _deleted(self, event: Event) -> None:
         """What is created again begins with nothing."""
-        self._state, self._messages = {}, []
+        self._state, self._messages = StateEditor({}), []
         self._put("STATE_SNAPSHOT", snapshot={})
         self._put("MESSAGES_SNAPSHOT", messages=[])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from kern_events.events import Json
+from kern_events.frozen import Json
 
 
 def json_text(value: Json) -> str:

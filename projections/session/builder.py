@@ -7,11 +7,12 @@ context, turns) is edited in its open chunk only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, Final
 
 from kern_events import Event, Head
+from kern_events.spi import StateEditor
 from projections.chunks import Editor
+from projections.frozen import NOTHING, FrozenDict, freeze
 from projections.session.content import content_bytes
 from projections.session.view import Message, PendingCall, Turn, Usage, View
 
@@ -23,8 +24,8 @@ class Builder:
     """The fields of a view, free to change; `finish` gives the view."""
 
     __slots__ = (
-        "agent_state", "context", "head", "incomplete", "messages", "metadata", "name", "paused",
-        "pending", "problems", "session_id", "state", "status", "summary", "turn", "turns", "usage",
+        "context", "head", "incomplete", "messages", "metadata", "name", "paused",
+        "pending", "problems", "session_id", "states", "status", "summary", "turn", "turns", "usage",
         "user_id", "version",
     )  # fmt: skip
 
@@ -41,10 +42,9 @@ class Builder:
         self.user_id = view.user_id
         self.messages = view.messages.edit()
         self.context = self.messages if view.context is view.messages else view.context.edit()
-        self.state = dict(view.state)
-        self.agent_state = dict(view.agent_state)
+        self.states = States(view)
         self.turns = view.turns.edit()
-        self.usage = dict(view.usage)
+        self.usage = view.usage
         self.pending = list(view.pending_calls)
         self.paused = list(view.paused)
         self.name = view.name
@@ -56,6 +56,7 @@ class Builder:
     def finish(self) -> View:
         """The view as it is now."""
         messages = self.messages.freeze()
+        state, agent_state = self.states.finish()
         return View(
             self.session_id,
             self.version,
@@ -65,10 +66,10 @@ class Builder:
             self.user_id,
             messages,
             messages if self.context is self.messages else self.context.freeze(),
-            MappingProxyType(self.state),
-            MappingProxyType(self.agent_state),
+            state,
+            agent_state,
             self.turns.freeze(),
-            MappingProxyType(self.usage),
+            self.usage,
             tuple(self.pending),
             tuple(self.paused),
             self.name,
@@ -148,8 +149,43 @@ class Builder:
 
     def add_usage(self, usage: Mapping[str, int | float], sign: int = 1) -> None:
         """Count usage in the session's sum, or take it out again."""
-        for key, value in usage.items():
-            self.usage[key] = self.usage.get(key, 0) + sign * value
+        if usage:
+            self.usage = summed(self.usage, usage, sign)
+
+
+class States:
+    """The states of a view, each taken apart only where an event changes it."""
+
+    __slots__ = ("_agents", "_editors", "session")
+
+    def __init__(self, view: View) -> None:
+        self.session = StateEditor(view.state, frozen=True)
+        self._agents = view.agent_state
+        self._editors: dict[str, StateEditor] = {}
+
+    def begin(self, state: dict[str, Any]) -> None:
+        """Another state of the session, in the place of what there was."""
+        self.session = StateEditor(freeze(state), frozen=True)
+
+    def agent(self, name: str) -> StateEditor:
+        """The state of an agent."""
+        editor = self._editors.get(name)
+        if editor is None:
+            editor = self._editors[name] = StateEditor(self._agents.get(name, NOTHING), frozen=True)
+        return editor
+
+    def finish(self) -> tuple[FrozenDict[str, Any], FrozenDict[str, FrozenDict[str, Any]]]:
+        """The state of the session, and those of its agents."""
+        if self._editors:
+            changed = {name: _frozen(editor) for name, editor in self._editors.items()}
+            self._agents, self._editors = FrozenDict(self._agents | changed), {}
+        return _frozen(self.session), self._agents
+
+
+def _frozen(editor: StateEditor) -> FrozenDict[str, Any]:
+    state = editor.finish()
+    assert isinstance(state, FrozenDict)
+    return state
 
 
 def message_bytes(message: Message) -> int:
@@ -170,14 +206,14 @@ def last_index(messages: Editor[Message], id: str) -> int | None:
     return None
 
 
-def summed(a: Usage, b: Mapping[str, int | float]) -> Usage:
-    """Two usages added up, field by field."""
-    if not a:
-        return MappingProxyType(dict(b))
+def summed(a: Usage, b: Mapping[str, int | float], sign: int = 1) -> Usage:
+    """Two usages added up, or the second taken from the first, field by field."""
+    if not a and sign == 1:
+        return FrozenDict(b)
     total = dict(a)
     for key, value in b.items():
-        total[key] = total.get(key, 0) + value
-    return MappingProxyType(total)
+        total[key] = total.get(key, 0) + sign * value
+    return FrozenDict(total)
 
 
 def numbers(usage: Any) -> tuple[dict[str, int | float], str | None]:

@@ -6,13 +6,12 @@ those modelled here stays whole in a Raw, so nothing that was recorded is lost o
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
 import orjson
 
-from projections.frozen import Frozen, freeze, thaw, weigh
+from projections.frozen import Frozen, FrozenDict, freeze, thaw, weigh
 
 
 class Text(msgspec.Struct, frozen=True, gc=False, tag="text", tag_field="type"):
@@ -42,7 +41,7 @@ class Media(msgspec.Struct, frozen=True, gc=False, tag="media", tag_field="type"
     """
 
     kind: str
-    data: MappingProxyType[str, Frozen]
+    data: FrozenDict[str, Frozen]
 
 
 class Raw(msgspec.Struct, frozen=True, gc=False, tag="raw", tag_field="type"):

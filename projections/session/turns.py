@@ -10,13 +10,12 @@ its responses do not.
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import Any, Final
 
 from msgspec.structs import replace
 
 from kern_events import Event
-from projections.frozen import NOTHING, Frozen, apply_op, freeze, weigh
+from projections.frozen import Frozen, freeze, weigh
 from projections.session.builder import Builder, numbers, summed
 from projections.session.messages import Payload
 from projections.session.view import Pause, Turn, TurnStatus, View
@@ -44,7 +43,7 @@ def created(builder: Builder, event: Event, payload: Payload) -> str | None:
         state = payload["state"]
         if type(state) is not dict:
             return problem or "the state is no object"
-        builder.state = {key: freeze(value) for key, value in state.items()}
+        builder.states.begin(state)
     return problem
 
 
@@ -106,13 +105,14 @@ def state_changed(builder: Builder, event: Event, payload: Payload) -> str | Non
     if type(ops) is not list:
         return "no ops"
     if scope == "session":
-        return _apply(builder.state, ops)
-    if scope != "agent":
+        editor = builder.states.session
+    elif scope == "agent":
+        editor = builder.states.agent(_agent_of(event, payload))
+    else:
         return "an unknown scope"
-    agent = _agent_of(event, payload)
-    state = dict(builder.agent_state.get(agent, NOTHING))
-    problem = _apply(state, ops)
-    builder.agent_state[agent] = MappingProxyType(state)
+    problem = None
+    for op in ops:
+        problem = editor.apply(op) or problem
     return problem
 
 
@@ -193,13 +193,6 @@ def _set_text(builder: Builder, field: str, value: Any) -> str | None:
         return f"the {field} is no text"
     setattr(builder, field, value)
     return None
-
-
-def _apply(state: dict[str, Frozen], ops: list[Any]) -> str | None:
-    problem = None
-    for op in ops:
-        problem = apply_op(state, op) or problem
-    return problem
 
 
 def _agent_of(event: Event, payload: Payload) -> str:

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import msgspec
 
 from kern_events import Head
 from projections.chunks import Chunks
-from projections.frozen import NOTHING, Frozen
+from projections.frozen import NOTHING, Frozen, FrozenDict
 from projections.session.content import Content, openai_content
 
 TurnStatus = Literal["open", "interrupted", "paused", "completed", "failed", "cancelled"]
-Usage = MappingProxyType[str, int | float]
+Usage = FrozenDict[str, int | float]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -194,14 +193,14 @@ class View(msgspec.Struct, frozen=True, gc=False):
     user_id: str | None = None
     messages: Chunks[Message] = _NO_MESSAGES
     context: Chunks[Message] = _NO_MESSAGES
-    state: Mapping[str, Frozen] = NOTHING
-    agent_state: Mapping[str, Mapping[str, Frozen]] = NOTHING
+    state: FrozenDict[str, Frozen] = NOTHING
+    agent_state: FrozenDict[str, FrozenDict[str, Frozen]] = NOTHING
     turns: Chunks[Turn] = _NO_TURNS
     usage: Usage = NOTHING
     pending_calls: tuple[PendingCall, ...] = ()
     paused: tuple[Pause, ...] = ()
     name: str | None = None
-    metadata: Mapping[str, Frozen] = NOTHING
+    metadata: FrozenDict[str, Frozen] = NOTHING
     summary: Frozen = None
     incomplete: bool = False
     problems: tuple[str, ...] = ()

@@ -45,7 +45,7 @@ def test_every_call_records_one_event(log):
         failed = turn.tool_call("search", "not json", call_id="c2")
         turn.tool_error(failed, "bad arguments")
         turn.set_state("city", "Zürich")
-        turn.set_state(["deep", "key"], (1, 2))
+        turn.set_state(["deep", "key"], [1, 2])
         turn.unset_state("city")
         turn.append_state("list", [1])
         turn.record(note("own"), note("types"))

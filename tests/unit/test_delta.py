@@ -6,13 +6,15 @@ import copy
 import json
 from typing import Any
 
+import jsonpatch
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kern_events.delta import apply_ops, state_ops
+from kern_events.delta import StateEditor, apply_ops, op_problem, state_ops
 from kern_events.errors import InvalidEvent
-from projections.frozen import apply_op, freeze, thaw
+from kern_events.exports.patches import patch_of
+from kern_events.frozen import FrozenDict, FrozenList, freeze, thaw
 
 KEYS = st.sampled_from(["a", "b", "c", "", "é"])
 SCALARS = st.sampled_from([None, True, False, 0, 1, 1.0, 0.0, -0.0, "", "x", "1"])
@@ -31,10 +33,11 @@ def said(state: Any) -> str:
 
 def applied(state: dict[str, Any], ops: list[Any]) -> dict[str, Any]:
     """The state after the ops, each of which has to find what it expects."""
-    root = {key: freeze(value) for key, value in state.items()}
+    editor = StateEditor(freeze(state), frozen=True)
     for op in ops:
-        assert apply_op(root, op) is None, op
-    return {key: thaw(value) for key, value in root.items()}
+        assert editor.apply(op) is None, op
+    after: dict[str, Any] = thaw(editor.finish())
+    return after
 
 
 @given(STATES, STATES)
@@ -120,14 +123,62 @@ def test_apply_ops_makes_of_a_state_what_the_view_makes_of_it(
     assert said(before) == kept
 
 
-@given(
-    STATES,
-    st.lists(st.tuples(st.sampled_from(["set", "unset", "append"]), st.lists(KEYS, max_size=3), VALUES)),
+OPS = st.tuples(
+    st.sampled_from(["set", "unset", "append", "move", 1, None, []]),
+    st.lists(KEYS, max_size=3) | st.lists(VALUES, max_size=2) | VALUES | st.just(["a"] * 65),
+    VALUES,
+    VALUES,
 )
-def test_apply_ops_agrees_with_the_view_on_any_ops(state: dict[str, Any], drawn: list[Any]) -> None:
-    ops = [[verb, path, *(() if verb == "unset" else (value,))] for verb, path, value in drawn]
-    root = {key: freeze(value) for key, value in state.items()}
-    for op in ops:
-        apply_op(root, op)
+ANY_OPS = st.builds(lambda op, size: list(op[:size]), OPS, st.integers(0, 4)) | VALUES
 
-    assert said(apply_ops(state, ops)) == said({key: thaw(value) for key, value in root.items()})
+
+@given(STATES, st.lists(ANY_OPS, max_size=6))
+def test_the_view_the_plain_fold_and_the_patches_agree_on_any_ops(
+    state: dict[str, Any], ops: list[Any]
+) -> None:
+    kept, given_ops = said(state), copy.deepcopy(ops)
+    view, stream, patched = StateEditor(freeze(state), frozen=True), StateEditor(state), state
+    for op in ops:
+        assert (view.apply(op) == "not an op") == (op_problem(op) is not None)
+        patched = jsonpatch.apply_patch(patched, patch_of(stream, op))
+
+    assert said(apply_ops(state, ops)) == said(view.finish()) == said(patched) == said(stream.finish())
+    assert (said(state), ops) == (kept, given_ops)
+    assert_frozen(view.finish())
+
+
+def assert_frozen(value: Any) -> None:
+    assert type(value) not in (dict, list)
+    if isinstance(value, (FrozenDict, FrozenList)):
+        for item in value.values() if isinstance(value, FrozenDict) else value:
+            assert_frozen(item)
+
+
+@pytest.mark.parametrize("ops", [None, 5, "set", {}, {"set": 1}, [5], [None, [], [[]]], [["set"]]])
+def test_what_are_no_ops_leave_the_very_same_state(ops: Any) -> None:
+    state = {"a": {"b": [1]}}
+
+    assert apply_ops(state, ops) is state
+
+
+def test_the_ops_of_a_batch_copy_what_they_touch_once() -> None:
+    rest = freeze({"x": [1]})
+    editor = StateEditor(FrozenDict(log=FrozenList(range(1_000)), rest=rest), frozen=True)
+    editor.apply(["append", ["log"], [0]])
+    opened = editor.now["log"]
+    for n in range(1_000):
+        editor.apply(["append", ["log"], [n]])
+        editor.apply(["set", ["deep", "er"], n])
+
+    assert editor.now["log"] is opened  # Extended in place.
+    after = editor.finish()
+    assert (len(after["log"]), after["deep"], after["rest"] is rest) == (2_001, {"er": 999}, True)
+
+
+def test_ops_come_from_what_a_view_holds_too() -> None:
+    before = freeze({"log": [1, {"a": [2]}], "kept": {"x": [1]}})
+
+    ops = state_ops(before, {**before, "log": [*before["log"], 3], "new": before["kept"]})
+
+    assert ops == [["append", ["log"], [3]], ["set", ["new"], {"x": (1,)}]]
+    assert said(applied(before, ops)) == said({**before, "log": [1, {"a": [2]}, 3], "new": {"x": [1]}})

@@ -156,5 +156,5 @@ def test_a_result_is_any_json_value():
 
 
 def test_ops_are_lists():
-    assert state_changed((("set", ["a"], 1),)).payload == {"scope": "session", "ops": [["set", ["a"], 1]]}
+    assert state_changed([["set", ["a"], 1]]).payload == {"scope": "session", "ops": [["set", ["a"], 1]]}
     assert state_changed([], scope="agent").payload == {"scope": "agent", "ops": []}

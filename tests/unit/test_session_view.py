@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -21,6 +20,7 @@ from kern_events import (
 )
 from projections import Message, SessionProjector, ToolCall, View
 from projections.chunks import Chunks
+from projections.frozen import FrozenDict, FrozenList
 from projections.session import Media, Raw, Reasoning, Refusal, Text
 
 CALL = {"id": "c1", "name": "search", "arguments": '{"q": 1}'}
@@ -77,15 +77,15 @@ def test_an_empty_view_has_no_version() -> None:
         ({"type": "refusal", "refusal": "no"}, Refusal("no")),
         (
             {"type": "image_url", "image_url": {"url": "u", "detail": ["low"]}},
-            Media("image_url", MappingProxyType({"url": "u", "detail": ("low",)})),
+            Media("image_url", FrozenDict({"url": "u", "detail": FrozenList(["low"])})),
         ),
         (
             {"type": "text", "text": "a", "cache_control": {}},
-            Raw(MappingProxyType({"type": "text", "text": "a", "cache_control": MappingProxyType({})})),
+            Raw(FrozenDict({"type": "text", "text": "a", "cache_control": FrozenDict({})})),
         ),
-        ({"type": "text", "text": 1}, Raw(MappingProxyType({"type": "text", "text": 1}))),
-        ({"type": ["text"], "text": "a"}, Raw(MappingProxyType({"type": ("text",), "text": "a"}))),
-        ({"type": "hologram"}, Raw(MappingProxyType({"type": "hologram"}))),
+        ({"type": "text", "text": 1}, Raw(FrozenDict({"type": "text", "text": 1}))),
+        ({"type": ["text"], "text": "a"}, Raw(FrozenDict({"type": ("text",), "text": "a"}))),
+        ({"type": "hologram"}, Raw(FrozenDict({"type": "hologram"}))),
     ],
 )
 def test_parts_are_typed_and_come_back_as_recorded(part: dict[str, Any], typed: Any) -> None:
@@ -372,7 +372,7 @@ def assert_frozen(value: Any) -> None:
             setattr(value, value.__struct_fields__[0], None)
         value = [getattr(value, field) for field in value.__struct_fields__]
     elif isinstance(value, Mapping):
-        assert type(value) is MappingProxyType
+        assert type(value) is FrozenDict
         value = value.values()
     elif isinstance(value, (tuple, Chunks)):
         pass

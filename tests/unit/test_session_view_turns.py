@@ -193,9 +193,12 @@ def test_what_an_op_does_not_find_is_invented_and_said(op: list[Any], state: dic
     ],
 )  # fmt: skip
 def test_what_is_no_op_is_skipped_and_said(op: Any) -> None:
-    change = Draft("state.changed", {"ops": [op, ["set", ["m"], 1]]})
+    created, change = recorded(
+        Draft("session.created", {"state": {"l": [1]}}), state_changed([["set", ["m"], 1]])
+    )
 
-    view = view_of(Draft("session.created", {"state": {"l": [1]}}), change)
+    # Refused today, but rows may say it.
+    view = folded([created, replace(change, payload={"ops": [op, ["set", ["m"], 1]]})])
 
     assert view.state == {"l": (1,), "m": 1}
     assert view.incomplete

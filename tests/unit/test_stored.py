@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import MappingProxyType
 from typing import Any, Literal
 
 import msgspec
@@ -15,6 +14,7 @@ from kern_events.errors import StoreBusy
 from projections import MemoryCache, SessionProjector, View, chunks, stored
 from projections.caches import Snapshot
 from projections.caches.framing import seal, unseal
+from projections.frozen import FrozenDict
 from projections.stored import PlainCodec, SessionCodec, Unreadable, codec_of
 from tests import model
 from tests.writers import pick
@@ -73,11 +73,11 @@ def layout(view: View) -> list[Any]:
 
 def assert_frozen(value: Any) -> None:
     """Nothing that can be changed, all the way down."""
-    assert not isinstance(value, (list, dict, set)), value
+    assert type(value) not in (list, dict, set), value
     if isinstance(value, msgspec.Struct):
         for field in value.__struct_fields__:
             assert_frozen(getattr(value, field))
-    elif isinstance(value, MappingProxyType):
+    elif isinstance(value, FrozenDict):
         for item in value.values():
             assert_frozen(item)
     elif not isinstance(value, (str, bytes)) and isinstance(value, Sequence):

@@ -169,8 +169,10 @@ def session_after(session: Row | None, type: str, payload: Mapping[str, Any]) ->
     if type == "session.summarized":
         return {**session, "summary": payload.get("summary")}
     if type == "state.changed" and payload.get("scope", "session") == "session":
-        ops = payload.get("ops")
-        return apply_ops(session, [[op[0], [*STATE, *op[1]], *op[2:]] for op in ops or ()])
+        before = state_of(session)
+        after = apply_ops(before or {}, payload.get("ops"))
+        # Ops that do nothing, or are none, make no state where there is none.
+        return apply_ops(session, [["set", STATE, after]]) if after or before else session
     if type == "session.described":
         return {**session, **{key: payload[key] for key in ("user_id", "metadata") if key in payload}}
     if type == "session.restored":
