@@ -96,7 +96,7 @@ class Batch(NamedTuple):
 
     `opening` is a `session.created` that goes first where the session is new, and is dropped where
     it is not. `branch` is the branch that a running turn began on, None for everybody else, like its
-    `fence`.
+    `fence`. `user_id` is whom it begins a session for, or a turn; a session of another user refuses it.
     """
 
     namespace: str
@@ -108,6 +108,7 @@ class Batch(NamedTuple):
     branch: int | None = None
     turn: int = 0
     fence: Fence | None = None
+    user_id: str | None = None
 
     def at(self, head: Head) -> tuple[Prepared, ...]:
         """The events that an attempt behind this head records."""
@@ -166,8 +167,20 @@ def prepare(
     if len({draft.event_id for draft in drafts}) < len(drafts):
         raise InvalidEvent("the same draft twice in one append", "drafts")
     first = prepare_draft(opening, os.urandom(16), max_payload_bytes) if opening else None
+    user_id = _user_of([first, *events] if first else events)
     scope = chain.scope(namespace, session_id)
-    return Batch(namespace, session_id, scope, tuple(events), first, idempotency_key, branch, turn, fence)
+    return Batch(
+        namespace, session_id, scope, tuple(events), first, idempotency_key, branch, turn, fence, user_id
+    )
+
+
+def _user_of(events: Sequence[Prepared]) -> str | None:
+    """Whose session the `session.created` among these events say that it is."""
+    created = [event.listing for event in events if event.listing and event.draft.type == "session.created"]
+    users = {listing["user_id"] for listing in created if listing.get("user_id") is not None}
+    if len(users) > 1:
+        raise InvalidEvent("session.created for two users in one append", "drafts")
+    return next(iter(users), None)
 
 
 def prepare_draft(

@@ -9,6 +9,7 @@
     │   └── TurnAbandoned
     │       └── TurnTaken
     ├── SessionClosed
+    ├── OwnerMismatch
     ├── TurnNotPaused
     ├── IdempotencyConflict
     ├── InvalidEvent           also ValueError
@@ -133,6 +134,18 @@ class SessionClosed(KernError):
         self.status = status
 
 
+class OwnerMismatch(KernError):
+    """The session is another user's than the one that the turn or the `session.created` names.
+
+    Nothing was written. `user_id` is the one that was named; the owner is not told.
+    """
+
+    def __init__(self, session_id: str, user_id: str) -> None:
+        super().__init__(f"session {session_id!r} belongs to another user than {user_id!r}")
+        self.session_id = session_id
+        self.user_id = user_id
+
+
 class TurnNotPaused(KernError):
     """There is no such turn to continue: `status` says what it is, None if there is none at all.
 
@@ -149,16 +162,21 @@ class TurnNotPaused(KernError):
 
 
 class IdempotencyConflict(KernError):
-    """The key is recorded in this session with other content, at `version`."""
+    """The key is recorded in this session already, at `version`: nothing was written.
 
-    def __init__(self, key: str, session_id: str, version: int) -> None:
+    With other content; or before the session was deleted or erased from (`erased`), and what was
+    recorded then cannot be compared, or counts no more. To record it anew, use a key of its own.
+    """
+
+    def __init__(self, key: str, session_id: str, version: int, erased: bool = False) -> None:
+        why = "before an erasure: record it anew with another key" if erased else "for other content"
         super().__init__(
-            f"idempotency key {key!r} is already used in session {session_id!r} at version {version} "
-            "for other content"
+            f"idempotency key {key!r} is already used in session {session_id!r} at version {version} {why}"
         )
         self.key = key
         self.session_id = session_id
         self.version = version
+        self.erased = erased
 
 
 class InvalidEvent(KernError, ValueError):

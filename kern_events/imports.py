@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Final
 import msgspec
 
 from kern_events import chain, lineage
-from kern_events.batch import LISTING, Linked, Row, StoredRow
+from kern_events.batch import Linked, Row, StoredRow
 from kern_events.bundle import Section, namespace_of, parse, row_line
 from kern_events.errors import InvalidEvent
 from kern_events.events import Head
@@ -325,8 +325,8 @@ class _Session:
     def check_owner(self) -> None:
         """Whether it is of the same user as the recorded session that it goes on from; _Failed if not."""
         assert self.incoming is not None
-        columns = self._log._store.listing(self._log.namespace, self.section.fork_parent or "")
-        if dict(zip(LISTING, columns, strict=False)).get("user_id") != self.incoming.listing["user_id"]:
+        row = self._log._store.head_row(self._log.namespace, self.section.fork_parent or "")
+        if (row.described.get("user_id") if row else None) != self.incoming.listing["user_id"]:
             raise _Failed("what it was forked from is of another user", kind="no_parent")
 
     def head(self) -> Head | None:

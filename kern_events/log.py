@@ -17,14 +17,21 @@ from sqlalchemy import URL
 from sqlalchemy.engine import Connection, Engine
 
 from kern_events import bundle, chain, lineage
-from kern_events.batch import LISTING, Batch, Fence, StoredRow, event_of, prepare
+from kern_events.batch import Batch, Fence, StoredRow, event_of, prepare
 from kern_events.codec import LARGEST_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, check_id
 from kern_events.consumer import Consumer, ConsumerStatus, Handler, SQLHandler, statuses
-from kern_events.errors import FeedRegressed, InvalidEvent, SessionNotFound, StoreCorrupt, StoreError
+from kern_events.errors import (
+    FeedRegressed,
+    InvalidEvent,
+    OwnerMismatch,
+    SessionNotFound,
+    StoreCorrupt,
+    StoreError,
+)
 from kern_events.events import Branches, Draft, Event, Head, Kind, Receipt, SessionInfo
 from kern_events.feed import FeedHolder, Subscription, Wakeups, settled_end
 from kern_events.store import open_store
-from kern_events.store.base import Expected, Landed, Origin
+from kern_events.store.base import Expected, Landed, Origin, is_of_another
 from kern_events.store.retry import check_within, delete, fork, record, record_many
 from kern_events.turn import Claims, TurnRecorder, claim_at, opening_draft
 from kern_events.upcast import NO_TYPES, EventTypes
@@ -179,8 +186,10 @@ class SessionLog:
 
         Raises:
             VersionConflict: Another writer appended first. Re-read and decide again.
-            IdempotencyConflict: The key is recorded in this session with other content. The same
-                content is not recorded twice: the first receipt is returned.
+            IdempotencyConflict: The key is recorded in this session with other content, or before it
+                was deleted or erased from. The same content is not recorded twice: the first receipt
+                is returned.
+            OwnerMismatch: A `session.created` names another user than the one whose session it is.
             InvalidEvent: A value cannot be recorded exactly. Nothing was written.
             SessionClosed: The session was closed or deleted and the first draft does not reopen it.
             AppendUnresolved: The answer was lost and could not be looked up. Calling again with
@@ -250,6 +259,8 @@ class SessionLog:
         does not exist is created with a `session.created` that says `user_id` and `agent_id`.
 
         Raises:
+            OwnerMismatch: Entering the block: the session is another user's than `user_id`. One that was
+                begun for nobody takes turns of everybody, and stays nobody's.
             TurnAbandoned: From any call, once somebody restored the session to before this turn.
             TurnTaken: From any call, once somebody else resumed this turn, or ended it: whoever was
                 taken over from writes no more.
@@ -579,9 +590,8 @@ class SessionLog:
 
     def _described(self, session_id: str) -> dict[str, Any]:
         """What a session is, beside what was said in it: its listing columns and its metadata."""
-        columns = zip(LISTING, self._store.listing(self.namespace, session_id), strict=False)
-        described: dict[str, Any] = {key: value for key, value in columns if value is not None}
-        return {**described, "metadata": self._metadata(session_id)}
+        row = self._store.head_row(self.namespace, session_id)
+        return {**(row.described if row else {}), "metadata": self._metadata(session_id)}
 
     def _metadata(self, session_id: str) -> dict[str, Any]:
         """The application's own data about a session: what the newest event with some says."""
@@ -698,6 +708,14 @@ class SessionLog:
     def _record(self, batch: Batch, expected: Expected = None) -> Landed:
         """Append a prepared batch; for the package's own recorders and importers."""
         return record(self._store, batch, expected)
+
+    def _head_for(self, session_id: str, user_id: str | None) -> Head:
+        """As head; OwnerMismatch if the session is another user's. For the package's own recorders."""
+        batch = self._scope_of(session_id)._replace(user_id=user_id)
+        row = self._store.head_row(self.namespace, session_id)
+        if user_id is not None and row and is_of_another(batch, row.described.get("user_id")):
+            raise OwnerMismatch(session_id, user_id)
+        return row.head if row else batch.empty_head()
 
     def _scope_of(self, session_id: str) -> Batch:
         """A batch without events, for what depends on the session alone."""

@@ -137,7 +137,8 @@ class TurnState:
 
     def _note_branch(self) -> None:
         """A buffered turn records nothing yet, but a restore from now on abandons it too."""
-        self._branch = self._log.head(self.session_id).branch
+        user_id = self._opening.payload.get("user_id")
+        self._branch = self._log._head_for(self.session_id, user_id).branch
 
     def _stamped(self, drafts: Sequence[Draft]) -> list[Draft]:
         return [

@@ -59,17 +59,20 @@ class AnswerLost(Exception):
 class Found(NamedTuple):
     """What a look-up saw: the head, the rows behind the base, the key's rows, all in one statement.
 
-    `taken` is the version at which somebody else took the batch's turn over.
+    `user_id` is whose session it is, `erased` whether a tombstone stands behind the key's rows, `taken`
+    the version at which somebody else took the batch's turn over.
     """
 
     head: Head
     behind: Sequence[StoredRow] = ()
     keyed: Sequence[StoredRow] = ()
+    user_id: str | None = None
+    erased: bool = False
     taken: int | None = None
 
 
 class HeadRow(NamedTuple):
-    """A whole row of kern_sessions, for verify."""
+    """A whole row of kern_sessions."""
 
     session_id: str
     version: int
@@ -84,6 +87,19 @@ class HeadRow(NamedTuple):
     created_at: int
     updated_at: int
     updated_hour: int
+
+    @property
+    def head(self) -> Head:
+        """Where the session stands."""
+        return Head(
+            self.version, self.head_hash, self.turn, self.branch, self.epoch, self.status, self.updated_at
+        )
+
+    @property
+    def described(self) -> dict[str, str]:
+        """What the listing columns say, by column."""
+        columns = zip(LISTING, self.listing, strict=True)
+        return {column: value for column, value in columns if value is not None}
 
 
 class Lineage(NamedTuple):
@@ -345,8 +361,8 @@ class Store(Protocol):
     ) -> tuple[Head | None, Sequence[StoredRow]]:
         """The head and the events after a version, in one statement."""
 
-    def listing(self, namespace: str, session_id: str) -> Sequence[str | None]:
-        """The listing columns, in the order of LISTING; nothing if the session is unknown."""
+    def head_row(self, namespace: str, session_id: str) -> HeadRow | None:
+        """The whole head row, or None if the session is unknown."""
 
     def lineage(self, namespace: str, session_id: str) -> Lineage:
         """The session's parent and restores; neither, if it is unknown."""
@@ -437,15 +453,22 @@ class Store(Protocol):
         """Finish what is queued and give every connection back."""
 
 
-def refuses(batch: Batch, base: Base, head: Head) -> bool:
-    """Whether an attempt at `base` must not land behind this head, as far as the head tells."""
+def refuses(batch: Batch, base: Base, head: Head, user_id: str | None = None) -> bool:
+    """Whether an attempt at `base` must not land behind this head, in the session of this user."""
     if isinstance(base, Head) and (base.version != head.version or base.hash != head.hash):
         return True
     if type(base) is int and base != head.version:
         return True
     if batch.branch is not None and batch.branch != head.branch:
         return True
+    if is_of_another(batch, user_id):
+        return True
     return head.status != "open" and batch.at(head)[0].draft.type != "session.created"
+
+
+def is_of_another(batch: Batch, user_id: str | None) -> bool:
+    """Whether a session of this user is not for the batch; one of nobody is for everybody."""
+    return batch.user_id is not None and user_id is not None and user_id != batch.user_id
 
 
 def is_past_fence(batch: Batch, head: Head) -> bool:
@@ -511,16 +534,17 @@ def tombstone_covers(row: StoredRow, version: int) -> bool:
 
 
 def found_of(batch: Batch, rows: Sequence[Sequence[Any]]) -> Found:
-    """A look-up's rows: head columns, whether the event is behind the base, event columns."""
+    """A look-up's rows: head columns, user, a tombstone behind the key, behind the base, event columns."""
     if not rows:
         return Found(unknown_head(batch))
     head = Head(*rows[0][:7])
-    events = [(row[7], tuple(row[8:])) for row in rows if row[8] is not None]
+    user_id, erased = rows[0][7], bool(rows[0][8])
+    events = [(row[9], tuple(row[10:])) for row in rows if row[10] is not None]
     behind = [event for is_behind, event in events if is_behind]
     key = batch.idempotency_key
     start = next((i for i, (_, event) in enumerate(events) if key is not None and event[11] == key), None)
     keyed = [] if start is None else [event for _, event in events[start : start + len(batch.events)]]
-    return Found(head, behind, keyed)
+    return Found(head, behind, keyed, user_id, erased)
 
 
 def tail_of(rows: Sequence[Sequence[Any]]) -> tuple[Head | None, Sequence[StoredRow]]:

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from sqlalchemy.engine import Connection
 
 from kern_events import chain
-from kern_events.batch import LISTING, Batch, Linked, Row, StoredRow, link
+from kern_events.batch import LISTING, TOMBSTONES, Batch, Linked, Row, StoredRow, link
 from kern_events.clock import now_us
 from kern_events.errors import StoreError
 from kern_events.events import Head, Kind, SessionInfo
@@ -74,6 +74,9 @@ class _Session:
             if row[11] == key:
                 return self.rows[i : i + count]
         return []
+
+    def erased_after(self, version: int) -> bool:
+        return any(row[3] in TOMBSTONES for row in self.after(version, None, len(self.rows)))
 
     def taken(self, batch: Batch) -> int | None:
         if (fence := batch.fence) is None or not is_past_fence(batch, self.head):
@@ -146,7 +149,8 @@ class MemoryStore:
                 return Found(unknown_head(batch))
             keyed = session.keyed(batch.idempotency_key, len(batch.events))
             behind = session.after(base, base + count, count)
-            return Found(session.head, behind, keyed, session.taken(batch))
+            user_id, erased = session.listing["user_id"], bool(keyed) and session.erased_after(keyed[0][0])
+            return Found(session.head, behind, keyed, user_id, erased, session.taken(batch))
 
     def delete(self, namespace: str, session_id: str, tombstone: Tombstone) -> Landed | None:
         """See Store."""
@@ -232,11 +236,11 @@ class MemoryStore:
                 return session.head, ()
             return session.head, session.after(after, None, limit)
 
-    def listing(self, namespace: str, session_id: str) -> Sequence[str | None]:
+    def head_row(self, namespace: str, session_id: str) -> HeadRow | None:
         """See Store."""
         with self._locked():
             session = self._sessions.get((namespace, session_id))
-            return tuple(session.listing.values()) if session else ()
+            return _head_row(session_id, session) if session else None
 
     def lineage(self, namespace: str, session_id: str) -> Lineage:
         """See Store."""
@@ -470,7 +474,7 @@ class MemoryStore:
     def _linked(self, batch: Batch, base: Base) -> Linked | Refused:
         session = self._sessions.get((batch.namespace, batch.session_id))
         head = session.head if session else unknown_head(batch)
-        if refuses(batch, base, head):
+        if refuses(batch, base, head, session.listing["user_id"] if session else None):
             return Refused(head if base is None else base)
         if session and (session.keyed(batch.idempotency_key, 1) or session.taken(batch)):
             return Refused(head)

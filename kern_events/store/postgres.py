@@ -193,7 +193,7 @@ class PostgresStore:
         self, cursor: Cursor, bases: list[Head], namespace: str, session_id: str, tombstone: Tombstone
     ) -> Landed | None:
         row = cursor.execute(self._sql.locked_head, (namespace, session_id)).fetchone()
-        head = Head(*row) if row else None
+        head = Head(*row[:7]) if row else None
         if head is None or head.status == "deleted":
             return None
         bases.append(head)
@@ -259,7 +259,7 @@ class PostgresStore:
         def work(session: Session, bases: list[Head]) -> bool | None:
             cursor = session.cursor
             row = cursor.execute(self._sql.locked_head, scope).fetchone()
-            if (Head(*row) if row else None) != adoption.base:
+            if (Head(*row[:7]) if row else None) != adoption.base:
                 return None
             if row is None and parent is not None:
                 begun = cursor.execute(self._sql.parent_head, (scope[0], parent)).fetchone()
@@ -324,6 +324,9 @@ class PostgresStore:
         guard = (*scope, *_moved(head))
         key = batch.idempotency_key
         unused = () if key is None else (*scope, key)
+        if batch.user_id is not None:
+            statement = self._sql.append_owned if key is None else self._sql.append_owned_keyed
+            return statement, (*_rewritten(linked), *guard, batch.user_id, *unused, *rows)
         if rewrites_listing(linked, head):
             statement = self._sql.append_listing if key is None else self._sql.append_listing_keyed
             return statement, (*_rewritten(linked), *guard, *unused, *rows)
@@ -333,8 +336,8 @@ class PostgresStore:
     def _locked(self, session: Session, bases: list[Head], batch: Batch, base: Base) -> Landed | Refused:
         """An attempt that holds the head row, so that a busy session starves nobody."""
         row = session.cursor.execute(self._sql.locked_head, (batch.namespace, batch.session_id)).fetchone()
-        head = Head(*row) if row else unknown_head(batch)
-        if refuses(batch, base, head) or _taken(session.cursor, self._sql, batch, head) is not None:
+        head, user_id = (Head(*row[:7]), row[7]) if row else (unknown_head(batch), None)
+        if refuses(batch, base, head, user_id) or _taken(session.cursor, self._sql, batch, head) is not None:
             return Refused(head if base is None else base)
         bases.append(head)
         outcome = self._write(session.cursor, batch, head)
@@ -345,13 +348,13 @@ class PostgresStore:
         """An attempt in the caller's transaction: no cache of this process is read or written."""
         while True:
             row = cursor.execute(self._sql.joined_head, (batch.namespace, batch.session_id)).fetchone()
-            level = row[7] if row else cursor.execute(sql.POSTGRES_ISOLATION).fetchall()[0][0]
+            level = row[8] if row else cursor.execute(sql.POSTGRES_ISOLATION).fetchall()[0][0]
             if level != "read committed":
                 raise ValueError(
                     f"the transaction is {level.upper()}: append(connection=) needs READ COMMITTED"
                 )
-            head = Head(*row[:7]) if row else unknown_head(batch)
-            if refuses(batch, base, head) or _taken(cursor, self._sql, batch, head) is not None:
+            head, user_id = (Head(*row[:7]), row[7]) if row else (unknown_head(batch), None)
+            if refuses(batch, base, head, user_id) or _taken(cursor, self._sql, batch, head) is not None:
                 return Refused(head if base is None else base)
             answer = self._write(cursor, batch, head)
             if isinstance(answer, Landed) or row is not None or base is not None:
@@ -370,11 +373,14 @@ class PostgresStore:
         """All batches with their heads locked: a statement for new heads, one per moved head, one COPY."""
         cursor, namespace = session.cursor, batches[0][0].namespace
         ids = text_array([batch.session_id for batch, _ in batches])
-        known = {row[0]: Head(*row[1:]) for row in cursor.execute(self._sql.locked_heads, (namespace, ids))}
+        rows = cursor.execute(self._sql.locked_heads, (namespace, ids)).fetchall()
+        known = {row[0]: Head(*row[1:8]) for row in rows}
+        users = {row[0]: row[8] for row in rows}
         linked: list[Linked] = []
         for batch, base in batches:
             head = known.get(batch.session_id) or unknown_head(batch)
-            if refuses(batch, base, head) or _taken(cursor, self._sql, batch, head) is not None:
+            user_id = users.get(batch.session_id)
+            if refuses(batch, base, head, user_id) or _taken(cursor, self._sql, batch, head) is not None:
                 return None
             bases.append(head)
             linked.append(link(batch, head, now_us()))
@@ -464,10 +470,10 @@ class PostgresStore:
         """See Store."""
         return tail_of(self._server.query(self._sql.tail, (after, limit, namespace, session_id)))
 
-    def listing(self, namespace: str, session_id: str) -> Sequence[str | None]:
+    def head_row(self, namespace: str, session_id: str) -> HeadRow | None:
         """See Store."""
         rows = self._server.query(self._sql.head_row, (namespace, session_id))
-        return head_row_of(rows[0]).listing if rows else ()
+        return head_row_of(rows[0]) if rows else None
 
     def lineage(self, namespace: str, session_id: str) -> Lineage:
         """See Store."""

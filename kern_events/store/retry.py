@@ -17,6 +17,7 @@ from kern_events.codec import decode
 from kern_events.errors import (
     AppendUnresolved,
     IdempotencyConflict,
+    OwnerMismatch,
     SessionClosed,
     SessionExists,
     StoreBusy,
@@ -37,6 +38,7 @@ from kern_events.store.base import (
     Refused,
     Store,
     Tombstone,
+    is_of_another,
     version_of,
 )
 
@@ -58,7 +60,8 @@ def record(
     outcome of an attempt that was already made (by the async facade).
 
     Raises:
-        VersionConflict, TurnAbandoned, TurnTaken, SessionClosed, IdempotencyConflict: Nothing was written.
+        VersionConflict, TurnAbandoned, TurnTaken, OwnerMismatch, SessionClosed, IdempotencyConflict:
+            Nothing was written.
         AppendUnresolved: The answer was lost and could not be looked up.
     """
     base: Base = expected
@@ -283,20 +286,24 @@ def _look_up(store: Store, batch: Batch, base: Head | int, cause: BaseException 
 
 
 def _already(batch: Batch, base: Head | int, found: Found) -> Landed | None:
-    if found.keyed:
-        same = len(found.keyed) == len(batch.events) and all(
-            _same_content(event, row) for event, row in zip(batch.events, found.keyed, strict=True)
-        )
-        if not same:
-            assert batch.idempotency_key is not None
-            raise IdempotencyConflict(batch.idempotency_key, batch.session_id, found.keyed[0][0])
-        return _landed_before(batch, found.keyed, found.head)
+    """Where the batch is recorded: right behind the base by the ids of its events, or by its key."""
     events = _events(batch, base)
     ours = len(found.behind) == len(events) and all(
         event.draft.event_id == row[2] and _same_content(event, row)
         for event, row in zip(events, found.behind, strict=True)
     )
-    return _landed_before(batch, found.behind, found.head) if ours else None
+    if ours:  # Whatever was erased since: this very append is recorded, and its receipt holds.
+        return _landed_before(batch, found.behind, found.head)
+    if not found.keyed:
+        return None
+    assert batch.idempotency_key is not None
+    erased = found.erased or any(row[14] is None for row in found.keyed)
+    same = len(found.keyed) == len(batch.events) and all(
+        _same_content(event, row) for event, row in zip(batch.events, found.keyed, strict=True)
+    )
+    if erased or not same:
+        raise IdempotencyConflict(batch.idempotency_key, batch.session_id, found.keyed[0][0], erased)
+    return _landed_before(batch, found.keyed, found.head)
 
 
 def _same_content(event: Prepared, row: StoredRow) -> bool:
@@ -330,6 +337,8 @@ def _check_open(batch: Batch, found: Found) -> None:
         raise TurnAbandoned(batch.session_id, batch.turn, head.branch, batch.branch, head.version)
     if fence is not None and found.taken is not None:
         raise TurnTaken(batch.session_id, fence.turn, head.branch, found.taken, fence.seen, head.version)
+    if batch.user_id is not None and is_of_another(batch, found.user_id):
+        raise OwnerMismatch(batch.session_id, batch.user_id)
     if head.status != "open" and batch.at(head)[0].draft.type != "session.created":
         raise SessionClosed(batch.session_id, head.status)
 

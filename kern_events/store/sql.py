@@ -17,6 +17,7 @@ _STORED: Final = ", ".join(STORED_COLUMNS)
 _STORED_E: Final = ", ".join(f"e.{column}" for column in STORED_COLUMNS)
 _HEAD_S: Final = ", ".join(f"s.{column}" for column in HEAD.split(", "))
 _LISTING: Final = ", ".join(LISTING)
+_TOMBSTONES: Final = "('session.erased', 'session.deleted')"
 _INFO: Final = (
     "session_id, status, version, turn, " + _LISTING + ", fork_parent, fork_version, created_at, updated_at"
 )
@@ -74,8 +75,10 @@ ROLLBACK: Final = "ROLLBACK"
 SQLITE_TABLES: Final = (
     "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'kern\\_%' ESCAPE '\\'"
 )
-# The head that an append links to.
-SQLITE_LOCKED_HEAD: Final = f"SELECT {HEAD}, id FROM kern_sessions WHERE namespace = ? AND session_id = ?"
+# The head that an append links to, and whose session it is.
+SQLITE_LOCKED_HEAD: Final = (
+    f"SELECT {HEAD}, id, user_id FROM kern_sessions WHERE namespace = ? AND session_id = ?"
+)
 # Whether an idempotency key is recorded.
 SQLITE_KEY: Final = "SELECT 1 FROM kern_events WHERE session = ? AND idempotency_key = ?"
 # A new session.
@@ -111,13 +114,15 @@ SQLITE_ROWS: Final = (
 )
 # After a refusal or a lost answer: the head and the rows behind the base.
 SQLITE_LOOK_UP: Final = (
-    f"SELECT {_HEAD_S}, 1, {_STORED_E} FROM kern_sessions AS s "
+    f"SELECT {_HEAD_S}, s.user_id, 0, 1, {_STORED_E} FROM kern_sessions AS s "
     "LEFT JOIN kern_events AS e ON e.session = s.id AND e.version > ?1 AND e.version <= ?1 + ?2 "
     "WHERE s.namespace = ?3 AND s.session_id = ?4 ORDER BY e.version"
 )
-# As before, with the key's row and the rows after it.
+# As before, with the key's row and the rows after it, and whether something was erased since.
 SQLITE_LOOK_UP_KEYED: Final = (
-    f"SELECT {_HEAD_S}, e.version > ?1 AND e.version <= ?1 + ?2, {_STORED_E} FROM kern_sessions AS s "
+    f"SELECT {_HEAD_S}, s.user_id, EXISTS (SELECT 1 FROM kern_events AS t WHERE t.session = s.id "
+    f"AND t.kind <> 0 AND t.kind IN (5, 6) AND t.version > k.version AND t.type IN {_TOMBSTONES}), "
+    f"e.version > ?1 AND e.version <= ?1 + ?2, {_STORED_E} FROM kern_sessions AS s "
     "LEFT JOIN kern_events AS k ON k.session = s.id AND k.idempotency_key = ?5 "
     "LEFT JOIN kern_events AS e ON e.session = s.id AND (e.version > ?1 AND e.version <= ?1 + ?2 "
     "OR e.version >= k.version AND e.version < k.version + ?6) "
@@ -311,6 +316,7 @@ _GUARD: Final = (
     "WHERE namespace = %b AND session_id = %b AND version = %b AND head_hash = %b AND turn = %b "
     "AND branch = %b AND epoch = %b AND status = %b AND updated_at = %b"
 )
+_OWNER: Final = " AND (user_id IS NULL OR user_id = %b)"
 _NO_KEY: Final = (
     " AND NOT EXISTS (SELECT FROM {s}kern_events "
     "WHERE namespace = %b AND session_id = %b AND idempotency_key = %b)"
@@ -349,15 +355,18 @@ class PostgresSQL:
         self.append_keyed = guarded(f"{_MOVE} {_GUARD}{_NO_KEY}")
         self.append_listing = guarded(f"{_REWRITE} {_GUARD}")
         self.append_listing_keyed = guarded(f"{_REWRITE} {_GUARD}{_NO_KEY}")
+        # As before, for a user: in a session of another one it lands nowhere.
+        self.append_owned = guarded(f"{_REWRITE} {_GUARD}{_OWNER}")
+        self.append_owned_keyed = guarded(f"{_REWRITE} {_GUARD}{_OWNER}{_NO_KEY}")
         # The first append of a session.
         self.create = guarded(_CREATE)
         # A session's head.
         self.head = filled(f"SELECT {HEAD} FROM {{s}}kern_sessions WHERE namespace = %b AND session_id = %b")
-        # As head, and hold it until the end of the transaction.
-        self.locked_head = self.head + " FOR UPDATE"
+        # As head, with whose session it is, and hold it until the end of the transaction.
+        self.locked_head = self.head.replace(HEAD, f"{HEAD}, user_id") + " FOR UPDATE"
         # As locked_head, with the isolation level of the caller's transaction.
         self.joined_head = filled(
-            f"SELECT {HEAD}, current_setting('transaction_isolation') FROM {{s}}kern_sessions "
+            f"SELECT {HEAD}, user_id, current_setting('transaction_isolation') FROM {{s}}kern_sessions "
             "WHERE namespace = %b AND session_id = %b FOR UPDATE"
         )
         # The head and what is recorded after a version: the freshness check of every load.
@@ -374,14 +383,17 @@ class PostgresSQL:
         )
         # After a refusal or a lost answer: the head and the rows behind the base.
         self.look_up = filled(
-            f"SELECT {_HEAD_S}, true, {_STORED_E} FROM {{s}}kern_sessions AS s "
+            f"SELECT {_HEAD_S}, s.user_id, false, true, {_STORED_E} FROM {{s}}kern_sessions AS s "
             "LEFT JOIN {s}kern_events AS e ON e.namespace = s.namespace AND e.session_id = s.session_id "
             "AND e.version > %(base)b AND e.version <= %(last)b "
             "WHERE s.namespace = %(namespace)b AND s.session_id = %(session_id)b ORDER BY e.version"
         )
-        # As before, with the key's row and the rows after it.
+        # As before, with the key's row and the rows after it, and whether something was erased since.
         self.look_up_keyed = filled(
-            f"SELECT {_HEAD_S}, e.version > %(base)b AND e.version <= %(last)b, {_STORED_E} "
+            f"SELECT {_HEAD_S}, s.user_id, EXISTS (SELECT FROM {{s}}kern_events AS t "
+            "WHERE t.namespace = s.namespace AND t.session_id = s.session_id AND t.kind <> 0 "
+            f"AND t.kind IN (5, 6) AND t.version > k.version AND t.type IN {_TOMBSTONES}), "
+            f"e.version > %(base)b AND e.version <= %(last)b, {_STORED_E} "
             "FROM {s}kern_sessions AS s LEFT JOIN {s}kern_events AS k ON k.namespace = s.namespace "
             "AND k.session_id = s.session_id AND k.idempotency_key = %(key)b "
             "LEFT JOIN {s}kern_events AS e ON e.namespace = s.namespace AND e.session_id = s.session_id "
@@ -601,7 +613,7 @@ class PostgresSQL:
         )
         # Heads of several sessions, held until the end of the transaction, in the order of their keys.
         self.locked_heads = filled(
-            f"SELECT session_id, {HEAD} FROM {{s}}kern_sessions WHERE namespace = %b "
+            f"SELECT session_id, {HEAD}, user_id FROM {{s}}kern_sessions WHERE namespace = %b "
             "AND session_id = ANY(%b::text[]) ORDER BY session_id FOR UPDATE"
         )
         # Move a head that this transaction holds.

@@ -313,10 +313,10 @@ class SQLiteStore:
             return head, ()
         return tail_of(self._file.query(sql.SQLITE_TAIL, (after, namespace, session_id, limit)))
 
-    def listing(self, namespace: str, session_id: str) -> Sequence[str | None]:
+    def head_row(self, namespace: str, session_id: str) -> HeadRow | None:
         """See Store."""
         rows = self._file.query(sql.SQLITE_HEAD_ROW, (namespace, session_id))
-        return head_row_of(rows[0]).listing if rows else ()
+        return head_row_of(rows[0]) if rows else None
 
     def lineage(self, namespace: str, session_id: str) -> Lineage:
         """See Store."""
@@ -566,7 +566,7 @@ def _attempt(driver: Driver, bases: list[Head], batch: Batch, base: Base) -> Lan
     """Read the head, link and write, inside a transaction that holds the write lock."""
     row = driver.execute(sql.SQLITE_LOCKED_HEAD, (batch.namespace, batch.session_id)).fetchone()
     head = Head(*row[:7]) if row else unknown_head(batch)
-    if refuses(batch, base, head):
+    if refuses(batch, base, head, row[8] if row else None):
         return Refused(head if base is None else base)
     if _taken(driver, batch, head) is not None:
         return Refused(head)

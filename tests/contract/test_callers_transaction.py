@@ -12,6 +12,7 @@ from kern_events import Draft
 from kern_events.errors import (
     IdempotencyConflict,
     InvalidEvent,
+    OwnerMismatch,
     SessionClosed,
     StoreBusy,
     StoreError,
@@ -168,6 +169,9 @@ def test_a_conflict_leaves_the_transaction_usable(log, engine, orders):
     assert log.head("s").version == 3
 
 
+BOBS = Draft("session.created", {"user_id": "bob"})
+
+
 @pytest.mark.parametrize(
     ("before", "drafts", "options", "error"),
     [
@@ -175,6 +179,8 @@ def test_a_conflict_leaves_the_transaction_usable(log, engine, orders):
         ([note()], [note(turn=5)], {}, InvalidEvent),
         ([note()], [note(float("inf"))], {}, InvalidEvent),
         ([note()], [note("other")], {"idempotency_key": "k"}, IdempotencyConflict),
+        ([Draft("session.created", {"user_id": "ada"})], [BOBS], {}, OwnerMismatch),
+        ([Draft("session.created", {"user_id": "ada"})], [BOBS], {"expected": 1}, OwnerMismatch),
     ],
 )
 def test_every_refusal_leaves_the_transaction_usable(log, engine, orders, before, drafts, options, error):
@@ -207,6 +213,19 @@ def test_a_key_is_recognised_in_it(log, engine):
 
     assert again.receipt == first
     assert log.head("s").version == 1
+
+
+@pytest.mark.parametrize("expected", [None, 3])
+def test_a_key_from_before_a_deletion_is_none_in_it(log, engine, expected):
+    log.append("s", [note("a")], idempotency_key="k")
+    log.delete("s")
+    log.append("s", [Draft("session.created", {})])
+    with engine.begin() as connection:
+        with pytest.raises(IdempotencyConflict):
+            log.append("s", [note("a")], idempotency_key="k", expected=expected, connection=connection)
+        log.append("s", [note("b")], idempotency_key="k2", expected=expected, connection=connection)
+
+    assert log.head("s").version == 4
 
 
 def test_append_many_joins_it_all_or_none(log, engine, orders):

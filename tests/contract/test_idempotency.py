@@ -6,6 +6,8 @@ import pytest
 
 from kern_events import Draft
 from kern_events.errors import IdempotencyConflict, InvalidEvent, VersionConflict
+from tests.facade import store_of, sync_of
+from tests.faults import LosingStore
 from tests.writers import in_threads, note, notes, texts
 
 
@@ -85,12 +87,64 @@ def test_a_closed_session_still_knows_its_keys(log):
     assert delivered(log, "a") == first
 
 
-def test_a_deleted_session_still_knows_its_keys(log):
-    first = delivered(log, "a")
+@pytest.mark.parametrize("said", ["a", "b"])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_key_from_before_a_deletion_is_a_conflict_and_no_receipt(log, said, again):
+    """Neither swallows what is new nor brings back what was deleted."""
+    delivered(log, "x", key="k0")
+    delivered(log, "a")
+    log.delete("s")
+    if again:
+        log.append("s", [Draft("session.created", {}), note("new")])
+    head = log.head("s")
+    for expected in (None, head, head.version, 1):
+        with pytest.raises(IdempotencyConflict, match="before an erasure") as caught:
+            delivered(log, said, expected=expected)
+
+        assert (caught.value.version, caught.value.erased) == (2, True)
+    assert log.head("s") == head
+
+
+def test_a_key_that_closed_a_session_closes_no_later_one(log):
+    """Though an event without content is erased by nothing."""
+    close = lambda: log.append("s", [Draft("session.closed", {})], idempotency_key="k1")  # noqa: E731
+    log.append("s", [note("a")])
+    assert close() == close()
+    log.delete("s")
+    log.append("s", [Draft("session.created", {})])
+
+    with pytest.raises(IdempotencyConflict):
+        close()
+
+
+def test_keys_after_a_deletion_are_as_before(log):
+    delivered(log, "a")
+    log.delete("s")
+    log.append("s", [Draft("session.created", {})])
+    first = delivered(log, "a", key="k2")
+
+    assert delivered(log, "a", key="k2") == first
+
+
+@pytest.mark.parametrize("expected", [None, 0])
+def test_an_append_whose_answer_was_lost_and_that_was_deleted_then_is_recorded(log, monkeypatch, expected):
+    """It is the very append that was recorded; by its events' ids, which no erasure removes."""
+    store = LosingStore(store_of(log), lambda: log.delete("s"))
+    monkeypatch.setattr(sync_of(log), "_store", store)
+    receipt = delivered(log, "a", expected=expected)
+
+    assert (receipt.first_version, receipt.version) == (1, 1)
+    assert log.head("s").status == "deleted"
+
+
+def test_who_calls_again_at_the_base_is_answered_exactly_after_a_deletion(log):
+    drafts = [note("a")]
+    first = log.append("s", drafts, idempotency_key="k1", expected=0)
     log.delete("s")
 
-    assert delivered(log, "a") == first
-    assert log.head("s").version == 2
+    assert log.append("s", drafts, idempotency_key="k1", expected=0) == first
+    with pytest.raises(IdempotencyConflict):
+        log.append("s", drafts, idempotency_key="k1")
 
 
 @pytest.mark.parametrize("key", ["", "x" * 201, "a\0b", "\ud800", 1, b"k"])

@@ -46,6 +46,7 @@ USES = {
     "import of a deletion": lambda log: _imported(log, delete=True),
     "snapshot plan": lambda log: spi.SnapshotTable(log, "p").plan("s3", 5),
     "forget other snapshots": lambda log: spi.SnapshotTable(log, "q").forget_others("s7", "p"),
+    "a turn for its user": lambda log: log.turn("s8", user_id="ada").__enter__(),
     "a turn that others append beside": lambda log: _taken(log),
     "consumers": lambda log: _consumed(log),
     "delete": lambda log: log.delete("s6"),
@@ -305,7 +306,7 @@ UNEXPLAINED = {
     "copy", "adopt",  # not sent through execute
     "joined_head", "append_listing_keyed",  # as locked_head and append_listing
     "head_rows", "orphans", "applied", "lockers", "feed_held_by", "sequence_cache", "sizes",  # of all
-    "append_keyed",  # NOT EXISTS, see kern_events_key
+    "append_keyed", "append_owned_keyed",  # NOT EXISTS, see kern_events_key
 }  # fmt: skip
 
 

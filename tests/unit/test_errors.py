@@ -19,6 +19,7 @@ TREE = {
     "TurnAbandoned": "VersionConflict",
     "TurnTaken": "TurnAbandoned",
     "SessionClosed": "KernError",
+    "OwnerMismatch": "KernError",
     "TurnNotPaused": "KernError",
     "IdempotencyConflict": "KernError",
     "InvalidEvent": "KernError ValueError",
@@ -44,7 +45,7 @@ FIELDS = {
     "session_id": "s1", "expected": 3, "actual": 5, "turn": 2, "branch": 4, "status": "closed", "key": "k1",
     "version": 7, "reason": "a reason", "path": "drafts[0].payload", "found": 8, "type": "a.b",
     "type_version": 2, "needed": 9, "base": 6, "after": 12, "last": 11,
-    "bases": {"s1": 6}, "by_version": 13,
+    "bases": {"s1": 6}, "by_version": 13, "user_id": "u1", "erased": True,
 }  # fmt: skip
 
 
@@ -52,6 +53,7 @@ UNSAID = {
     *(("TurnAbandoned", field) for field in ("expected", "actual")),
     *(("TurnTaken", field) for field in ("expected", "actual", "branch")),
     ("AppendUnresolved", "bases"),
+    ("IdempotencyConflict", "erased"),
 }
 
 

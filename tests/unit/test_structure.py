@@ -92,6 +92,7 @@ def test_every_statement_says_what_it_is_for():
         "append_keyed",
         "append_listing",
         "append_listing_keyed",
+        "append_owned_keyed",
     }
 
 
