@@ -103,19 +103,16 @@ def test_a_fork_loses_what_is_erased_in_its_parent_and_keeps_its_own(place, by):
     assert run_ids(db, "t") == ["r9", "r10"]
 
 
-def test_what_is_deleted_while_we_are_detached_stays_deleted(place):
-    db = begun(place.open(), "r1")
-    db.detach()
-    place.plain().delete_session("s")
-
-    assert run_ids(place.open()) is None
-    assert place.open().adopt() == 0
-    assert db.sessions.head("s").status == "deleted"
-
-
 def test_detaching_can_be_the_first_thing_that_happens(place):
     place.open().detach()
-    begun(place.open(), "r1")
+    plain = begun(place.plain(), "r1")
+    again = place.open()
+
+    assert run_ids(again) == ["r1"]
+    assert len(again.sessions.load("s").turns) == 1
+    plain.upsert_run(run_of("r2"), "s", "ada")  # The triggers are there again.
+    assert len(again.sessions.load("s").turns) == 2
+    check_replay(again, "s")
 
 
 def test_an_error_in_what_agno_does_after_a_delete_does_not_undo_it(place, monkeypatch):

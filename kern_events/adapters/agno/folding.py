@@ -61,7 +61,6 @@ class Stored(msgspec.Struct, frozen=True):
         messages: Messages recorded for a run whose own event is yet to come.
         parts: Parts of a native whose event is yet to come.
         session_id: The session of the last event.
-        forked_at: The version at which the session began as a fork; 0 if it did not.
     """
 
     session: Row | None = None
@@ -70,7 +69,6 @@ class Stored(msgspec.Struct, frozen=True):
     messages: tuple[Any, ...] = ()
     parts: tuple[bytes, ...] = ()
     session_id: str = ""
-    forked_at: int = 0
 
 
 class Fold:
@@ -83,19 +81,17 @@ class Fold:
         self.messages: Messages = list(stored.messages)
         self._parts = list(stored.parts)
         self._session_id = stored.session_id
-        self._forked_at = stored.forked_at
 
     def finish(self) -> Stored:
         """What is stored now."""
         messages, parts = tuple(self.messages), tuple(self._parts)
-        return Stored(self.session, self.runs, self.turns, messages, parts, self._session_id, self._forked_at)
+        return Stored(self.session, self.runs, self.turns, messages, parts, self._session_id)
 
     def take(self, event: Event) -> None:
         """One more event, of whatever type."""
         payload = event.payload if type(event.payload) is dict else {}
         parent, self._session_id = self._session_id, event.session_id
         if event.type in _FIRST_OF_A_FORK and parent not in ("", event.session_id):
-            self._forked_at = event.version
             self._fork(parent, payload, event.at_us // 1_000_000)
             return
         if event.type.startswith(_OF_RUNS):

@@ -17,14 +17,14 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session as OrmSession
 from sqlalchemy.orm import scoped_session
 
-from kern_events import Draft, Head, SessionLog, spi
+from kern_events import Draft, Head, SessionLog, lineage, spi
 from kern_events.adapters.agno.drafting import Drafting, Fits, Place, RunChange, anything, fits_within, same
-from kern_events.adapters.agno.folding import LISTED, SESSION_CHANGED, Fold, Row, Stored, Turn, state_of
+from kern_events.adapters.agno.folding import OWNERS, SESSION_CHANGED, Fold, Row, Stored, Turn, state_of
 from kern_events.adapters.agno.native import with_native
-from kern_events.adapters.agno.tables import Held, Mark, Tables
+from kern_events.adapters.agno.tables import AS_NOTED, CHANGED, DELETED, NO_ROW, Held, Mark, Tables
 from kern_events.codec import MAX_BATCH
 from kern_events.delta import apply_ops, state_ops
-from kern_events.errors import InvalidEvent, StoreError, VersionConflict
+from kern_events.errors import InvalidEvent, StoreBusy, StoreError, StoreUnavailable, VersionConflict
 from projections.paths import events_on
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ logger: Final = logging.getLogger("kern_events.agno")
 _ATTEMPTS: Final = 10
 _PAGE: Final = 1_000
 _LEVEL: Final = "READ COMMITTED"
-_SKELETON: Final = (*LISTED, "created_at", "updated_at")
+_WHOSE: Final = ("session_type", *OWNERS)
 _RETRIED: Final = frozenset({"40P01", "40001"})  # Postgres: deadlock, and a serialization failure
 
 
@@ -125,7 +125,6 @@ class Recorder:
         *,
         new: str | None = None,
         savepoint: bool = False,
-        careful: bool = False,
     ) -> T:
         """Do Agno's work, and record in the same transaction what became of these sessions.
 
@@ -136,7 +135,6 @@ class Recorder:
                 touched (see `touch`).
             new: A run that may have to be given a place, where there is one session.
             savepoint: Whether the work may fail and the transaction go on.
-            careful: See `_found`.
 
         Raises:
             Whatever the work raises; nothing is written then.
@@ -147,27 +145,23 @@ class Recorder:
             return work(
                 within, {each: tables.held(within, each, wanted.get(each, ()), new) for each in session_ids}
             )
-        for attempt in range(_ATTEMPTS):
-            try:
-                with self._begun(tables, savepoint=savepoint) as connection:
-                    found = {
-                        each: self._found(
-                            connection, each, wanted.get(each, ()), new, careful=careful or attempt > 0
-                        )
-                        for each in sorted(session_ids)
-                    }
-                    self.current.touched = {}
-                    done = work(connection, found)
-                    transaction = connection.get_transaction()
-                    if transaction is None or not transaction.is_active:
-                        raise StoreError("the database refused it, and Agno has caught the error")
-                    for each, held in found.items():
-                        self._record(connection, each, held, wanted.get(each, ()))
-                return done
-            except Exception as error:
-                if attempt == _ATTEMPTS - 1 or not _is_retried(error):
-                    raise
-        raise AssertionError("unreachable")
+
+        def attempt(number: int) -> T:
+            with self._begun(tables, savepoint=savepoint) as connection:
+                found = {
+                    each: self._found(connection, each, wanted.get(each, ()), new, careful=number > 0)
+                    for each in sorted(session_ids)
+                }
+                self.current.touched = {}
+                done = work(connection, found)
+                transaction = connection.get_transaction()
+                if transaction is None or not transaction.is_active:
+                    raise StoreError("the database refused it, and Agno has caught the error")
+                for each, held in found.items():
+                    self._record(connection, each, held, wanted.get(each, ()))
+            return done
+
+        return _retried(attempt)
 
     def touch(self, session_id: str, run_id: str, parent_run_id: str | None = None) -> None:
         """Say, within the work, that it writes a run that was not there before."""
@@ -179,23 +173,40 @@ class Recorder:
             return work()  # Within a write, which has done that.
         tables = self.tables
         with self._begun(tables, reading=True) as connection:
-            mark, version, status = tables.look(connection, session_id)
-            is_deleted = mark is None and status == "deleted"
-            if is_deleted or (mark.version if mark else 0) == version:
+            look = tables.look(connection, session_id)
+            if look.is_deleted_by_others or look.is_shown:
                 return work()
         self._bring_together(session_id)
         return work()
 
-    def settle(self, session_id: str) -> None:
-        """Before the log is read: what the rows have and the log does not is recorded too."""
+    def settle(self, session_id: str, *, erasing: bool = False) -> bool:
+        """Before the log is read: what the rows have and the log does not is recorded too.
+
+        Args:
+            session_id: The session.
+            erasing: Where others have deleted it, erase it in the log: not for who only reads.
+
+        Returns:
+            False if others have deleted it, and the log still has it.
+        """
         tables = self.tables
         with self._engine.connect() as connection:
-            mark, version, _ = tables.look(connection, session_id)
-        if mark is None or mark.changed or mark.version != version:
-            self._bring_together(session_id)
+            look = tables.look(connection, session_id)
+        if look.mark is None or not look.mark.is_of(look.version, has_row=look.has_row):
+            return self._bring_together(session_id, erasing=erasing)
+        return True
 
-    def _bring_together(self, session_id: str) -> None:
-        self.write([session_id], lambda connection, befores: None, careful=True)
+    def _bring_together(self, session_id: str, *, erasing: bool = False) -> bool:
+        """As settle, whatever it looks like."""
+
+        def attempt(number: int) -> bool:
+            with self._begun(self.tables) as connection:
+                held = self._found(connection, session_id, (), None, careful=True, erasing=erasing)
+                if held.session is None and held.mark is not None and held.mark.version == 0:
+                    self.tables.unclaim(connection, session_id)
+                return held.mark is None or held.mark.changed != DELETED
+
+        return _retried(attempt)
 
     @contextmanager
     def _begun(
@@ -231,23 +242,25 @@ class Recorder:
         new: str | None,
         *,
         careful: bool,
+        erasing: bool = True,
     ) -> Held:
         """A session as it is, in the log as in its rows.
 
         That the log has not gone on alone is only looked at when `careful`: where it has, the append is
-        refused, and the write is done again with care.
+        refused, and the write is done again with care. `erasing` is that of settle.
         """
         tables = self.tables
         held = tables.held(connection, session_id, run_ids, new)
         if held.session is None:
             tables.hold(connection, session_id)  # Whoever was faster has made the row now.
             held = tables.held(connection, session_id, run_ids, new)
-        if held.mark is not None and not held.mark.changed and not careful:
-            return held
         known = held.mark
+        has_row = held.session is not None
+        if known and not careful and known.version >= 0 and known.is_of(known.version, has_row=has_row):
+            return held
         if known is None and not tables.claim(connection, session_id):
             known = tables.held(connection, session_id, run_ids, new).mark
-        mark = self._settled(connection, session_id, known, held.session)
+        mark = self._settled(connection, session_id, known, held.session, erasing=erasing)
         return tables.held(connection, session_id, run_ids, new)._replace(mark=mark)
 
     def _record(self, connection: Connection, session_id: str, held: Held, wanted: Sequence[str]) -> None:
@@ -277,6 +290,8 @@ class Recorder:
             return drafting
 
         self._commit(connection, session_id, mark, make)
+        if any(change.after is None for change in changes):
+            self.tables.forget_deleted(connection, session_id)
 
     def _commit(
         self, connection: Connection, session_id: str, mark: Mark, make: Callable[[Fits], Drafting]
@@ -307,38 +322,61 @@ class Recorder:
         self._log._delete_within(connection, session_id)
         self.tables.forget(connection, session_id)
         self._outdate_forks(connection, session_id)
-        return self._noted(connection, session_id, {})
+        return self._noted(connection, session_id, NO_ROW)
 
     def _outdate_forks(self, connection: Connection, session_id: str) -> None:
         """What forks share with a deleted session is erased for them too, which their rows have to show."""
         for fork in spi.descendants(self._sessions, session_id):
             self.tables.outdate(connection, fork)
 
-    def _noted(self, connection: Connection, session_id: str, turns: Mapping[str, Turn]) -> Mark:
+    def _noted(
+        self, connection: Connection, session_id: str, changed: int, turns: Mapping[str, Turn] | None = None
+    ) -> Mark:
         """The rows show what the log has now."""
         head = self._log._head_within(connection, session_id)
-        mark = Mark(head.version, head.turn)
-        self.tables.note(connection, session_id, mark, turns)
+        mark = Mark(head.version, head.turn, changed=changed)
+        self.tables.note(connection, session_id, mark, turns or {})
         return mark
 
     # ------------------------------------------------------------------------ log and rows together
 
     def _settled(
-        self, connection: Connection, session_id: str, mark: Mark | None, session: Row | None
+        self,
+        connection: Connection,
+        session_id: str,
+        mark: Mark | None,
+        session: Row | None,
+        *,
+        erasing: bool,
     ) -> Mark:
-        """Bring rows and log together: what others wrote is recorded, what others recorded is shown."""
+        """Bring rows and log together: what others wrote is recorded, what others recorded is shown.
+
+        A row that is not there says nothing: only what a trigger has noted is a deletion.
+        """
         head = self._log._head_within(connection, session_id)
-        if mark is not None and not mark.changed and mark.version == head.version:
+        if mark is not None and mark.is_of(head.version, has_row=session is not None):
             return mark
         if mark is None and session is None and (head.version == 0 or head.status == "deleted"):
-            return self._noted(connection, session_id, {}) if head.version else Mark(0, 0)
+            return self._noted(connection, session_id, NO_ROW) if head.version else Mark(0, 0, changed=NO_ROW)
         if head.status == "deleted" and mark is not None and 0 <= mark.version < head.version:
-            return self._project(connection, session_id, head)  # Whatever was written since is deleted too.
-        if (mark is None and session is not None) or (mark is not None and mark.changed):
-            if mark is not None and 0 < mark.version < head.version and session is not None:
+            return self._project(connection, session_id, head, session)  # What was written since goes, too.
+        if mark is not None and mark.changed == DELETED and not self._is_begun_since(session_id, mark):
+            if not erasing:
+                return mark
+            mark = self._delete(connection, session_id)
+            if session is None:
+                return mark
+            head = self._log._head_within(connection, session_id)  # Somebody has begun it again.
+        if session is not None and (mark is None or mark.changed != AS_NOTED):
+            if mark is not None and mark.changed == CHANGED and 0 < mark.version < head.version:
                 session = self._rebased(connection, session_id, mark.version, head, session)
             return self._adopt(connection, session_id, head, session)
-        return self._project(connection, session_id, head)
+        return self._project(connection, session_id, head, session)
+
+    def _is_begun_since(self, session_id: str, mark: Mark) -> bool:
+        """Whether the log has a deletion since the rows were noted: then theirs is no other one."""
+        erased_until = lineage.erased_until(self._log._store, self._sessions.namespace, session_id)
+        return 0 < mark.version < erased_until
 
     def _rebased(
         self, connection: Connection, session_id: str, version: int, head: Head, session: Row
@@ -349,15 +387,18 @@ class Recorder:
         if then.session is None or now.session is None:
             return session
         rows, merged = tables.run_rows(connection, session_id), dict(now.runs)
+        deleted = tables.deleted_runs(connection, session_id)
         for run_id in {**then.runs, **rows}:
             old, new = then.runs.get(run_id), rows.get(run_id)
             if new is None:
-                merged.pop(run_id, None)
+                if run_id in deleted:
+                    merged.pop(run_id, None)
             elif old is None or not same(old, new):
                 merged[run_id] = new
         row = apply_ops(now.session, state_ops(then.session, session))
         tables.write_session(connection, session_id, row)
         tables.write_runs(connection, session_id, merged)
+        tables.note_deleted(connection, session_id, [each for each in now.runs if each not in merged])
         return row
 
     def _stored(self, session_id: str, head: Head, version: int | None = None) -> Stored:
@@ -369,35 +410,45 @@ class Recorder:
                     fold.take(event)
         return fold.finish()
 
-    def _project(self, connection: Connection, session_id: str, head: Head) -> Mark:
+    def _project(self, connection: Connection, session_id: str, head: Head, session: Row | None) -> Mark:
         """Make the rows what the log says. What is no session of Agno's has none."""
         tables = self.tables
         stored = self._stored(session_id, head)
         if head.status == "deleted":
             self._outdate_forks(connection, session_id)
-        if stored.session is None:
-            tables.write_runs(connection, session_id, {})
-            connection.execute(tables.sessions.delete().where(tables.sessions.c.session_id == session_id))
-        elif stored.session.get("session_type") and stored.session.get("created_at") is not None:
-            tables.write_session(connection, session_id, stored.session)
+        row = stored.session
+        if row is None:
+            if session is not None or head.status == "deleted":
+                tables.write_runs(connection, session_id, {})
+                connection.execute(tables.sessions.delete().where(tables.sessions.c.session_id == session_id))
+            return self._noted(connection, session_id, NO_ROW, stored.turns)
+        if row.get("session_type") is None and session is not None:
+            row = self._known_by_its_row(connection, session_id, head, row, session)
+        if row.get("session_type") and row.get("created_at") is not None:
+            tables.write_session(connection, session_id, row)
             tables.write_runs(connection, session_id, stored.runs)
-            tables.forget(connection, session_id)
-            if head.version == stored.forked_at:
-                # What says what the fork is has to outlive an erasure in its parent.
-                kept = {key: stored.session.get(key) for key in _SKELETON if key in stored.session}
-                ops = [["set", [key], value] for key, value in kept.items()]
-                draft = with_native(Draft(SESSION_CHANGED, {}), {"session": ops})
-                self._append(connection, session_id, draft, head.version)
-        return self._noted(connection, session_id, stored.turns)
+            session = row
+        return self._noted(connection, session_id, NO_ROW if session is None else AS_NOTED, stored.turns)
 
-    def _adopt(self, connection: Connection, session_id: str, head: Head, after: Row | None) -> Mark:
+    def _known_by_its_row(
+        self, connection: Connection, session_id: str, head: Head, row: Row, session: Row
+    ) -> Row:
+        """What a session is goes with an erasure in what it was forked from; its row still says it."""
+        kept = {key: session.get(key) for key in _WHOSE if session.get(key) is not None}
+        ops = [["set", [key], value] for key, value in kept.items()]
+        draft = with_native(Draft(SESSION_CHANGED, {}), {"session": ops})
+        self._append(connection, session_id, draft, head.version)
+        return {**row, **kept}
+
+    def _adopt(self, connection: Connection, session_id: str, head: Head, after: Row) -> Mark:
         """Record what is in the rows and not in the log: a session from before, or others' writes."""
-        if after is None:
-            return self._delete(connection, session_id)
+        tables = self.tables
         self._move_legacy_runs(connection, session_id, after)
         stored = self._stored(session_id, head)
-        rows = self.tables.run_rows(connection, session_id)
-        gone = [RunChange(each, row, None) for each, row in stored.runs.items() if each not in rows]
+        rows, deleted = tables.run_rows(connection, session_id), tables.deleted_runs(connection, session_id)
+        missing = {each: row for each, row in stored.runs.items() if each not in rows}
+        tables.add_runs(connection, session_id, {e: row for e, row in missing.items() if e not in deleted})
+        gone = [RunChange(each, row, None) for each, row in missing.items() if each in deleted]
         changes = [*gone, *(RunChange(each, stored.runs.get(each), row) for each, row in rows.items())]
 
         def make(fits: Fits) -> Drafting:
@@ -405,8 +456,9 @@ class Recorder:
             adopt(drafting, stored.session, after, changes)
             return drafting
 
+        tables.forget(connection, session_id)
         mark = self._commit(connection, session_id, Mark(head.version, head.turn), make)
-        self.tables.note(connection, session_id, mark, stored.turns)
+        tables.note(connection, session_id, mark, stored.turns)
         return mark
 
     def _move_legacy_runs(self, connection: Connection, session_id: str, session: Row) -> None:
@@ -419,11 +471,17 @@ class Recorder:
         for index, run in enumerate(missing.values(), min(0, first - len(missing))):
             self._store_run(run, session_id, session.get("user_id"), index)
 
-    def _try_to_adopt(self, session_id: str) -> bool:
+    def _try_to_adopt(self, session_id: str, *, erasing: bool = False) -> bool:
+        """As settle; one session that cannot be recorded or shown is no reason to stop at the others."""
         try:
-            self._bring_together(session_id)
+            self._bring_together(session_id, erasing=erasing)
         except InvalidEvent as error:  # An id that the log cannot have.
             logger.error("a session cannot be recorded: %s: %s", error.path, error.reason)
+            return False
+        except (StoreBusy, StoreUnavailable):
+            raise
+        except Exception as error:  # Its text may be content: a database quotes the row that it refuses.
+            logger.error("session %r cannot be shown in Agno's tables: %s", session_id, type(error).__name__)
             return False
         return True
 
@@ -443,7 +501,7 @@ class Recorder:
             with self._engine.connect() as connection:
                 page = self.tables.session_ids(connection, after, _PAGE)
             for session_id in page:
-                done += self._try_to_adopt(session_id)
+                done += self._try_to_adopt(session_id, erasing=True)
                 if progress:
                     progress(done)
             if len(page) < _PAGE:
@@ -454,7 +512,7 @@ class Recorder:
             with self._engine.connect() as connection:
                 page = self.tables.marked_ids(connection, after, _PAGE)
             for session_id in page:
-                self._try_to_adopt(session_id)
+                self._try_to_adopt(session_id, erasing=True)
             if len(page) < _PAGE:
                 return done
             after = page[-1]
@@ -482,6 +540,17 @@ def _with_state(session: Row, state: Row) -> Row:
     if state_of(session) is None:
         return session
     return apply_ops(session, [["set", ["session_data", "session_state"], state]])
+
+
+def _retried(attempt: Callable[[int], T]) -> T:
+    """What an attempt gives, tried again where somebody came between."""
+    for number in range(_ATTEMPTS - 1):
+        try:
+            return attempt(number)
+        except Exception as error:
+            if not _is_retried(error):
+                raise
+    return attempt(_ATTEMPTS - 1)
 
 
 def _is_retried(error: Exception) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from kern_events import Branches, Receipt, Report, spi
 from kern_events.adapters.agno.folding import AgnoProjector, Stored
+from kern_events.errors import SessionNotFound
 from projections.sessions import Sessions
 
 if TYPE_CHECKING:
@@ -18,6 +20,9 @@ class AgnoSessions(Sessions):
     A turn is a top-level run. What Agno's tables have of a session and the log does not is recorded before
     that session is read here (lists and exports have what is recorded: see `adopt` of the Db), and what
     `restore` and `fork` make is in Agno's tables when they return.
+
+    A session that others have deleted in Agno's tables is not found here, though the log has it until the
+    next write to it, or `adopt`: reading erases nothing.
     """
 
     _kern: Recorder
@@ -44,7 +49,7 @@ class AgnoSessions(Sessions):
         """Forget what is cached of a session that was deleted, and what its forks shared with it."""
         for touched in (session_id, *spi.descendants(self, session_id)):
             self._loader.purge(touched, self.head(touched).epoch)
-            self._settle(touched)
+            self._kern.settle(touched)
 
     def load(self, session_id: str, **options: Any) -> Any:
         """See Sessions.load."""
@@ -74,31 +79,41 @@ class AgnoSessions(Sessions):
     def verify(self, session_id: str | None = None, **options: Any) -> Report:
         """See SessionLog.verify."""
         if session_id is not None:
-            self._settle(session_id)
+            self._kern.settle(session_id)
         return super().verify(session_id, **options)
+
+    def export(self, session_id: str) -> Iterator[bytes]:
+        """See SessionLog.export."""
+        self._settle(session_id)
+        return super().export(session_id)
 
     def restore(self, session_id: str, **options: Any) -> Receipt:
         """See Sessions.restore; Agno goes on from there: its next run sees the history and state of then."""
-        self._settle(session_id)
+        self._kern.settle(session_id, erasing=True)
         receipt = super().restore(session_id, **options)
-        self._settle(session_id)
+        self._kern.settle(session_id)
         return receipt
 
     def fork(self, session_id: str, into: str, **options: Any) -> Receipt:
         """See SessionLog.fork; run ids are keys over all sessions, so the runs have others in the fork."""
-        self._settle(session_id)
-        self._settle(into)
+        self._kern.settle(session_id, erasing=True)
+        self._kern.settle(into)
         receipt = super().fork(session_id, into, **options)
-        self._settle(into)
+        self._kern.settle(into)
         return receipt
 
     def delete(self, session_id: str, *, actor: str | None = None) -> Receipt:
         """See Sessions.delete; Agno's rows go too."""
-        self._settle(session_id)
+        self._kern.settle(session_id)
         receipt = super().delete(session_id, actor=actor)
         self.forget(session_id)
         return receipt
 
     def _settle(self, session_id: str) -> None:
-        """Bring Agno's rows and the log together, if they are apart."""
-        self._kern.settle(session_id)
+        """Bring Agno's rows and the log together, if they are apart.
+
+        Raises:
+            SessionNotFound: Others have deleted the session in Agno's tables.
+        """
+        if not self._kern.settle(session_id):
+            raise SessionNotFound(session_id)

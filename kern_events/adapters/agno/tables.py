@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -15,6 +16,8 @@ from sqlalchemy import Table, select, text
 from sqlalchemy.engine import Connection, Engine
 
 from kern_events.adapters.agno.folding import Row, Turn
+
+logger: Final = logging.getLogger("kern_events.agno")
 
 SESSIONS: Final = "kern_agno_sessions"
 RUNS: Final = "kern_agno_runs"
@@ -24,6 +27,13 @@ _JSON: Final = frozenset(
     {"session_data", "agent_data", "team_data", "workflow_data", "metadata", "summary", "run_data"}
 )
 
+
+NO_ROW: Final = -1  # The session has no row, and is to have none.
+AS_NOTED: Final = 0  # Its rows are as they were noted.
+CHANGED: Final = 1  # Others have written to them, or may have.
+DELETED: Final = 2  # Others have deleted its row: a trigger said so, and nothing else can.
+
+_STATES: Final = {"NO_ROW": str(NO_ROW), "CHANGED": str(CHANGED), "DELETED": str(DELETED)}
 
 Asked = tuple[str, tuple[Any, ...]]
 
@@ -35,13 +45,40 @@ class Mark(NamedTuple):
         version: The version of the log that its rows show.
         turn: The highest turn at that version.
         system: A digest of the last instructions recorded.
-        changed: Whether others have written to the rows since.
+        changed: NO_ROW, AS_NOTED, CHANGED or DELETED.
     """
 
     version: int
     turn: int
     system: str | None = None
-    changed: bool = False
+    changed: int = AS_NOTED
+
+    def is_of(self, version: int, *, has_row: bool) -> bool:
+        """Whether rows and log are together, where the log is at a version."""
+        return self.version == version and self.changed == (AS_NOTED if has_row else NO_ROW)
+
+
+class Look(NamedTuple):
+    """What is known of a session, the version and status that it has in the log, whether it has a row."""
+
+    mark: Mark | None
+    version: int
+    status: str | None
+    has_row: bool
+
+    @property
+    def is_deleted_by_others(self) -> bool:
+        """Whether somebody has deleted it in Agno's tables, which the log does not have yet."""
+        return self.mark is not None and self.mark.changed == DELETED
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the rows, whoever wrote them, have what the log has."""
+        if self.status == "deleted" and self.mark is None:
+            return True
+        if self.mark is None or self.mark.version != self.version:
+            return self.version == (self.mark.version if self.mark else 0)
+        return self.has_row or self.mark.changed == NO_ROW or self.status in (None, "deleted")
 
 
 class Held(NamedTuple):
@@ -101,6 +138,7 @@ class Tables:
             "session_columns": ", ".join(map(quote, self._session_columns)),
             "run_columns": ", ".join(f"r.{quote(name)}" for name in self._run_columns),
             "hold": " FOR NO KEY UPDATE" if self.is_postgres else "",
+            **_STATES,
         }
         templates = _SQL
         if self.is_postgres:  # Names may have what a placeholder has.
@@ -116,20 +154,50 @@ class Tables:
         """Make our tables and the triggers where they are missing; what was written meanwhile is marked."""
         for statement in _TABLES:
             connection.execute(text(statement.format(marks=self._marks, turns=self._turns)))
-        if missing := [name for name, _ in self._triggers() if not self._has_trigger(connection, name)]:
+        found = {name: self._trigger(connection, name) for name, _ in self._triggers()}
+        if None in found.values():
             self.ask(connection, (self._sql["suspect"], (self.namespace,)))
-            if self.is_postgres:
-                connection.execute(text(_FUNCTION.format(prefix=self._prefix, marks=self._marks)))
+        if self.is_postgres:
+            self._make_function(connection)
         for name, statement in self._triggers():
-            if name in missing:
-                self.ask(connection, (statement, ()))
+            if found[name] == statement.strip():
+                continue
+            if found[name] is not None:  # One that an earlier release has made.
+                self._drop_trigger(connection, name)
+            self.ask(connection, (statement, ()))
 
     def drop(self, connection: Connection) -> None:
         """Take the triggers away; from now on anything may be written."""
         for name, _ in self._triggers():
-            on = f" ON {self._names[self._owner(name)]}" if self.is_postgres else ""
-            self.ask(connection, (f"DROP TRIGGER IF EXISTS {name}{on}", ()))
+            self._drop_trigger(connection, name)
         self.ask(connection, (self._sql["suspect"], (self.namespace,)))
+
+    def _drop_trigger(self, connection: Connection, name: str) -> None:
+        on = f" ON {self._names[self._owner(name)]}" if self.is_postgres else ""
+        self.ask(connection, (f"DROP TRIGGER IF EXISTS {name}{on}", ()))
+
+    def _make_function(self, connection: Connection) -> None:
+        """The function of the triggers, for nobody else; also in place of one of an earlier release."""
+        schema = self.sessions.schema or ""
+        names = {"marks": self._marks, "turns": self._turns, "schema": _literal(schema)}
+        body = _FUNCTION_BODY.format(**names, **_STATES)
+        found = self.ask(connection, (_POSTGRES_FUNCTION, (schema,)))[0]
+        if found and found[0][:2] == (body, False):
+            return
+        if found and not found[0][2]:
+            logger.warning(
+                "the function kern_agno_changed() in schema %r is of an earlier release, and another role's: "
+                "open this database once as its owner",
+                schema,
+            )
+            return
+        name = f"{self._prefix}kern_agno_changed()"
+        for statement in (
+            f"CREATE OR REPLACE FUNCTION {name} RETURNS trigger LANGUAGE plpgsql"
+            f" SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $${body}$$",
+            f"REVOKE ALL ON FUNCTION {name} FROM PUBLIC",
+        ):
+            self.ask(connection, (statement, ()))
 
     def _owner(self, name: str) -> Table:
         return self.runs if name.startswith("kern_agno_r") else self.sessions
@@ -137,29 +205,37 @@ class Tables:
     def _triggers(self) -> list[tuple[str, str]]:
         """Name and statement of each; SQLite needs one for each kind of change."""
         tag = hashlib.sha256(f"{self.namespace}\0{self.runs.name}".encode()).hexdigest()[:12]
-        namespace = "'" + self.namespace.replace("'", "''") + "'"
+        namespace = _literal(self.namespace)
         made = []
         for letter, table in (("s", self.sessions), ("r", self.runs)):
             name, on = f"kern_agno_{letter}_{tag}", self._names[table]
             if self.is_postgres:
                 values = {"prefix": self._prefix, "namespace": namespace}
-                made.append((name, _TRIGGER.format(name=name, on=on, **values)))
+                what = "sessions" if letter == "s" else "runs"
+                made.append((name, _TRIGGER.format(name=name, on=on, what=what, **values)))
                 continue
             for verb in ("insert", "update", "delete"):
                 rows = {"insert": "NEW", "delete": "OLD"}.get(verb)
                 whose = f"= {rows}.session_id" if rows else "IN (OLD.session_id, NEW.session_id)"
-                values = {"marks": self._marks, "namespace": namespace, "whose": whose}
+                said = DELETED if (letter, verb) == ("s", "delete") else CHANGED
+                gone = ""
+                if letter == "r" and verb != "insert":
+                    gone = _SQLITE_RUN_GONE.format(turns=self._turns, namespace=namespace)
+                    gone += ";" if verb == "delete" else f"{_SQLITE_RUN_MOVED};"
+                values = {"marks": self._marks, "namespace": namespace, "whose": whose, "gone": gone}
                 made.append((f"{name}_{verb}", _SQLITE_TRIGGER.format(
-                    name=f"{name}_{verb}", verb=verb.upper(), on=on, **values
+                    name=f"{name}_{verb}", verb=verb.upper(), on=on, said=said, **values
                 )))  # fmt: skip
         return made
 
-    def _has_trigger(self, connection: Connection, name: str) -> bool:
-        values: dict[str, Any] = {"name": name}
-        if self.is_postgres:
-            values["schema"] = self.sessions.schema
-        statement = _POSTGRES_HAS_TRIGGER if self.is_postgres else _SQLITE_HAS_TRIGGER
-        return connection.execute(text(statement), values).first() is not None
+    def _trigger(self, connection: Connection, name: str) -> str | None:
+        """What a trigger is on this database, None if it is not there."""
+        if not self.is_postgres:
+            return connection.execute(text(_SQLITE_TRIGGER_TEXT), {"name": name}).scalar()
+        values = {"name": name, "schema": self.sessions.schema}
+        is_ours = connection.execute(text(_POSTGRES_TRIGGER), values).scalar()
+        # Postgres has them in words of its own; those that earlier releases have made differ in one thing.
+        return None if is_ours is None else dict(self._triggers())[name].strip() if is_ours else ""
 
     # ------------------------------------------------------------------------------------- reading
 
@@ -207,14 +283,15 @@ class Tables:
         sessions, *pages = self.ask(connection, *asked)
         rows, turns = self._runs_of(pages[: len(run_ids)])
         above = zip(owners, pages[len(run_ids) :], strict=True)
-        turns |= {run_id: Turn(page[0][0], bool(page[0][1])) for run_id, page in above if page}
+        turns |= {run_id: _turn(*page[0]) for run_id, page in above if page}
         return self._session_of(sessions), rows, turns
 
-    def look(self, connection: Connection, session_id: str) -> tuple[Mark | None, int, str | None]:
-        """What is known of a session, and the version and status that it has in the log."""
+    def look(self, connection: Connection, session_id: str) -> Look:
+        """What is known of a session, here and in the log."""
         scope = (self.namespace, session_id)
-        [row] = self.ask(connection, (self._sql["look"], (*scope, *scope)))[0]
-        return _mark_of([row[:4]] if row[0] is not None else []), row[4] or 0, row[5]
+        [row] = self.ask(connection, (self._sql["look"], (session_id, *scope, *scope)))[0]
+        mark = _mark_of([row[:4]] if row[0] is not None else [])
+        return Look(mark, row[4] or 0, row[5], row[6] is not None)
 
     def claim(self, connection: Connection, session_id: str) -> bool:
         """Make the mark of a session that has none, so that it can be held; False if somebody else has."""
@@ -246,7 +323,7 @@ class Tables:
 
     def _runs_of(self, pages: Sequence[Sequence[Any]]) -> tuple[dict[str, Row], dict[str, Turn]]:
         rows = [row for page in pages for row in page]
-        turns = {row[0]: Turn(row[1], bool(row[2])) for row in rows if row[1] is not None}
+        turns = {row[0]: _turn(row[1], row[2]) for row in rows if row[1] is not None}
         return {row[0]: _plain(self._run_columns, row[3:]) for row in rows}, turns
 
     def legacy_runs(self, connection: Connection, session_id: str) -> list[Row]:
@@ -294,13 +371,13 @@ class Tables:
     # ------------------------------------------------------------------------------------- writing
 
     def note(self, connection: Connection, session_id: str, mark: Mark, turns: Mapping[str, Turn]) -> None:
-        """The rows show this version now, whatever was written in this transaction; and the turns of runs."""
+        """The rows are as the mark says, whatever was written in this transaction; and the turns of runs."""
         scope = (self.namespace, session_id)
         noted = [
             (self._sql["set_turn"], (*scope, run_id, turn.number, int(turn.ended)))
             for run_id, turn in turns.items()
         ]
-        marked = (*scope, mark.version, mark.turn, mark.system)
+        marked = (*scope, mark.version, mark.turn, mark.system, mark.changed)
         if len(noted) == 1 and self.is_postgres:  # The one statement that most writes need.
             self.ask(connection, (self._sql["set_both"], (*noted[0][1], *marked)))
         else:
@@ -314,6 +391,20 @@ class Tables:
         """Forget the turns of a session's runs."""
         self.ask(connection, (self._sql["forget_runs"], (self.namespace, session_id)))
 
+    def deleted_runs(self, connection: Connection, session_id: str) -> set[str]:
+        """The runs that others have deleted, as the trigger has noted it."""
+        asked = (self._sql["deleted_runs"], (self.namespace, session_id))
+        return {row[0] for row in self.ask(connection, asked)[0]}
+
+    def note_deleted(self, connection: Connection, session_id: str, run_ids: Sequence[str]) -> None:
+        """These runs were deleted, which is yet to be recorded."""
+        scope = (self.namespace, session_id)
+        self.ask(connection, *((self._sql["set_turn"], (*scope, run_id, 0, -2)) for run_id in run_ids))
+
+    def forget_deleted(self, connection: Connection, session_id: str) -> None:
+        """What was deleted of a session's runs is recorded."""
+        self.ask(connection, (self._sql["forget_deleted"], (self.namespace, session_id)))
+
     def write_session(self, connection: Connection, session_id: str, row: Row) -> None:
         """Make a session's row what it should be; the column of before Agno 3 says nothing then."""
         values = {key: value for key, value in row.items() if key in self.sessions.c and key not in _KEYS}
@@ -326,8 +417,13 @@ class Tables:
 
     def write_runs(self, connection: Connection, session_id: str, rows: Mapping[str, Row]) -> None:
         """Make the rows of a session's runs what they should be."""
+        connection.execute(self.runs.delete().where(self.runs.c.session_id == session_id))
+        self.add_runs(connection, session_id, rows)
+        self.forget(connection, session_id)  # The trigger takes it for a deletion.
+
+    def add_runs(self, connection: Connection, session_id: str, rows: Mapping[str, Row]) -> None:
+        """Put back the rows of runs that are missing."""
         table = self.runs
-        connection.execute(table.delete().where(table.c.session_id == session_id))
         made = [
             {**{key: row.get(key) for key in table.c.keys() if key not in _RUN_KEYS},  # noqa: SIM118
              "run_id": run_id, "session_id": session_id}
@@ -338,7 +434,16 @@ class Tables:
 
 
 def _mark_of(rows: Sequence[Any]) -> Mark | None:
-    return Mark(rows[0][0], rows[0][1], rows[0][2], bool(rows[0][3])) if rows else None
+    return Mark(*rows[0]) if rows else None
+
+
+def _literal(text: str) -> str:
+    """A text in a trigger, which can have no bound values."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _turn(number: int, ended: int) -> Turn:
+    return Turn(number, ended % 2 == 1)
 
 
 def _fetched(cursor: Any) -> list[Any]:
@@ -375,21 +480,25 @@ _SQL: Final = {
     # There is no such session.
     "unclaim": "DELETE FROM {marks} WHERE namespace = ? AND session_id = ? AND version = 0",
     # What is known of a session, and where the log has it.
-    "look": "SELECT m.version, m.turn, m.system, m.changed, h.version, h.status FROM (SELECT 1 AS one) AS o"
+    "look": "SELECT m.version, m.turn, m.system, m.changed, h.version, h.status,"
+    " (SELECT 1 FROM {sessions} WHERE session_id = ?) FROM (SELECT 1 AS one) AS o"
     " LEFT JOIN {marks} AS m ON m.namespace = ? AND m.session_id = ?"
     " LEFT JOIN {heads} AS h ON h.namespace = ? AND h.session_id = ?",
     # The rows show this version.
     "set_mark": "INSERT INTO {marks} (namespace, session_id, version, turn, system, changed)"
-    " VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT (namespace, session_id) DO UPDATE SET version = excluded.version,"
-    " turn = excluded.turn, system = excluded.system, changed = 0",
-    # Without triggers for a while, anything may have been written.
-    "suspect": "UPDATE {marks} SET changed = 1 WHERE namespace = ?",
-    # Sessions whose rows do not show what the log has.
+    " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (namespace, session_id) DO UPDATE SET version = excluded.version,"
+    " turn = excluded.turn, system = excluded.system, changed = excluded.changed",
+    # Without triggers for a while, anything may have been written; what was deleted before that stays so.
+    "suspect": "UPDATE {marks} SET changed = {CHANGED} WHERE namespace = ? AND changed < {CHANGED}",
+    # Sessions whose rows do not show what the log has, but for those that others have deleted.
     "behind": "SELECT h.session_id FROM {heads} AS h LEFT JOIN {marks} AS m"
     " ON m.namespace = h.namespace AND m.session_id = h.session_id"
-    " WHERE h.namespace = ? AND (m.version <> h.version OR (m.version IS NULL AND h.status <> 'deleted'))",
+    " LEFT JOIN {sessions} AS a ON a.session_id = h.session_id"
+    " WHERE h.namespace = ? AND (m.changed IS NULL OR m.changed <> {DELETED}) AND (m.version <> h.version"
+    " OR h.status <> 'deleted' AND (m.version IS NULL"
+    " OR a.session_id IS NULL AND m.changed <> {NO_ROW}))",
     # Sessions that others wrote to.
-    "marked": "SELECT session_id FROM {marks} WHERE namespace = ? AND changed <> 0"
+    "marked": "SELECT session_id FROM {marks} WHERE namespace = ? AND changed >= {CHANGED}"
     " AND session_id > ? ORDER BY session_id LIMIT ?",
     # The turn of a run.
     "turn": "SELECT turn, ended FROM {turns} WHERE namespace = ? AND session_id = ? AND run_id = ?",
@@ -398,6 +507,11 @@ _SQL: Final = {
     " ON CONFLICT (namespace, session_id, run_id) DO UPDATE SET turn = excluded.turn, ended = excluded.ended",
     # Forget the turns of a session's runs.
     "forget_runs": "DELETE FROM {turns} WHERE namespace = ? AND session_id = ?",
+    # Runs whose row was deleted.
+    "deleted_runs": "SELECT run_id FROM {turns} WHERE namespace = ? AND session_id = ? AND ended < 0",
+    # ... which is recorded now.
+    "forget_deleted": "UPDATE {turns} SET ended = ended + 2"
+    " WHERE namespace = ? AND session_id = ? AND ended < 0",
     # The log has gone on in a way that its version does not tell.
     "outdate": "UPDATE {marks} SET version = -1 WHERE namespace = ? AND session_id = ?",
     # Agno's row of a session.
@@ -427,38 +541,64 @@ _SQL: Final = {
 }
 
 _TABLES: Final = (
-    # The version of the log that the rows of a session show, and whether others have written to them.
+    # The version of the log that the rows of a session show, and what others have done to them: see NO_ROW.
     "CREATE TABLE IF NOT EXISTS {marks} (namespace text NOT NULL, session_id text NOT NULL,"
     " version bigint NOT NULL, turn bigint NOT NULL, system text, changed integer NOT NULL,"
     " PRIMARY KEY (namespace, session_id))",
-    # The turn of each run, and whether it has its end.
+    # The turn of each run, and whether it has its end: 1 or 0, and 2 less where the run was deleted since.
     "CREATE TABLE IF NOT EXISTS {turns} (namespace text NOT NULL, session_id text NOT NULL,"
     " run_id text NOT NULL, turn bigint NOT NULL, ended integer NOT NULL,"
     " PRIMARY KEY (namespace, session_id, run_id))",
 )
 _SQLITE_TRIGGER: Final = """
 CREATE TRIGGER {name} AFTER {verb} ON {on} BEGIN
-    UPDATE {marks} SET changed = 1
-    WHERE namespace = {namespace} AND session_id {whose} AND changed = 0;
+    UPDATE {marks} SET changed = {said}
+    WHERE namespace = {namespace} AND session_id {whose} AND changed < {said};{gone}
 END"""
-_FUNCTION: Final = """
-CREATE OR REPLACE FUNCTION {prefix}kern_agno_changed() RETURNS trigger LANGUAGE plpgsql
-SECURITY DEFINER SET search_path = pg_catalog AS $$
+_SQLITE_RUN_GONE: Final = """
+    UPDATE {turns} SET ended = ended - 2
+    WHERE namespace = {namespace} AND session_id = OLD.session_id AND run_id = OLD.run_id AND ended >= 0"""
+_SQLITE_RUN_MOVED: Final = " AND (OLD.session_id, OLD.run_id) IS NOT (NEW.session_id, NEW.run_id)"
+# It has the rights of who made it, so it asks which table it was called for: a trigger can be on any. The
+# name of the session table is the namespace without the schema, so only that table can say "deleted".
+_FUNCTION_BODY: Final = """
+DECLARE
+    whose text := CASE TG_OP WHEN 'DELETE' THEN OLD.session_id ELSE NEW.session_id END;
+    said integer := {CHANGED};
 BEGIN
+    IF TG_TABLE_SCHEMA <> {schema} THEN
+        RAISE EXCEPTION 'kern_agno_changed() is not for %.%', TG_TABLE_SCHEMA, TG_TABLE_NAME
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF TG_OP = 'DELETE' AND TG_ARGV[0] = TG_TABLE_SCHEMA || '.' || TG_TABLE_NAME THEN
+        said := {DELETED};
+    ELSIF TG_OP <> 'INSERT' AND TG_ARGV[1] = 'runs' THEN
+        UPDATE {turns} SET ended = ended - 2
+            WHERE namespace = TG_ARGV[0] AND session_id = OLD.session_id AND run_id = OLD.run_id
+            AND ended >= 0 AND (TG_OP = 'DELETE'
+                                OR (NEW.session_id, NEW.run_id) <> (OLD.session_id, OLD.run_id));
+    END IF;
     INSERT INTO {marks} AS mark (namespace, session_id, version, turn, changed)
-        VALUES (TG_ARGV[0], CASE TG_OP WHEN 'DELETE' THEN OLD.session_id ELSE NEW.session_id END, 0, 0, 1)
-        ON CONFLICT (namespace, session_id) DO UPDATE SET changed = 1 WHERE mark.changed = 0;
+        VALUES (TG_ARGV[0], whose, 0, 0, said)
+        ON CONFLICT (namespace, session_id) DO UPDATE SET changed = said WHERE mark.changed < said;
     IF TG_OP = 'UPDATE' AND OLD.session_id <> NEW.session_id THEN
-        UPDATE {marks} SET changed = 1 WHERE namespace = TG_ARGV[0] AND session_id = OLD.session_id;
+        UPDATE {marks} SET changed = {CHANGED}
+            WHERE namespace = TG_ARGV[0] AND session_id = OLD.session_id AND changed < {CHANGED};
     END IF;
     RETURN NULL;
-END $$"""
+END """
 _TRIGGER: Final = """
 CREATE TRIGGER {name} AFTER INSERT OR UPDATE OR DELETE ON {on}
-    FOR EACH ROW EXECUTE FUNCTION {prefix}kern_agno_changed({namespace})"""
-_SQLITE_HAS_TRIGGER: Final = "SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND name = :name"
-_POSTGRES_HAS_TRIGGER: Final = """
-SELECT 1 FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid
+    FOR EACH ROW EXECUTE FUNCTION {prefix}kern_agno_changed({namespace}, '{what}')"""
+_SQLITE_TRIGGER_TEXT: Final = "SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name = :name"
+# Whether it says which of the two tables it is on, which earlier ones did not; nothing where there is none.
+_POSTGRES_TRIGGER: Final = """
+SELECT t.tgnargs = 2 FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid
     JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE t.tgname = :name AND NOT t.tgisinternal
     AND n.nspname = COALESCE(CAST(:schema AS text), current_schema())"""
+# What the function says, whether everybody may call it, and whether it can be replaced.
+_POSTGRES_FUNCTION: Final = """
+SELECT p.prosrc, has_function_privilege('public', p.oid, 'EXECUTE'), pg_has_role(p.proowner, 'USAGE')
+FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+WHERE p.proname = 'kern_agno_changed' AND p.pronargs = 0 AND n.nspname = %s"""
