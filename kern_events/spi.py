@@ -40,6 +40,7 @@ __all__ = [
     "StoredHead",
     "Tail",
     "descendants",
+    "described",
     "freeze",
     "hash_at",
     "in_thread",
@@ -149,6 +150,14 @@ def point(
     return lineage.point(log._store, log.namespace, session_id, head, turn, version, at_us)
 
 
+def described(log: SessionLog, session_id: str) -> dict[str, Any]:
+    """What the log says a session is: its listing columns, as far as it has them, and `metadata`.
+
+    It is read from the log's own tables, so it may be recorded again.
+    """
+    return log._described(check_id(session_id, "session_id"))
+
+
 def restore(
     log: SessionLog, session_id: str, target: int, payload: dict[str, Any], head: Head, *, actor: str | None
 ) -> Receipt:
@@ -182,13 +191,13 @@ class SnapshotTable:
     def head(self, session_id: str, until: int) -> StoredHead | None:
         """The newest one stored at or below a version."""
         found = self._log._store.snapshot_head(self._log.namespace, session_id, self._projector, until)
-        return None if found is None else StoredHead(found.version, bytes(found.data))
+        return None if found is None else StoredHead(found.name, _version_in(found.name), bytes(found.data))
 
     def names(self, session_id: str) -> tuple[list[int], set[str]]:
         """The versions that there are heads of, the oldest first, and the names of all chunks."""
         names = self._log._store.snapshot_names(self._log.namespace, session_id, self._projector)
-        heads = [int(name[1:]) for name in names if name[0] == "@"]
-        return heads, {name for name in names if name[0] != "@"}
+        heads = [version for version in map(_version_in, names) if version]
+        return heads, {name for name in names if not name.startswith("@")}
 
     def chunks(self, session_id: str, names: Sequence[str]) -> dict[str, bytes]:
         """Those of the chunks that there are."""
@@ -202,9 +211,9 @@ class SnapshotTable:
         *,
         chunks: Mapping[str, bytes] = NOTHING,
         head: bytes | None = None,
-        drop: Sequence[int] = (),
+        drop: Sequence[int | str] = (),
     ) -> bool:
-        """Store chunks and a head, and drop heads of other versions, in one transaction.
+        """Store chunks and a head, and drop heads of other versions or names, in one transaction.
 
         Returns:
             False if the session is of another epoch by now, or deleted: nothing is stored then.
@@ -221,7 +230,7 @@ class SnapshotTable:
         """Sessions by id, and how far each is stored; deleted ones are left out."""
         rows = self._log._store.snapshot_plan(self._log.namespace, self._projector, after, limit)
         return [
-            Standing(session_id, version, first, 0 if name is None else int(name[1:]))
+            Standing(session_id, version, first, 0 if name is None else _version_in(name))
             for session_id, version, first, name in rows
         ]
 
@@ -238,14 +247,15 @@ class NewSnapshot(NamedTuple):
     version: int
     chunks: Mapping[str, bytes] = NOTHING
     head: bytes | None = None
-    drop: Sequence[int] = ()
+    drop: Sequence[int | str] = ()
 
     def rows(self) -> SnapshotPut:
         """As the store takes it."""
         rows = [StoredChunk(name, self.version, data) for name, data in self.chunks.items()]
         if self.head is not None:
             rows.append(StoredChunk(head_name(self.version), self.version, self.head))
-        return SnapshotPut(self.session_id, self.epoch, rows, [head_name(each) for each in self.drop])
+        drop = [each if isinstance(each, str) else head_name(each) for each in self.drop]
+        return SnapshotPut(self.session_id, self.epoch, rows, drop)
 
 
 class Standing(NamedTuple):
@@ -267,10 +277,18 @@ def sizes(log: SessionLog) -> tuple[int, int]:
 
 
 class StoredHead(NamedTuple):
-    """What is stored of a snapshot under its version."""
+    """What is stored of a snapshot: under a name, which says its version; 0 if the name says none."""
 
+    name: str
     version: int
     data: bytes
+
+
+def _version_in(name: str) -> int:
+    """The version that the name of a head says, as we write it; else 0."""
+    digits = name[1:]
+    version = int(digits) if digits.isascii() and digits.isdigit() and len(digits) == 19 else 0
+    return version if name == head_name(version) else 0
 
 
 def resumed(

@@ -37,7 +37,7 @@ class AsyncSessions(AsyncSessionLog):
     Args:
         url_or_engine: As for Sessions, or a Sessions to share with synchronous code; that one is
             not closed with this object, and keeps its own cache and options.
-        cache, durable: As for Sessions.
+        cache, durable, secret: As for Sessions.
         namespace, threads: As for AsyncSessionLog, like the options.
     """
 
@@ -47,17 +47,21 @@ class AsyncSessions(AsyncSessionLog):
         *,
         cache: Cache | None = None,
         durable: bool = True,
+        secret: bytes | None = None,
         namespace: str = "default",
         threads: int = 8,
         **options: Unpack[LogOptions],
     ) -> None:
         self._shared = isinstance(url_or_engine, Sessions)
-        if self._shared and (cache is not None or not durable or namespace != "default" or options):
+        given = cache is not None or not durable or secret is not None or namespace != "default"
+        if self._shared and (given or options):
             raise TypeError("a Sessions has its cache and options already: give it alone")
         self._sessions = (
             url_or_engine
             if isinstance(url_or_engine, Sessions)
-            else Sessions(url_or_engine, cache=cache, durable=durable, namespace=namespace, **options)
+            else Sessions(
+                url_or_engine, cache=cache, durable=durable, secret=secret, namespace=namespace, **options
+            )
         )
         super().__init__(self._sessions, threads=threads)
 
@@ -68,13 +72,20 @@ class AsyncSessions(AsyncSessionLog):
         *,
         cache: Cache | None = None,
         durable: bool = True,
+        secret: bytes | None = None,
         namespace: str = "default",
         threads: int = 8,
         **options: Unpack[LogOptions],
     ) -> Self:
         """See Sessions.open: `async with AsyncSessions.open("sqlite:///sessions.db") as sessions:`."""
         return cls(
-            url_or_engine, cache=cache, durable=durable, namespace=namespace, threads=threads, **options
+            url_or_engine,
+            cache=cache,
+            durable=durable,
+            secret=secret,
+            namespace=namespace,
+            threads=threads,
+            **options,
         )
 
     async def close(self) -> None:

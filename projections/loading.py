@@ -90,6 +90,19 @@ class Loader:
             base = None
         return self._folded(key, projector, base, None, version).snapshot
 
+    def recorded(self, session_id: str, projector: Projector[Any]) -> Snapshot:
+        """The session as it is now, folded from the log alone: for what is to be recorded in its turn.
+
+        Raises:
+            As current.
+        """
+        snapshot = self.current(session_id, projector)
+        if not snapshot.from_log:
+            key = self.key(session_id, projector)
+            snapshot = self._folded(key, projector, None, None, alone=True).snapshot
+            self._remember(key, snapshot)
+        return snapshot
+
     def folded(self, session_id: str, projector: Projector[Any]) -> tuple[Snapshot, Snapshot | None]:
         """The session as it is now, and the snapshot that it was folded from; nothing is kept."""
         return self._folded(self.key(session_id, projector), projector, None, None)
@@ -120,7 +133,7 @@ class Loader:
     def keep(self, session_id: str, projector: Projector[Any], snapshot: Snapshot) -> None:
         """Keep a snapshot in every tier, however few events after the one before."""
         key, codec = self.key(session_id, projector), self.codec(projector)
-        self._memory.put(key, snapshot)
+        self._remember(key, snapshot)
         if codec is None:
             return
         with _storable(key):
@@ -157,6 +170,9 @@ class Loader:
         """How its views are stored, if they can be."""
         return codec_of(projector, self._log.types.digest)
 
+    def _remember(self, key: SnapshotKey, snapshot: Snapshot) -> None:
+        self._memory.put(key, snapshot)
+
     def _tail(self, session_id: str, base: Snapshot | None) -> Tail:
         if base is None or base.version == 0:
             return spi.tail(self._log, session_id, 0, PAGE)
@@ -180,7 +196,7 @@ class Loader:
     def _kept(self, key: SnapshotKey, projector: Projector[Any], folded: _Folded) -> None:
         """Put what is new into the tiers that want it."""
         snapshot, base = folded
-        self._memory.put(key, snapshot)
+        self._remember(key, snapshot)
         codec = self.codec(projector)
         if codec is None or (base is not None and base.version == snapshot.version):
             return
@@ -198,9 +214,14 @@ class Loader:
         base: Snapshot | None,
         tail: Tail | None,
         until: int | None = None,
+        *,
+        alone: bool = False,
     ) -> _Folded:
-        """The snapshot at a version, by default the head's; anew if something is erased meanwhile."""
-        codec = self.codec(projector)
+        """The snapshot at a version, by default the head's; anew if something is erased meanwhile.
+
+        What is stored is passed over with `alone`, and once a projector fails at what it made of it.
+        """
+        codec = None if alone else self.codec(projector)
         stored = self._stored(key, codec, until)
         while True:
             if base is None:
@@ -220,9 +241,16 @@ class Loader:
                 base, tail = better, None
                 continue
             base, path, at_hand = self._way(key, projector, codec, base, tail, target)
-            snapshot = base or Snapshot(projector.initial(), 0, head.epoch, b"", 0)
-            for page in self._pages(path, at_hand):
-                snapshot = _extended(self._log.types, projector, snapshot, page, head.epoch)
+            snapshot = base or Snapshot(projector.initial(), 0, head.epoch, b"", 0, from_log=True)
+            try:
+                for page in self._pages(path, at_hand):
+                    snapshot = _extended(self._log.types, projector, snapshot, page, head.epoch)
+            except ProjectionFailed:
+                if base is None or base.from_log:
+                    raise
+                self._drop(key, codec, base)
+                base, tail, codec, stored = None, None, None, iter(())
+                continue
             if _is_covered(path, at_hand) or self._log.head(key.session_id).epoch == head.epoch:
                 return _Folded(_stamped(snapshot, key.session_id, head), base)
             base = tail = None
@@ -275,7 +303,8 @@ class Loader:
     ) -> Iterator[Snapshot]:
         """Snapshots of one session that may lie in these ranges, the best first."""
         in_memory = self._memory.get(key)
-        if in_memory is not None and behind(parts, key.session_id, in_memory.version) is not None:
+        usable = in_memory is not None and (codec is not None or in_memory.from_log)
+        if in_memory and usable and behind(parts, key.session_id, in_memory.version) is not None:
             yield in_memory
         if codec is None or self._durable is None:
             return
@@ -430,7 +459,7 @@ def _extended(
         view = replace(view, session_id=last.session_id, version=last.version)
     return Snapshot(
         view, last.version, epoch, last.hash, size_bytes, base.durable, base.listings,
-        incomplete or (base.incomplete and not isinstance(view, View)),
+        incomplete or (base.incomplete and not isinstance(view, View)), base.from_log,
     )  # fmt: skip
 
 

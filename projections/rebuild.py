@@ -267,7 +267,7 @@ class Worker:
 
     def __init__(self, sessions: Sessions, projector: Projector[Any], *, check: bool, prune: bool) -> None:
         shared = sessions._loader.shared
-        self._durable = DurableTier(sessions)
+        self._durable = DurableTier(sessions, sessions._secret)
         self._shared: SharedTier | None = shared
         self._stored = Loader(sessions, MemoryCache(0), shared, self._durable)
         self._fresh = Loader(sessions, MemoryCache(0), None, None)

@@ -18,8 +18,8 @@ from kern_events import Consumer, Event, EventTypes, Head, Receipt, SessionLog, 
 from kern_events.errors import KernError, SessionNotFound, StoreError, TurnNotPaused, VersionConflict
 from projections.caches import MemoryCache, RedisCache, SnapshotCache
 from projections.caches.base import check_cache
+from projections.caches.framing import check_secret
 from projections.caches.tiers import DurableTier, SharedTier
-from projections.frozen import thaw
 from projections.history import History, history
 from projections.loading import Loader
 from projections.projector import Projector
@@ -59,7 +59,14 @@ class Sessions(SessionLog):
             behind that, for all processes. One Redis prefix serves one database.
         durable: Whether some snapshots are stored in the database itself, so that a process which
             starts cold, or looks far back, need not fold a long session from its beginning.
+        secret: Signs every snapshot that is stored, in Redis and in the database, against others who
+            can write there: bytes, the same for all processes. A RedisCache brings its own. What is
+            not signed with it counts as not stored.
         namespace: As for SessionLog, like the options.
+
+    Raises:
+        TypeError: The cache is none, or the secret no bytes; or there is a RedisCache and a secret.
+        ValueError: The URL is not one, or the secret is empty.
     """
 
     def __init__(
@@ -68,18 +75,21 @@ class Sessions(SessionLog):
         *,
         cache: Cache | None = None,
         durable: bool = True,
+        secret: bytes | None = None,
         namespace: str = "default",
         **options: Unpack[LogOptions],
     ) -> None:
-        memory, redis = _opened(cache)
+        memory, redis = _opened(cache, secret)
         super().__init__(url_or_engine, namespace=namespace, **options)
         self._recipe = (
             url_or_engine,
-            {"cache": cache, "durable": durable, "namespace": namespace, **options},
+            {"cache": cache, "durable": durable, "secret": secret, "namespace": namespace, **options},
         )
         self._projector: Final = SessionProjector(self.types)
+        self._secret: Final = secret if redis is None else redis.secret
         shared = None if redis is None else SharedTier(redis)
-        self._loader = Loader(self, memory, shared, DurableTier(self) if durable else None)
+        stored = DurableTier(self, self._secret) if durable else None
+        self._loader = Loader(self, memory, shared, stored)
 
     @classmethod
     def open(
@@ -88,6 +98,7 @@ class Sessions(SessionLog):
         *,
         cache: Cache | None = None,
         durable: bool = True,
+        secret: bytes | None = None,
         namespace: str = "default",
         **options: Unpack[LogOptions],
     ) -> Self:
@@ -95,7 +106,9 @@ class Sessions(SessionLog):
 
         Connects on first use; creates the tables where there are none.
         """
-        return cls(url_or_engine, cache=cache, durable=durable, namespace=namespace, **options)
+        return cls(
+            url_or_engine, cache=cache, durable=durable, secret=secret, namespace=namespace, **options
+        )
 
     def close(self) -> None:
         """See SessionLog.close."""
@@ -231,10 +244,12 @@ class Sessions(SessionLog):
         """
         _check_one_point(to_turn, to_version, to_time)
         while True:
-            view = self.load(session_id)
-            head = _agreeing(view.head, session_id, expected)
+            head = self.head(session_id)
+            spi.point(self, session_id, head)  # Raises where there is nothing to go back in.
+            _agreeing(head, session_id, expected)
             target = spi.point(self, session_id, head, turn=to_turn, version=to_version, at=to_time)
-            kept = {"user_id": view.user_id, "name": view.name, "metadata": thaw(view.metadata)}
+            described = spi.described(self, session_id)
+            kept = {field: described.get(field) for field in ("user_id", "name", "metadata")}
             payload = kept if reason is None else {**kept, "reason": reason}
             try:
                 receipt = spi.restore(self, session_id, target, payload, head, actor=actor)
@@ -475,17 +490,13 @@ class Sessions(SessionLog):
         """The projector given, or that of the session view, which knows the types of this log."""
         return self._projector if projector is None or type(projector) is SessionProjector else projector
 
-    def _metadata(self, session_id: str) -> dict[str, Any]:
-        """As the log finds it, without reading back through the session."""
-        return dict(thaw(self.load(session_id).metadata))
-
     def _claims(
         self, session_id: str, turn: int | None, expected: Head | None
     ) -> Callable[[VersionConflict | None], spi.Claim]:
         def claims(conflict: VersionConflict | None) -> spi.Claim:
             if conflict is not None and expected is not None:
                 raise conflict
-            view = self.load(session_id)
+            view = self._loader.recorded(session_id, self._projector).view
             _agreeing(view.head, session_id, expected)
             return _claim(view, turn, expected)
 
@@ -510,15 +521,13 @@ class Sessions(SessionLog):
         return snapshot.view
 
 
-def _opened(cache: object) -> tuple[SnapshotCache, RedisCache | None]:
-    """The memory of a cache, and the Redis behind it, if there is one.
-
-    Raises:
-        TypeError: It is no cache.
-        ValueError: It is a text, but not the URL of a Redis.
-    """
+def _opened(cache: object, secret: bytes | None) -> tuple[SnapshotCache, RedisCache | None]:
+    """The memory of a cache, and the Redis behind it, if there is one; see Sessions."""
+    check_secret(secret)
     if isinstance(cache, str):
-        cache = RedisCache(cache)
+        cache = RedisCache(cache, secret=secret)
+    elif isinstance(cache, RedisCache) and secret is not None:
+        raise TypeError("a RedisCache has its own secret, which counts for the database too: give it there")
     if isinstance(cache, RedisCache):
         return cache.memory, cache
     memory: Any = MemoryCache() if cache is None else cache

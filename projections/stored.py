@@ -3,18 +3,20 @@
 A session view is taken apart into what is small, the items of its open chunks, and its closed
 chunks. Those are named by what they hold, so the next snapshot stores only what is new, branches share
 what they have in common, and nothing is overwritten. What is read back is decoded into typed
-structs and frozen again; whatever does not fit raises Unreadable, which is a miss.
+structs and frozen again, with limits for depth and numbers; whatever does not fit raises Unreadable,
+which is a miss.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from operator import attrgetter, is_
 from struct import Struct
-from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar, get_type_hints
+from typing import Annotated, Any, Final, Generic, NamedTuple, Protocol, TypeVar, get_type_hints
 
 import msgspec
 
@@ -22,7 +24,7 @@ from kern_events import Head
 from kern_events.spi import TYPES
 from projections.caches.base import Snapshot
 from projections.chunks import CHUNK_BYTES, CHUNK_ITEMS, Chunk, Chunks
-from projections.frozen import FrozenDict, freeze
+from projections.frozen import Frozen, FrozenDict, FrozenList
 from projections.projector import Projector
 from projections.session import SessionProjector, View
 from projections.session.builder import MESSAGE_BYTES
@@ -43,6 +45,10 @@ _LISTED: Final = 256  # chunks in the head itself; more are listed in blocks, wh
 _ENTRY: Final = Struct(f">{NAME_BYTES}sI")  # a chunk's name, and how many items it or its block has
 _BLOCK_BYTES: Final = _LISTED * _ENTRY.size
 _MAX_OPEN: Final = 1 << 16
+_MAX_DEPTH: Final = 128  # A path of 64 keys, and a value of 64 levels at its end.
+_MAX_INT: Final = 2**63 - 1
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX_INT)]
 
 Bytes = bytes | memoryview
 Fetch = Callable[[Sequence[bytes]], Sequence[Bytes]]
@@ -150,7 +156,7 @@ class Spine(msgspec.Struct, frozen=True, array_like=True):
 
     blocks: bytes
     chunks: bytes
-    weight: int
+    weight: Count
 
 
 class LazyChunk(Sequence[T]):
@@ -240,7 +246,7 @@ class Items(Generic[T]):
         """The items of an encoded list."""
         try:
             return self._refrozen(self._decoder.decode(data))
-        except (msgspec.MsgspecError, TypeError, ValueError) as error:
+        except Exception as error:  # Whoever made these bytes may have aimed at any.
             raise Unreadable("other items") from error
 
     def _fetched(self, fetch: Fetch, name: bytes, length: int) -> Chunk[T]:
@@ -281,11 +287,27 @@ _encoder: Final = msgspec.msgpack.Encoder()
 
 def _frozen(kind: Any, value: Any) -> Any:
     if type(value) is not dict:
-        raise ValueError("not an object")
-    for item in value.values():
-        if type(item) is dict or type(item) is list:
-            return freeze(value)
-    return FrozenDict(value)  # Of numbers, as the usage of a turn is; nobody else has this dict.
+        raise Unreadable("not an object")
+    for key, item in value.items():
+        if type(item) is not int or type(key) is not str:
+            return _checked(value)
+    return FrozenDict(value)  # Of counts, as the usage of a turn is; nobody else has this dict.
+
+
+def _checked(value: Any, depth: int = _MAX_DEPTH) -> Frozen:
+    """A JSON value, frozen; Unreadable where it is none, or one that no event can have made."""
+    kind = type(value)
+    if kind is str or value is None or kind is bool:
+        return value
+    if kind is int and -_MAX_INT - 1 <= value <= _MAX_INT:
+        return value
+    if kind is float and math.isfinite(value):
+        return value
+    if depth and kind is list:
+        return FrozenList([_checked(item, depth - 1) for item in value])
+    if depth and kind is dict and all(type(key) is str for key in value):
+        return FrozenDict({key: _checked(item, depth - 1) for key, item in value.items()})
+    raise Unreadable("no value that is recorded")
 
 
 _content: Final = attrgetter("content")
@@ -302,13 +324,13 @@ def _with_raw(message: Message) -> Message:
     content = message.content
     if not isinstance(content, tuple):
         return message
-    parts = tuple(Raw(freeze(part.value)) if isinstance(part, Raw) else part for part in content)
+    parts = tuple(Raw(_checked(part.value)) if isinstance(part, Raw) else part for part in content)
     return msgspec.structs.replace(message, content=parts)
 
 
 def _turns(found: list[Turn]) -> list[Turn]:
     return [
-        turn if turn.error is None else msgspec.structs.replace(turn, error=freeze(turn.error))
+        turn if turn.error is None else msgspec.structs.replace(turn, error=_checked(turn.error))
         for turn in found
     ]
 
@@ -319,7 +341,7 @@ def _turns(found: list[Turn]) -> list[Turn]:
 class Rest(msgspec.Struct, frozen=True, array_like=True):
     """The fields of a view that are neither sequences nor told by the log at every load."""
 
-    turn: int
+    turn: Count
     status: str
     user_id: str | None
     state: Mapping[str, Any]
@@ -337,14 +359,14 @@ class Rest(msgspec.Struct, frozen=True, array_like=True):
 class StoredView(msgspec.Struct, frozen=True, array_like=True):
     """A snapshot without the items of its view."""
 
-    version: int
-    epoch: int
+    version: Count
+    epoch: Count
     hash: bytes
-    size_bytes: int
-    durable: int
+    size_bytes: Count
+    durable: Count
     rest: Rest
     spines: tuple[Spine, ...]  # messages, turns, and the context where it is another sequence
-    leading: int  # instructions at the start of the context
+    leading: Count  # instructions at the start of the context
 
 
 class Added(msgspec.Struct, frozen=True, array_like=True):
@@ -357,9 +379,9 @@ class Added(msgspec.Struct, frozen=True, array_like=True):
         items: These follow.
     """
 
-    start: int
-    before: int
-    kept: int
+    start: Count
+    before: Count
+    kept: Count
     items: msgspec.Raw
 
 
@@ -424,8 +446,9 @@ class SessionCodec:
         try:
             found = _views.decode(head)
             parts = [_added.decode(part) for part in open]
-        except (msgspec.MsgspecError, ValueError) as error:
+        except Exception as error:  # Whoever made these bytes may have aimed at any.
             raise Unreadable("a head of another shape") from error
+        _check_numbers(found)
         count = len(found.spines)
         if count not in (2, 3) or not parts:
             raise Unreadable("a head of other sequences")
@@ -527,13 +550,13 @@ def _view(head: StoredView, sequences: Sequence[Chunks[Any]]) -> View:
     rest, (messages, turns, *other) = head.rest, sequences
     if rest.status not in ("open", "closed", "deleted"):
         raise Unreadable("a status of another release")
-    agents = {agent: freeze(state) for agent, state in rest.agent_state.items()}
-    paused = tuple(Pause(each.turn, freeze(each.requirements), each.version) for each in rest.paused)
+    agents = {agent: _checked(state) for agent, state in rest.agent_state.items()}
+    paused = tuple(Pause(each.turn, _checked(each.requirements), each.version) for each in rest.paused)
     return View(
         "", head.version, Head(0, b""), rest.turn, rest.status, rest.user_id,  # type: ignore[arg-type]
-        messages, other[0] if other else messages, freeze(rest.state), FrozenDict(agents), turns,
-        FrozenDict(rest.usage), rest.pending_calls, paused, rest.name, freeze(rest.metadata),
-        freeze(rest.summary), rest.incomplete, rest.problems,
+        messages, other[0] if other else messages, _checked(rest.state), FrozenDict(agents), turns,
+        _checked(rest.usage), rest.pending_calls, paused, rest.name, _checked(rest.metadata),
+        _checked(rest.summary), rest.incomplete, rest.problems,
     )  # fmt: skip
 
 
@@ -543,11 +566,11 @@ def _view(head: StoredView, sequences: Sequence[Chunks[Any]]) -> View:
 class PlainView(msgspec.Struct, frozen=True, array_like=True):
     """A snapshot with its view as a whole."""
 
-    version: int
-    epoch: int
+    version: Count
+    epoch: Count
     hash: bytes
-    size_bytes: int
-    durable: int
+    size_bytes: Count
+    durable: Count
     view: msgspec.Raw
 
 
@@ -588,9 +611,15 @@ class PlainCodec(Generic[V]):
         try:
             found = _plain_views.decode(head)
             view = self._views.decode(found.view)
-        except (msgspec.MsgspecError, ValueError, TypeError) as error:
+        except Exception as error:  # Of a type of the application's own, too.
             raise Unreadable("a view of another shape") from error
+        _check_numbers(found)
         return Snapshot(view, found.version, found.epoch, found.hash, found.size_bytes, found.durable)
+
+
+def _check_numbers(found: StoredView | PlainView) -> None:
+    if found.durable > found.version:
+        raise Unreadable("a snapshot that was stored before it was folded")
 
 
 def _fingerprint(*facts: object) -> bytes:

@@ -37,6 +37,7 @@ from kern_events.store.base import (
     StoredChunk,
     Tombstone,
     fork_head,
+    head_name,
     is_past_fence,
     landed,
     nothing,
@@ -366,8 +367,8 @@ class MemoryStore:
         """See Store."""
         with self._locked():
             stored = self._snapshots.get((namespace, session_id, projector), {})
-            heads = (one for one in stored.values() if one.name[0] == "@" and one.version <= until)
-            return max(heads, key=lambda one: one.version, default=None)
+            newest = max((name for name in stored if "@" <= name <= head_name(until)), default=None)
+            return None if newest is None else stored[newest]
 
     def snapshot_names(self, namespace: str, session_id: str, projector: str) -> Sequence[str]:
         """See Store."""
@@ -408,7 +409,7 @@ class MemoryStore:
                 session = self._sessions[key]
                 if session.head.status != "deleted" and len(found) < limit:
                     names = self._snapshots.get((*key, projector), {})
-                    newest = max((name for name in names if name[0] == "@"), default=None)
+                    newest = max((name for name in names if name.startswith("@")), default=None)
                     found.append((key[1], session.head.version, session.origin, newest))
         return found
 

@@ -37,6 +37,8 @@ class Snapshot(msgspec.Struct):
         listings: Which chunks lay there then, where this process knows.
         incomplete: Something could not be read that may belong into the view; it is kept in memory
             alone where the view does not say so itself.
+        from_log: All of it was folded from the log by this process, and nothing read from where others
+            can write.
         verified_s: When this process last saw it agree with the log, on its monotonic clock. The one
             field that changes, and of no meaning elsewhere.
     """
@@ -49,6 +51,7 @@ class Snapshot(msgspec.Struct):
     durable: int = 0
     listings: tuple[bytes, ...] | None = None
     incomplete: bool = False
+    from_log: bool = False
     verified_s: float = -math.inf
 
 

@@ -108,6 +108,11 @@ def unsealed(identity: bytes, value: bytes | None, secret: bytes | None = None) 
     return view[_SIGNED_AT:] if hmac.compare_digest(value[1:_SIGNED_AT], expected) else None
 
 
+def keyed(fingerprint: bytes, secret: bytes | None) -> bytes:
+    """A fingerprint for what is sealed with a secret: others have another, and look elsewhere."""
+    return fingerprint if secret is None else _signature(b"fingerprint", fingerprint, secret)[:8]
+
+
 def joined(*parts: bytes) -> bytes:
     """Byte strings as one, such that other parts never give the same."""
     return b"".join(part for each in parts for part in (len(each).to_bytes(4, "big"), each))

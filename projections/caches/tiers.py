@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from kern_events import SessionLog, spi
 from kern_events.errors import KernError
 from projections.caches.base import Snapshot, SnapshotKey
-from projections.caches.framing import Mark, Place, seal, unseal, unsealed
+from projections.caches.framing import Mark, Place, joined, keyed, seal, unseal, unsealed
 from projections.session import View
 from projections.stored import Bytes, Chunked, Codec, Unreadable
 
@@ -93,11 +93,13 @@ class SharedTier:
 class DurableTier:
     """Snapshots in the log's own database, some at every stretch of a session.
 
-    They are written by a thread of its own: no load waits for a lock of the database.
+    They are written by a thread of its own: no load waits for a lock of the database. With a secret they
+    are signed, against others who can write to that table.
     """
 
-    def __init__(self, log: SessionLog) -> None:
+    def __init__(self, log: SessionLog, secret: bytes | None = None) -> None:
         self._log = log
+        self._secret = secret
         self._writer = _Writer()
         self._unsure: set[SnapshotKey] = set()  # where something could not be written
         self._damaged: set[SnapshotKey] = set()  # where something could not be read: all is written anew
@@ -130,12 +132,14 @@ class DurableTier:
         """Forget a snapshot that does not agree with the log."""
         _quietly(lambda: self._forget(self._table(key, codec), key.session_id, snapshot.version), None)
 
-    def _forget(self, table: spi.SnapshotTable, session_id: str, version: int) -> None:
-        table.put(session_id, self._log.head(session_id).epoch, version, drop=[version])
+    def _forget(self, table: spi.SnapshotTable, session_id: str, head: int | str) -> None:
+        table.put(session_id, self._log.head(session_id).epoch, 0, drop=[head])
 
     def _table(self, key: SnapshotKey, codec: Codec) -> spi.SnapshotTable:
+        # Those of other secrets, and of none, lie beside it: nobody drops what he cannot check.
+        fingerprint = keyed(codec.fingerprint, self._secret).hex()
         return spi.SnapshotTable(
-            self._log, f"{stored_as(key.projector)}{key.projector_version}:{codec.fingerprint.hex()}"
+            self._log, f"{stored_as(key.projector)}{key.projector_version}:{fingerprint}"
         )
 
     def _read(
@@ -147,13 +151,15 @@ class DurableTier:
 
         def fetch(names: Sequence[bytes]) -> Sequence[Bytes]:
             found = table.chunks(key.session_id, [name.hex() for name in names])
-            bodies = [unsealed(_identity(key, name), found.get(name.hex())) for name in names]
+            bodies = [
+                unsealed(_identity(key, codec, name), found.get(name.hex()), self._secret) for name in names
+            ]
             if None in bodies:
                 raise Unreadable("a chunk is missing")
             return [body for body in bodies if body is not None]
 
         def load() -> Snapshot:
-            body = unseal(_identity(key, _HEAD), stored.data)
+            body = unseal(_identity(key, codec, _HEAD, b"%d" % stored.version), stored.data, self._secret)
             if body is None:
                 raise Unreadable("a head that is damaged")
             size = int.from_bytes(body[:4], "big")
@@ -162,7 +168,7 @@ class DurableTier:
         snapshot = _loaded(load)
         if snapshot is None or snapshot.version != stored.version:
             self._damaged.add(key)
-            self._forget(table, key.session_id, stored.version)
+            self._forget(table, key.session_id, stored.name)
             return None
         snapshot.durable = snapshot.version
         if not lazily:
@@ -189,14 +195,27 @@ class DurableTier:
             known = set() if key in self._damaged else table.names(key.session_id)[1]
             chunks = {name: body for name, body in chunks.items() if name.hex() not in known}
         place = (key.session_id, snapshot.epoch, snapshot.version)
-        for batch in _batches(key, chunks):
+        for batch in self._batches(key, codec, chunks):
             yield spi.NewSnapshot(*place, batch)
         dumped = codec.dump(snapshot)
         body = b"".join((len(dumped.head).to_bytes(4, "big"), dumped.head, dumped.open))
         # The head before stays where it is the last of its stretch.
         same = before // LADDER == snapshot.version // LADDER and before not in (0, snapshot.version)
-        head = seal(_identity(key, _HEAD), body)
+        head = seal(_identity(key, codec, _HEAD, b"%d" % snapshot.version), body, self._secret)
         yield spi.NewSnapshot(*place, head=head, drop=[before] if same else ())
+
+    def _batches(self, key: SnapshotKey, codec: Codec, chunks: Chunked) -> Iterator[dict[str, bytes]]:
+        """Chunks as they are stored, so many that a transaction stays short."""
+        batch: dict[str, bytes] = {}
+        size = 0
+        for name, encoded in chunks.items():
+            sealed = batch[name.hex()] = seal(_identity(key, codec, name), encoded(), self._secret)
+            size += len(sealed)
+            if size > _BATCH_BYTES:
+                yield batch
+                batch, size = {}, 0
+        if batch:
+            yield batch
 
     def store_all(self, codec: Codec, snapshots: Sequence[tuple[SnapshotKey, Snapshot]]) -> int:
         """Store snapshots by one projector now, many in a transaction.
@@ -280,20 +299,6 @@ class _Writer:
             executor.shutdown(wait=True)
 
 
-def _batches(key: SnapshotKey, chunks: Chunked) -> Iterator[dict[str, bytes]]:
-    """Chunks as they are stored, so many that a transaction stays short."""
-    batch: dict[str, bytes] = {}
-    size = 0
-    for name, encoded in chunks.items():
-        batch[name.hex()] = seal(_identity(key, name), encoded())
-        size += len(batch[name.hex()])
-        if size > _BATCH_BYTES:
-            yield batch
-            batch, size = {}, 0
-    if batch:
-        yield batch
-
-
 def due(snapshot: Snapshot, codec: Codec) -> bool:
     """Whether a snapshot should be stored in the log's database.
 
@@ -331,14 +336,21 @@ def _mark(snapshot: Snapshot) -> Mark:
     return Mark(snapshot.epoch, snapshot.version, snapshot.hash)
 
 
-def _identity(key: SnapshotKey, what: bytes) -> bytes:
-    return b"\0".join((key.namespace.encode(), key.session_id.encode(), what))
+def _identity(key: SnapshotKey, codec: Codec, *what: bytes) -> bytes:
+    """Whose it is, and what: the name of a chunk, or that it is a head, and its version."""
+    version = b"%d" % key.projector_version
+    texts = (key.namespace.encode(), key.session_id.encode(), key.projector.encode())
+    return joined(*texts, version, codec.fingerprint, *what)
 
 
 def _loaded(load: Callable[[], Snapshot]) -> Snapshot | None:
+    """The snapshot, or None where it cannot be read, for whatever reason but a database that failed."""
     try:
         return load()
-    except Unreadable:
+    except KernError:
+        raise
+    except Exception as error:
+        logger.debug("a stored snapshot was dropped: %s", type(error).__name__)
         return None
 
 

@@ -6,20 +6,19 @@ Everything below is frozen all the way down, so one view is shared by everybody 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, Final, Literal
 
 import msgspec
 
 from kern_events import Head
+from kern_events.spi import to_datetime
 from projections.chunks import Chunks
 from projections.frozen import NOTHING, Frozen, FrozenDict
 from projections.session.content import Content, openai_content
 
 TurnStatus = Literal["open", "interrupted", "paused", "completed", "failed", "cancelled"]
 Usage = FrozenDict[str, int | float]
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class ToolCall(msgspec.Struct, frozen=True, gc=False):
@@ -86,7 +85,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     @property
     def at(self) -> datetime:
         """When it was recorded, aware UTC."""
-        return _EPOCH + timedelta(microseconds=self.at_us)
+        return to_datetime(self.at_us)
 
     def to_openai(self) -> dict[str, Any]:
         """The message as a plain dict for the OpenAI chat API."""
@@ -131,12 +130,12 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
     @property
     def started_at(self) -> datetime:
         """When it started, aware UTC."""
-        return _EPOCH + timedelta(microseconds=self.started_us)
+        return to_datetime(self.started_us)
 
     @property
     def ended_at(self) -> datetime | None:
         """When it ended, aware UTC; None if it has not."""
-        return None if self.ended_us is None else _EPOCH + timedelta(microseconds=self.ended_us)
+        return None if self.ended_us is None else to_datetime(self.ended_us)
 
 
 class Pause(msgspec.Struct, frozen=True, gc=False):
