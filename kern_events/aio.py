@@ -18,6 +18,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Final, ParamSpec, Self, TypeVar, overload
 
+from msgspec import UNSET, UnsetType
 from sqlalchemy import URL
 from sqlalchemy.engine import Connection, Engine
 
@@ -52,6 +53,7 @@ from kern_events.turn import (
     opening_draft,
     outcome,
     path_of,
+    scope_of,
 )
 from kern_events.upcast import NO_TYPES, EventTypes
 from kern_events.verify import Progress, Report
@@ -358,6 +360,27 @@ class AsyncSessionLog:
         """See SessionLog.branches."""
         return await self._in_thread(self.log.branches, session_id)
 
+    async def describe(
+        self,
+        session_id: str,
+        *,
+        name: str | UnsetType | None = UNSET,
+        user_id: str | UnsetType | None = UNSET,
+        metadata: Mapping[str, Any] | UnsetType | None = UNSET,
+        expected: Expected = None,
+        actor: str | None = None,
+    ) -> Receipt:
+        """See SessionLog.describe."""
+        return await self._in_thread(
+            self.log.describe,
+            session_id,
+            name=name,
+            user_id=user_id,
+            metadata=metadata,
+            expected=expected,
+            actor=actor,
+        )
+
     async def delete(self, session_id: str, *, actor: str | None = None) -> Receipt:
         """See SessionLog.delete."""
         return await self._in_thread(self.log.delete, session_id, actor=actor)
@@ -513,17 +536,19 @@ class AsyncTurnRecorder(TurnState):
         """See TurnRecorder."""
         await self.record(tool_failed(call_id, error, duration_s=duration_s))
 
-    async def set_state(self, path: str | Sequence[str], value: Json) -> None:
+    async def set_state(self, path: str | Sequence[str], value: Json, *, agent: bool = False) -> None:
         """See TurnRecorder."""
-        await self.record(state_changed([["set", path_of(path), thaw(value)]]))
+        await self.record(state_changed([["set", path_of(path), thaw(value)]], scope=scope_of(agent)))
 
-    async def unset_state(self, path: str | Sequence[str]) -> None:
+    async def unset_state(self, path: str | Sequence[str], *, agent: bool = False) -> None:
         """See TurnRecorder."""
-        await self.record(state_changed([["unset", path_of(path)]]))
+        await self.record(state_changed([["unset", path_of(path)]], scope=scope_of(agent)))
 
-    async def append_state(self, path: str | Sequence[str], items: Sequence[Json]) -> None:
+    async def append_state(
+        self, path: str | Sequence[str], items: Sequence[Json], *, agent: bool = False
+    ) -> None:
         """See TurnRecorder."""
-        await self.record(state_changed([["append", path_of(path), thaw(items)]]))
+        await self.record(state_changed([["append", path_of(path), thaw(items)]], scope=scope_of(agent)))
 
     async def complete(self, *, usage: Mapping[str, Any] | None = None) -> None:
         """See TurnRecorder."""

@@ -79,24 +79,26 @@ class Prepared(msgspec.Struct, frozen=True, gc=False):
 
 
 class Fence(NamedTuple):
-    """What a running turn must not write behind: somebody else who resumed it, or ended it.
+    """What a batch must not stand behind, wherever it lands.
 
-    `seen` is the last version that its recorder knows, nothing up to it has to be looked at. Behind it,
-    an event of `kinds` in the turn `turn` is somebody else's unless its id is among `own`.
+    `seen` is the last version that its maker knows, so nothing up to it has to be looked at. For a running
+    turn it is somebody else who resumed it, or ended it: an event of `kinds` in the turn `turn` that is not
+    among its `own`. For whoever has read a part of the session and changes it: an event of these `types`.
     """
 
-    turn: int
     seen: int
-    kinds: tuple[int, int]
-    own: Set[bytes]
+    turn: int = 0
+    kinds: tuple[int, ...] = ()
+    own: Set[bytes] = frozenset()
+    types: tuple[str, ...] = ()
 
 
 class Batch(NamedTuple):
     """The prepared events of one append to one session.
 
-    `opening` is a `session.created` that goes first where the session is new, and is dropped where
-    it is not. `branch` is the branch that a running turn began on, None for everybody else, like its
-    `fence`. `user_id` is whom it begins a session for, or a turn; a session of another user refuses it.
+    `opening` is a `session.created` that goes first where the session is new, and is dropped where it
+    is not. `branch` is the branch that a running turn began on, None for everybody else. `user_id` is
+    whom it begins a session for, or a turn; a session of another user refuses it.
     """
 
     namespace: str

@@ -72,6 +72,8 @@ def check_change(payload: Mapping[str, Any], path: str = "payload") -> None:
         raise InvalidEvent("neither session nor agent", f"{path}.scope")
     if agent is not None and type(agent) is not str:
         raise InvalidEvent(f"{type(agent).__name__} is not text", f"{path}.agent_id")
+    if scope == "agent" and not agent:
+        raise InvalidEvent("missing: the state of an agent is kept by its id", f"{path}.agent_id")
     if "ops" not in payload:
         raise InvalidEvent("missing", f"{path}.ops")
     check_ops(payload["ops"], f"{path}.ops")

@@ -437,19 +437,23 @@ def tool_failed(
     return Draft("tool.failed", payload, meta=meta)
 
 
-def state_changed(ops: Sequence[Sequence[Any]], *, scope: str = "session") -> Draft:
+def state_changed(
+    ops: Sequence[Sequence[Any]], *, scope: str = "session", agent_id: str | None = None
+) -> Draft:
     """A `state.changed` draft from ops.
 
     Args:
         ops: `["set", path, value]`, `["unset", path]` or `["append", path, [items]]`, where path is
             a list of keys, never a list index.
         scope: session or agent.
+        agent_id: Whose state, of the scope agent; a recorder fills in its turn's own agent.
 
     Raises:
         InvalidEvent: One is no op; `path` says which and where.
     """
     check_ops(ops)
-    return Draft("state.changed", {"scope": scope, "ops": [list(op) for op in ops]})
+    named = {} if agent_id is None else {"agent_id": agent_id}
+    return Draft("state.changed", {"scope": scope, **named, "ops": [list(op) for op in ops]})
 
 
 def json_text(value: Json, path: str = "value") -> str:

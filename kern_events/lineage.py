@@ -131,11 +131,19 @@ def version_of_turn(store: Store, namespace: str, session_id: str, head: Head, t
         raise ValueError(f"session {session_id!r} has no turn {turn}: there are 0 to {head.turn}")
     if turn == head.turn:
         return head.version
-    for part in reversed(live_path(store, namespace, session_id, head.version)):
-        for start in store.turn_starts(namespace, part.session_id, turn + 1):
+    start = turn_start(store, namespace, session_id, head.version, turn + 1)
+    return head.version if start is None else start[1] - 1
+
+
+def turn_start(
+    store: Store, namespace: str, session_id: str, version: int, turn: int
+) -> tuple[str, int] | None:
+    """Where a turn of the live path of a version started, and in whose rows; None if it did not."""
+    for part in reversed(live_path(store, namespace, session_id, version)):
+        for start in store.turn_starts(namespace, part.session_id, turn):
             if part.first <= start <= part.last:
-                return start - 1
-    return head.version
+                return part.session_id, start
+    return None
 
 
 def version_at(store: Store, namespace: str, session_id: str, at_us: int) -> int:

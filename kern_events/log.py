@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar, overload
 
+import msgspec
+from msgspec import UNSET, UnsetType
 from sqlalchemy import URL
 from sqlalchemy.engine import Connection, Engine
 
@@ -27,9 +29,11 @@ from kern_events.errors import (
     SessionNotFound,
     StoreCorrupt,
     StoreError,
+    VersionConflict,
 )
 from kern_events.events import Branches, Draft, Event, Head, Kind, Receipt, SessionInfo
 from kern_events.feed import FeedHolder, Subscription, Wakeups, settled_end
+from kern_events.frozen import DICTS
 from kern_events.store import open_store
 from kern_events.store.base import Expected, Landed, Origin, is_of_another
 from kern_events.store.retry import check_within, delete, fork, record, record_many
@@ -611,6 +615,58 @@ class SessionLog:
             before = row[0]
         return {}
 
+    def describe(
+        self,
+        session_id: str,
+        *,
+        name: str | UnsetType | None = UNSET,
+        user_id: str | UnsetType | None = UNSET,
+        metadata: Mapping[str, Any] | UnsetType | None = UNSET,
+        expected: Expected = None,
+        actor: str | None = None,
+    ) -> Receipt:
+        """Say what a session is: `log.describe("s1", name="A trip", metadata={"stars": 5})`.
+
+        What is left out stays as it is, and None clears it. The metadata is merged key by key, so that of
+        those who describe a session at the same time nobody undoes what others say; a key that is given
+        None goes, no key holds null. The event, `session.described`, carries the metadata as a whole.
+
+        Args:
+            session_id: The session, which there must be.
+            name: Its name.
+            user_id: Whose it is from now on.
+            metadata: Keys of the application's own, with any JSON value.
+            expected: The version or Head that the caller decided on. By default the session may have
+                gone on meanwhile.
+            actor: Who does it: a pseudonymous id.
+
+        Raises:
+            SessionNotFound: The session has no events or was deleted.
+            SessionClosed: The session is closed.
+            VersionConflict: The session is past `expected`.
+            InvalidEvent: A value cannot be recorded exactly.
+            TypeError: Nothing is given.
+        """
+        said = {"name": name, "user_id": user_id, "metadata": metadata}
+        given = {key: value for key, value in said.items() if value is not UNSET}
+        if not given:
+            raise TypeError("describe takes at least one of name, user_id and metadata")
+        expected = checked_expected(expected)
+        draft = Draft("session.described", given, actor=actor)
+        while True:
+            head = self.head(session_id)
+            if head.version == 0 or head.status == "deleted":
+                raise SessionNotFound(session_id)
+            if "metadata" in given:
+                whole = merged(self._metadata(session_id), given["metadata"])
+                draft = msgspec.structs.replace(draft, payload={**given, "metadata": whole})
+            fence = Fence(head.version, types=_WITH_METADATA) if "metadata" in given else None
+            try:
+                return self._record(self._prepare(session_id, [draft], fence=fence), expected).receipt
+            except VersionConflict:
+                if expected is not None:
+                    raise
+
     def delete(self, session_id: str, *, actor: str | None = None) -> Receipt:
         """End a session and erase its content for good; its chain stays and still verifies.
 
@@ -717,6 +773,16 @@ class SessionLog:
             raise OwnerMismatch(session_id, user_id)
         return row.head if row else batch.empty_head()
 
+    def _turn_started(self, session_id: str, head: Head, turn: int) -> dict[str, Any]:
+        """What `turn.started` says of a turn to be resumed; nothing if it is erased, or there is none."""
+        found = lineage.turn_start(self._store, self.namespace, session_id, head.version, turn)
+        if found is None:
+            return {}
+        owner, version = found
+        [row] = self._store.rows(self.namespace, owner, version - 1, version, 1)
+        payload = event_of(self.namespace, owner, row).payload
+        return payload if isinstance(payload, dict) else {}
+
     def _scope_of(self, session_id: str) -> Batch:
         """A batch without events, for what depends on the session alone."""
         check_id(session_id, "session_id")
@@ -740,6 +806,15 @@ def checked_expected(expected: Any) -> Expected:
     if not 0 <= version <= _MAX_NUMBER:
         raise ValueError("expected is a version from 0")
     return version
+
+
+def merged(metadata: Mapping[str, Any], change: Any) -> dict[str, Any]:
+    """Metadata after a change: its keys set, those that it gives None taken out; None clears all."""
+    if change is None:
+        return {}
+    if type(change) not in DICTS:
+        raise InvalidEvent(f"{type(change).__name__} is not an object", "metadata")
+    return {key: value for key, value in {**metadata, **change}.items() if value is not None}
 
 
 def check_numbers(**numbers: int | None) -> None:

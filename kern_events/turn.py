@@ -30,7 +30,7 @@ from kern_events.events import (
     tool_failed,
     tool_returned,
 )
-from kern_events.frozen import Json, thaw
+from kern_events.frozen import DICTS, Json, thaw
 
 if TYPE_CHECKING:
     from kern_events.batch import Batch
@@ -69,7 +69,6 @@ class Claim(NamedTuple):
 
     turn: int
     expected: Head
-    run_id: str | None = None
 
 
 Claims = Callable[[VersionConflict | None], Claim]
@@ -125,8 +124,7 @@ class TurnState:
         while True:
             claim = claims(conflict)
             self.number, self._branch = claim.turn, claim.expected.branch
-            if claim.run_id is not None:
-                self._started = {"run_id": claim.run_id}
+            self._started = self._log._turn_started(self.session_id, claim.expected, claim.turn)
             batch = self._prepared(self._stamped([draft]))
             try:
                 self.receipt = self._log._record(batch, claim.expected).receipt
@@ -143,10 +141,21 @@ class TurnState:
     def _stamped(self, drafts: Sequence[Draft]) -> list[Draft]:
         return [
             msgspec.structs.replace(
-                draft, turn=self.number, actor=draft.actor or self._actor, meta=draft.meta or self._meta
+                draft,
+                turn=self.number,
+                actor=draft.actor or self._actor,
+                meta=draft.meta or self._meta,
+                payload=self._with_agent(draft) if draft.type == "state.changed" else draft.payload,
             )
             for draft in drafts
         ]
+
+    def _with_agent(self, draft: Draft) -> dict[str, Any]:
+        """The payload of a `state.changed`; of an agent that it does not name, it is the turn's own."""
+        payload, agent_id = draft.payload, self._started.get("agent_id")
+        if agent_id is None or type(payload) not in DICTS or payload.get("scope") != "agent":
+            return payload
+        return {**payload, "agent_id": payload.get("agent_id") or agent_id}
 
     def _batch(self, drafts: Sequence[Draft]) -> Batch | None:
         """What to commit now: None while the turn is buffered and still open."""
@@ -181,7 +190,7 @@ class TurnState:
             return None
         # Of a nested run, the turn that it is counted to may end before it does.
         kinds = (Kind.TURN_RESUME,) * 2 if is_nested(self._started, self._meta) else _TAKING
-        return Fence(self.number, self.receipt.version, kinds, self._own)
+        return Fence(self.receipt.version, self.number, kinds, self._own)
 
     def _flushed(self, closing: Draft) -> Batch:
         """The end of the turn, with what waits before it; that waits until it has landed."""
@@ -268,17 +277,21 @@ class TurnRecorder(TurnState):
         """Record that a tool failed."""
         self.record(tool_failed(call_id, error, duration_s=duration_s))
 
-    def set_state(self, path: str | Sequence[str], value: Json) -> None:
-        """Set the value at a path of keys (a text is a path of one key)."""
-        self.record(state_changed([["set", path_of(path), thaw(value)]]))
+    def set_state(self, path: str | Sequence[str], value: Json, *, agent: bool = False) -> None:
+        """Set the value at a path of keys (a text is a path of one key).
 
-    def unset_state(self, path: str | Sequence[str]) -> None:
+        With `agent`, in the state of the turn's own agent (`view.agent_state[agent_id]`); InvalidEvent
+        where the turn was begun without an `agent_id`. So for the two below.
+        """
+        self.record(state_changed([["set", path_of(path), thaw(value)]], scope=scope_of(agent)))
+
+    def unset_state(self, path: str | Sequence[str], *, agent: bool = False) -> None:
         """Remove what is at a path."""
-        self.record(state_changed([["unset", path_of(path)]]))
+        self.record(state_changed([["unset", path_of(path)]], scope=scope_of(agent)))
 
-    def append_state(self, path: str | Sequence[str], items: Sequence[Json]) -> None:
+    def append_state(self, path: str | Sequence[str], items: Sequence[Json], *, agent: bool = False) -> None:
         """Append items to the list at a path."""
-        self.record(state_changed([["append", path_of(path), thaw(items)]]))
+        self.record(state_changed([["append", path_of(path), thaw(items)]], scope=scope_of(agent)))
 
     def complete(self, *, usage: Mapping[str, Any] | None = None) -> None:
         """Close the turn as completed, with its token usage; leaving the block does no more then."""
@@ -308,6 +321,11 @@ class TurnRecorder(TurnState):
 def new_call_id() -> str:
     """A call id for a tool call that has none."""
     return f"call_{new_event_id().hex()}"
+
+
+def scope_of(agent: bool) -> str:
+    """The scope of a `state.changed`."""
+    return "agent" if agent else "session"
 
 
 def path_of(path: str | Sequence[str]) -> list[str]:

@@ -564,7 +564,7 @@ def _claim(view: View, turn: int | None, expected: Head | None) -> spi.Claim:
     is_open = found is not None and found.ended_version is None
     if found is None or not (is_open if expected is not None else number in paused):
         raise TurnNotPaused(view.session_id, number, found.status if found else None)
-    return spi.Claim(number, expected or view.head, found.run_id)
+    return spi.Claim(number, expected or view.head)
 
 
 def _paced(steps: Iterator[Step], pace: float | None) -> Iterator[tuple[Event, Any]]:

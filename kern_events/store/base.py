@@ -59,8 +59,8 @@ class AnswerLost(Exception):
 class Found(NamedTuple):
     """What a look-up saw: the head, the rows behind the base, the key's rows, all in one statement.
 
-    `user_id` is whose session it is, `erased` whether a tombstone stands behind the key's rows, `taken`
-    the version at which somebody else took the batch's turn over.
+    `user_id` is whose session it is, `erased` whether a tombstone stands behind the key's rows, `barred`
+    the first version that the batch's fence does not let it stand behind.
     """
 
     head: Head
@@ -68,7 +68,7 @@ class Found(NamedTuple):
     keyed: Sequence[StoredRow] = ()
     user_id: str | None = None
     erased: bool = False
-    taken: int | None = None
+    barred: int | None = None
 
 
 class HeadRow(NamedTuple):
@@ -321,7 +321,7 @@ class Store(Protocol):
         """As attempt, without holding the thread; None where the store has no queue."""
 
     def look_up(self, batch: Batch, base: int, count: int) -> Found:
-        """The head, the `count` rows behind `base` and the rows of the batch's key; who took its turn."""
+        """The head, the `count` rows behind `base` and the rows of the batch's key; what its fence bars."""
 
     def attempt_many(self, batches: Sequence[tuple[Batch, Base]]) -> list[Landed] | None:
         """Record several batches in one transaction; None if one is refused, which undoes all."""
@@ -472,11 +472,11 @@ def is_of_another(batch: Batch, user_id: str | None) -> bool:
 
 
 def is_past_fence(batch: Batch, head: Head) -> bool:
-    """Whether others have appended since the batch's turn last did: then it may have been taken over."""
+    """Whether others have appended what the batch's maker does not know: its fence has to be looked at."""
     return batch.fence is not None and head.version > batch.fence.seen
 
 
-def taken_by(fence: Fence, found: Iterable[Sequence[Any]]) -> int | None:
+def barred_by(fence: Fence, found: Iterable[Sequence[Any]]) -> int | None:
     """The first version, of versions and event ids that were found, that is not the recorder's own."""
     return next((version for version, event_id in found if bytes(event_id) not in fence.own), None)
 

@@ -36,13 +36,13 @@ from kern_events.store.base import (
     SnapshotPut,
     StoredChunk,
     Tombstone,
+    barred_by,
     fork_head,
     head_name,
     is_past_fence,
     landed,
     nothing,
     refuses,
-    taken_by,
     tombstone_covers,
     unknown_head,
 )
@@ -79,12 +79,16 @@ class _Session:
     def erased_after(self, version: int) -> bool:
         return any(row[3] in TOMBSTONES for row in self.after(version, None, len(self.rows)))
 
-    def taken(self, batch: Batch) -> int | None:
+    def barred(self, batch: Batch) -> int | None:
         if (fence := batch.fence) is None or not is_past_fence(batch, self.head):
             return None
         later = self.after(fence.seen, None, len(self.rows))
-        taking = [(row[0], row[2]) for row in later if row[5] in fence.kinds and row[6] == fence.turn]
-        return taken_by(fence, taking)
+        found = [
+            (row[0], row[2])
+            for row in later
+            if (row[5] in fence.kinds and row[6] == fence.turn) or row[3] in fence.types
+        ]
+        return barred_by(fence, found)
 
 
 class MemoryStore:
@@ -151,7 +155,7 @@ class MemoryStore:
             keyed = session.keyed(batch.idempotency_key, len(batch.events))
             behind = session.after(base, base + count, count)
             user_id, erased = session.listing["user_id"], bool(keyed) and session.erased_after(keyed[0][0])
-            return Found(session.head, behind, keyed, user_id, erased, session.taken(batch))
+            return Found(session.head, behind, keyed, user_id, erased, session.barred(batch))
 
     def delete(self, namespace: str, session_id: str, tombstone: Tombstone) -> Landed | None:
         """See Store."""
@@ -477,7 +481,7 @@ class MemoryStore:
         head = session.head if session else unknown_head(batch)
         if refuses(batch, base, head, session.listing["user_id"] if session else None):
             return Refused(head if base is None else base)
-        if session and (session.keyed(batch.idempotency_key, 1) or session.taken(batch)):
+        if session and (session.keyed(batch.idempotency_key, 1) or session.barred(batch)):
             return Refused(head)
         return link(batch, head, now_us())
 

@@ -39,6 +39,7 @@ from kern_events.store.base import (
     SnapshotPut,
     StoredChunk,
     Tombstone,
+    barred_by,
     fork_head,
     found_of,
     head_name,
@@ -51,7 +52,6 @@ from kern_events.store.base import (
     refuses,
     rewrites_listing,
     tail_of,
-    taken_by,
     unknown_head,
     version_of,
 )
@@ -120,8 +120,8 @@ class PostgresStore:
             if refuses(batch, base, head):
                 return Refused(head if base is None else base)
             linked = link(batch, head, now_us())
-        # Behind a head that others have moved: the guard does not tell whether the turn was taken over.
-        if is_past_fence(batch, head) and self._taken(batch, head) is not None:
+        # Behind a head that others have moved: the guard does not tell what they have appended.
+        if is_past_fence(batch, head) and self._barred(batch, head) is not None:
             return Refused(head)
         statement, values = self._statement(batch, head, linked)
         rows = self._server.send(statement, values, head)
@@ -337,7 +337,7 @@ class PostgresStore:
         """An attempt that holds the head row, so that a busy session starves nobody."""
         row = session.cursor.execute(self._sql.locked_head, (batch.namespace, batch.session_id)).fetchone()
         head, user_id = (Head(*row[:7]), row[7]) if row else (unknown_head(batch), None)
-        if refuses(batch, base, head, user_id) or _taken(session.cursor, self._sql, batch, head) is not None:
+        if refuses(batch, base, head, user_id) or _barred(session.cursor, self._sql, batch, head) is not None:
             return Refused(head if base is None else base)
         bases.append(head)
         outcome = self._write(session.cursor, batch, head)
@@ -354,7 +354,7 @@ class PostgresStore:
                     f"the transaction is {level.upper()}: append(connection=) needs READ COMMITTED"
                 )
             head, user_id = (Head(*row[:7]), row[7]) if row else (unknown_head(batch), None)
-            if refuses(batch, base, head, user_id) or _taken(cursor, self._sql, batch, head) is not None:
+            if refuses(batch, base, head, user_id) or _barred(cursor, self._sql, batch, head) is not None:
                 return Refused(head if base is None else base)
             answer = self._write(cursor, batch, head)
             if isinstance(answer, Landed) or row is not None or base is not None:
@@ -380,7 +380,7 @@ class PostgresStore:
         for batch, base in batches:
             head = known.get(batch.session_id) or unknown_head(batch)
             user_id = users.get(batch.session_id)
-            if refuses(batch, base, head, user_id) or _taken(cursor, self._sql, batch, head) is not None:
+            if refuses(batch, base, head, user_id) or _barred(cursor, self._sql, batch, head) is not None:
                 return None
             bases.append(head)
             linked.append(link(batch, head, now_us()))
@@ -452,10 +452,10 @@ class PostgresStore:
         keyed = batch.idempotency_key is not None
         statement = self._sql.look_up_keyed if keyed else self._sql.look_up
         found = found_of(batch, cursor.execute(statement, values).fetchall())
-        return found._replace(taken=_taken(cursor, self._sql, batch, found.head))
+        return found._replace(barred=_barred(cursor, self._sql, batch, found.head))
 
-    def _taken(self, batch: Batch, head: Head) -> int | None:
-        return self._server.read(lambda session: _taken(session.cursor, self._sql, batch, head))
+    def _barred(self, batch: Batch, head: Head) -> int | None:
+        return self._server.read(lambda session: _barred(session.cursor, self._sql, batch, head))
 
     def rows(
         self, namespace: str, session_id: str, after: int, until: int | None, limit: int
@@ -714,12 +714,16 @@ def _try_link(batch: Batch, base: Base, head: Head) -> Linked | None:
         return None
 
 
-def _taken(cursor: Cursor, statements: sql.PostgresSQL, batch: Batch, head: Head) -> int | None:
-    """Where somebody else took the batch's turn over, up to this head."""
+def _barred(cursor: Cursor, statements: sql.PostgresSQL, batch: Batch, head: Head) -> int | None:
+    """The first version up to this head that the batch's fence does not let it stand behind."""
     if (fence := batch.fence) is None or not is_past_fence(batch, head):
         return None
-    values = (batch.namespace, batch.session_id, *fence.kinds, fence.turn, fence.seen, head.version)
-    return taken_by(fence, cursor.execute(statements.taken, values).fetchall())
+    span = (batch.namespace, batch.session_id, fence.seen, head.version)
+    if fence.types:
+        rows = cursor.execute(statements.of_types, (*span, text_array(fence.types))).fetchall()
+    else:
+        rows = cursor.execute(statements.resumed_or_ended, (*span, fence.turn, *fence.kinds)).fetchall()
+    return barred_by(fence, rows)
 
 
 def _row_values(batch: Batch, head: Head, linked: Linked) -> tuple[Any, ...]:

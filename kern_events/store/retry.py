@@ -335,8 +335,10 @@ def _check_open(batch: Batch, found: Found) -> None:
     head, fence = found.head, batch.fence
     if batch.branch is not None and head.branch != batch.branch:
         raise TurnAbandoned(batch.session_id, batch.turn, head.branch, batch.branch, head.version)
-    if fence is not None and found.taken is not None:
-        raise TurnTaken(batch.session_id, fence.turn, head.branch, found.taken, fence.seen, head.version)
+    if fence is not None and found.barred is not None:
+        if fence.types:
+            raise VersionConflict(batch.session_id, fence.seen, head.version)
+        raise TurnTaken(batch.session_id, fence.turn, head.branch, found.barred, fence.seen, head.version)
     if batch.user_id is not None and is_of_another(batch, found.user_id):
         raise OwnerMismatch(batch.session_id, batch.user_id)
     if head.status != "open" and batch.at(head)[0].draft.type != "session.created":

@@ -163,9 +163,14 @@ SQLITE_ALL_TURN_STARTS: Final = (
     "ORDER BY e.turn, e.version"
 )
 # Who resumed or ended a turn between two versions, from the skeleton index.
-SQLITE_TAKEN: Final = (
-    f"SELECT e.version, e.event_id FROM kern_events AS e WHERE {_OF_SESSION} AND e.kind <> 0 "
-    "AND e.kind IN (?, ?) AND e.turn = ? AND e.version > ? AND e.version <= ? ORDER BY e.version"
+SQLITE_RESUMED_OR_ENDED: Final = (
+    f"SELECT e.version, e.event_id FROM kern_events AS e WHERE {_OF_SESSION} AND e.version > ? "
+    "AND e.version <= ? AND e.kind <> 0 AND e.turn = ? AND e.kind IN (?, ?) ORDER BY e.version"
+)
+# The first event of some types between two versions.
+SQLITE_OF_TYPES: Final = (
+    f"SELECT e.version, e.event_id FROM kern_events AS e WHERE {_OF_SESSION} AND e.version > ? "
+    "AND e.version <= ? AND e.type IN (?, ?, ?, ?, ?) ORDER BY e.version LIMIT 1"
 )
 # The highest turn at a version: a few rows back by version, which the + keeps the planner from changing.
 SQLITE_TURN_AT: Final = (
@@ -440,10 +445,15 @@ class PostgresSQL:
             "AND kind <> 0 AND kind = 1 ORDER BY turn, version"
         )
         # Who resumed or ended a turn between two versions, from the skeleton index.
-        self.taken = filled(
+        self.resumed_or_ended = filled(
             "SELECT version, event_id FROM {s}kern_events WHERE namespace = %b AND session_id = %b "
-            "AND kind <> 0 AND kind IN (%b, %b) AND turn = %b AND version > %b AND version <= %b "
+            "AND version > %b AND version <= %b AND kind <> 0 AND turn = %b AND kind IN (%b, %b) "
             "ORDER BY version"
+        )
+        # The first event of some types between two versions.
+        self.of_types = filled(
+            "SELECT version, event_id FROM {s}kern_events WHERE namespace = %b AND session_id = %b "
+            "AND version > %b AND version <= %b AND type = ANY(%b::text[]) ORDER BY version LIMIT 1"
         )
         # The highest turn at a version: a few rows back by version, which the + 0 keeps the planner to.
         self.turn_at = filled(

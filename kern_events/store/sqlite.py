@@ -37,6 +37,7 @@ from kern_events.store.base import (
     SnapshotPut,
     StoredChunk,
     Tombstone,
+    barred_by,
     fork_head,
     found_of,
     head_name,
@@ -49,7 +50,6 @@ from kern_events.store.base import (
     refuses,
     rewrites_listing,
     tail_of,
-    taken_by,
     unknown_head,
     version_of,
 )
@@ -568,7 +568,7 @@ def _attempt(driver: Driver, bases: list[Head], batch: Batch, base: Base) -> Lan
     head = Head(*row[:7]) if row else unknown_head(batch)
     if refuses(batch, base, head, row[8] if row else None):
         return Refused(head if base is None else base)
-    if _taken(driver, batch, head) is not None:
+    if _barred(driver, batch, head) is not None:
         return Refused(head)
     key = batch.idempotency_key
     if key is not None and row and driver.execute(sql.SQLITE_KEY, (row[7], key)).fetchone():
@@ -675,12 +675,15 @@ def _look_up(driver: Driver, batch: Batch, base: int, count: int) -> Found:
     if batch.idempotency_key is not None:
         statement, values = sql.SQLITE_LOOK_UP_KEYED, (*values, batch.idempotency_key, len(batch.events))
     found = found_of(batch, driver.execute(statement, values).fetchall())
-    return found._replace(taken=_taken(driver, batch, found.head))
+    return found._replace(barred=_barred(driver, batch, found.head))
 
 
-def _taken(driver: Driver, batch: Batch, head: Head) -> int | None:
-    """Where somebody else took the batch's turn over, up to this head."""
+def _barred(driver: Driver, batch: Batch, head: Head) -> int | None:
+    """The first version up to this head that the batch's fence does not let it stand behind."""
     if (fence := batch.fence) is None or not is_past_fence(batch, head):
         return None
-    values = (batch.namespace, batch.session_id, *fence.kinds, fence.turn, fence.seen, head.version)
-    return taken_by(fence, driver.execute(sql.SQLITE_TAKEN, values).fetchall())
+    span = (batch.namespace, batch.session_id, fence.seen, head.version)
+    if fence.types:
+        return barred_by(fence, driver.execute(sql.SQLITE_OF_TYPES, (*span, *fence.types)).fetchall())
+    values = (*span, fence.turn, *fence.kinds)
+    return barred_by(fence, driver.execute(sql.SQLITE_RESUMED_OR_ENDED, values).fetchall())

@@ -46,6 +46,7 @@ USES = {
     "import of a deletion": lambda log: _imported(log, delete=True),
     "snapshot plan": lambda log: spi.SnapshotTable(log, "p").plan("s3", 5),
     "forget other snapshots": lambda log: spi.SnapshotTable(log, "q").forget_others("s7", "p"),
+    "describe": lambda log: _described(log),
     "a turn for its user": lambda log: log.turn("s8", user_id="ada").__enter__(),
     "a turn that others append beside": lambda log: _taken(log),
     "consumers": lambda log: _consumed(log),
@@ -90,6 +91,14 @@ def _refused(log):
 def _repeated(log):
     receipt = log.append("s5", [note("twice")], idempotency_key="twice")
     assert log.append("s5", [note("twice")], idempotency_key="twice") == receipt
+
+
+def _described(log):
+    """Others append while it is worked out what the metadata is, from this log."""
+    read = log._metadata
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log, "_metadata", lambda one: (read(one), log.append(one, notes(1)))[0])
+        log.describe("s9", metadata={"a": 1})
 
 
 def _taken(log):

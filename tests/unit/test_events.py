@@ -32,7 +32,7 @@ def test_the_vocabulary_is_the_one_that_was_designed():
     [
         ("turn.started", 1), ("turn.completed", 2), ("turn.failed", 2), ("turn.cancelled", 2),
         ("session.restored", 3), ("session.forked", 4), ("session.erased", 5), ("session.closed", 6),
-        ("session.deleted", 6), ("turn.paused", 0), ("turn.resumed", 0), ("session.created", 0), ("x.y", 0),
+        ("session.deleted", 6), ("turn.paused", 0), ("turn.resumed", 7), ("session.created", 0), ("x.y", 0),
     ],
 )  # fmt: skip
 def test_kinds_are_numbers_that_never_change(type, kind):
@@ -158,3 +158,5 @@ def test_a_result_is_any_json_value():
 def test_ops_are_lists():
     assert state_changed([["set", ["a"], 1]]).payload == {"scope": "session", "ops": [["set", ["a"], 1]]}
     assert state_changed([], scope="agent").payload == {"scope": "agent", "ops": []}
+    named = state_changed([], scope="agent", agent_id="a1")
+    assert named.payload == {"scope": "agent", "agent_id": "a1", "ops": []}

@@ -354,7 +354,7 @@ def test_a_view_is_frozen_all_the_way_down() -> None:
         message("user", [{"type": "file", "file": {"ids": [1]}}, {"type": "other", "x": [{}]}]),
         tool_called("a", "f"),
         state_changed([["set", ["x", "y"], [{}]], ["append", ["z"], [[1]]]]),
-        state_changed([["set", ["x"], [{}]]], scope="agent"),
+        state_changed([["set", ["x"], [{}]]], scope="agent", agent_id="a1"),
         Draft("session.summarized", {"summary": {"topics": ["a"]}}),
         Draft("turn.paused", {"requirements": [{"tool": "a"}]}),
         Draft("turn.failed", {"error": {"type": "E", "at": [1]}, "usage": {"input_tokens": 1}}),
