@@ -15,6 +15,7 @@ import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, ParamSpec, Self, TypeVar, overload
 
@@ -351,10 +352,13 @@ class AsyncSessionLog:
         *,
         turn: int | None = None,
         version: int | None = None,
+        at: datetime | None = None,
         actor: str | None = None,
     ) -> Receipt:
         """See SessionLog.fork."""
-        return await self._in_thread(self.log.fork, session_id, into, turn=turn, version=version, actor=actor)
+        return await self._in_thread(
+            self.log.fork, session_id, into, turn=turn, version=version, at=at, actor=actor
+        )
 
     async def branches(self, session_id: str) -> Branches:
         """See SessionLog.branches."""

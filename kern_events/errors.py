@@ -9,6 +9,7 @@
     │   └── TurnAbandoned
     │       └── TurnTaken
     ├── SessionClosed
+    │   └── SessionDeleted     also SessionNotFound
     ├── OwnerMismatch
     ├── TurnNotPaused
     ├── IdempotencyConflict
@@ -50,7 +51,7 @@ class KernError(Exception):
 
 
 class SessionNotFound(KernError, LookupError):
-    """The session has no events, or was deleted."""
+    """The session has no events, or was deleted: the same for every verb that needs it to be there."""
 
     def __init__(self, session_id: str) -> None:
         super().__init__(f"session {session_id!r} does not exist")
@@ -129,9 +130,20 @@ class SessionClosed(KernError):
     """The session was closed or deleted, and the first draft is not `session.created`."""
 
     def __init__(self, session_id: str, status: str) -> None:
-        super().__init__(f"session {session_id!r} is {status}; a session.created event reopens it")
+        KernError.__init__(self, f"session {session_id!r} is {status}; a session.created event reopens it")
         self.session_id = session_id
         self.status = status
+
+
+class SessionDeleted(SessionClosed, SessionNotFound):
+    """The session was deleted, and something is appended that does not begin it anew.
+
+    An append and a turn begin a session that never was, but not one that was deleted: they say so. It is
+    a SessionNotFound like that of every other verb; `status` is always "deleted".
+    """
+
+    def __init__(self, session_id: str) -> None:
+        SessionClosed.__init__(self, session_id, "deleted")
 
 
 class OwnerMismatch(KernError):

@@ -10,6 +10,7 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar, overload
 
@@ -31,7 +32,16 @@ from kern_events.errors import (
     StoreError,
     VersionConflict,
 )
-from kern_events.events import Branches, Draft, Event, Head, Kind, Receipt, SessionInfo
+from kern_events.events import (
+    Branches,
+    Draft,
+    Event,
+    Head,
+    Kind,
+    Receipt,
+    SessionInfo,
+    to_microseconds,
+)
 from kern_events.feed import FeedHolder, Subscription, Wakeups, settled_end
 from kern_events.frozen import DICTS
 from kern_events.store import open_store
@@ -195,7 +205,8 @@ class SessionLog:
                 is returned.
             OwnerMismatch: A `session.created` names another user than the one whose session it is.
             InvalidEvent: A value cannot be recorded exactly. Nothing was written.
-            SessionClosed: The session was closed or deleted and the first draft does not reopen it.
+            SessionClosed: The session was closed and the first draft does not reopen it.
+            SessionDeleted: As before, where it was deleted; a SessionNotFound too.
             AppendUnresolved: The answer was lost and could not be looked up. Calling again with
                 `expected=error.base` and the same drafts is exact.
             StoreBusy: A lock was not granted within `lock_timeout_s`.
@@ -536,6 +547,7 @@ class SessionLog:
         *,
         turn: int | None = None,
         version: int | None = None,
+        at: datetime | None = None,
         actor: str | None = None,
     ) -> Receipt:
         """Begin another session that shares the past of this one, up to now or up to a point.
@@ -549,6 +561,7 @@ class SessionLog:
             into: The id of the new one.
             turn: Fork as of a turn of the live path: before the next one started.
             version: Fork as of a version, on an abandoned branch too; 1 is the first.
+            at: Fork as of an aware time: with all that was recorded by then.
             actor: Who does it: a pseudonymous id.
 
         Returns:
@@ -557,15 +570,17 @@ class SessionLog:
         Raises:
             SessionNotFound: The session has no events or was deleted.
             SessionExists: There is a session of the id `into`, or there was one.
-            ValueError: The session has no such turn or version, or there is nothing before it.
-            TypeError: Both a turn and a version.
+            ValueError: The session has no such turn or version, the time has no zone, or there is nothing
+                before that point.
+            TypeError: More than one of turn, version and at.
             AppendUnresolved: The answer was lost and could not be looked up. The fork is there if
                 the session `into` is: `branches(into)` tells its parent and version.
         """
         check_id(into, "into")
+        at_us = None if at is None else to_microseconds(at)
         while True:
             head = self.head(session_id)
-            last = lineage.point(self._store, self.namespace, session_id, head, turn, version, None)
+            last = lineage.point(self._store, self.namespace, session_id, head, turn, version, at_us)
             if last == 0:
                 raise ValueError(f"session {session_id!r} has nothing before that point to fork from")
             owner = lineage.owner_of(self._store, self.namespace, session_id, last)

@@ -80,19 +80,27 @@ def restore(
 @click.argument("into")
 @click.option("--turn", type=int, help="As of this turn: before the next one started.")
 @click.option("--version", type=int, help="As of this version, which may be one that was abandoned.")
+@at_time("As of this time")
 @database
 @as_json
 def fork(
-    session: str, into: str, turn: int | None, version: int | None, db: str, namespace: str, as_json: bool
+    session: str,
+    into: str,
+    turn: int | None,
+    version: int | None,
+    at: datetime | None,
+    db: str,
+    namespace: str,
+    as_json: bool,
 ) -> None:
     """Begin session INTO with the past of SESSION."""
-    if turn is not None and version is not None:
-        raise click.UsageError("--turn and --version exclude each other")
+    if (turn, version, at).count(None) < 2:
+        raise click.UsageError("--turn, --version and --at exclude each other")
     from kern_events.cli.text import console, put_json
     from kern_events.cli.travel import put_forked, receipt_json
 
     with sessions_at(db, namespace) as sessions, refusing(ValueError):
-        receipt = sessions.fork(session, into, turn=turn, version=version)
+        receipt = sessions.fork(session, into, turn=turn, version=version, at=at)
         turn = sessions.load(into, version=receipt.version).turn
     if as_json:
         place = {"fork_parent": session, "fork_version": receipt.first_version - 1, "turn": turn}

@@ -19,6 +19,7 @@ from kern_events.errors import (
     IdempotencyConflict,
     OwnerMismatch,
     SessionClosed,
+    SessionDeleted,
     SessionExists,
     StoreBusy,
     StoreError,
@@ -342,6 +343,8 @@ def _check_open(batch: Batch, found: Found) -> None:
     if batch.user_id is not None and is_of_another(batch, found.user_id):
         raise OwnerMismatch(batch.session_id, batch.user_id)
     if head.status != "open" and batch.at(head)[0].draft.type != "session.created":
+        if head.status == "deleted":
+            raise SessionDeleted(batch.session_id)
         raise SessionClosed(batch.session_id, head.status)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from kern_events import Draft, Erased
 from kern_events.errors import SessionClosed, SessionNotFound, VersionConflict
+from tests import facade
 from tests.writers import in_threads, note, notes, texts
 
 CREATED = Draft("session.created", {})
@@ -210,3 +211,51 @@ def test_deleting_meets_appending(log):
     assert log.verify("s").ok
     last = max((event.version for event in recorded(log, "s") if event.type == "session.deleted"), default=0)
     assert all(event.erased for event in recorded(log, "s") if event.version < last and event.kind == 0)
+
+
+VERBS = {
+    "read": lambda log: list(log.read("s")),
+    "export": lambda log: list(log.export("s")),
+    "branches": lambda log: log.branches("s"),
+    "fork": lambda log: log.fork("s", "f"),
+    "describe": lambda log: log.describe("s", name="n"),
+    "delete": lambda log: log.delete("s"),
+    "load": lambda log: log.load("s"),
+    "load of the past": lambda log: log.load("s", version=1),
+    "history": lambda log: log.history("s"),
+    "diff": lambda log: log.diff("s", 0, 1),
+    "replay": lambda log: list(log.replay("s")),
+    "restore": lambda log: log.restore("s", to_turn=0),
+    "preview of a restore": lambda log: log.preview_restore("s", to_turn=0),
+    "resume": lambda log: log.resume("s", 1).__enter__(),
+}
+WRITES = {
+    "append": lambda log: log.append("s", [note()]),
+    "append a key": lambda log: log.append("s", [note()], idempotency_key="k"),
+    "append at a head": lambda log: log.append("s", [note()], expected=log.head("s")),
+    "append to many": lambda log: log.append_many([("t", [note()], None), ("s", [note()], None)]),
+    "turn": lambda log: log.turn("s").__enter__(),
+    "turn for a user": lambda log: log.turn("s", user_id="bob").__enter__(),
+}
+
+
+@pytest.fixture
+def gone(facade_kind, address, loop):
+    """Sessions, one of which was deleted."""
+    with facade.open_sessions(facade_kind, loop, address.url, namespace=address.namespace) as sessions:
+        with sessions.turn("s", user_id="ada") as turn:
+            turn.pause()
+        sessions.load("s")
+        sessions.delete("s")
+        yield sessions
+
+
+@pytest.mark.parametrize("verb", [*VERBS, *WRITES])
+def test_a_deleted_session_is_not_found_by_any_verb(gone, verb):
+    head = gone.head("s")
+    with pytest.raises(SessionNotFound) as caught:
+        {**VERBS, **WRITES}[verb](gone)
+
+    # What would begin a session that never was says that this one has to be begun anew.
+    assert isinstance(caught.value, SessionClosed) == (verb in WRITES)
+    assert (gone.head("s"), gone.head("t").version, gone.head("f").version) == (head, 0, 0)

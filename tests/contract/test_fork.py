@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from kern_events import Draft, chain, spi
@@ -68,6 +70,27 @@ def test_a_turn_means_what_was_before_the_next_one(log, turn, last):
     log.fork("s", "f", turn=turn)
 
     assert (first_of(log, "f").ref, log.head("f").turn) == (last, turn)
+
+
+def test_a_time_means_what_was_recorded_by_then(log, clock):
+    times = []
+    for text in "ab":
+        say(log, "s", text)
+        times.append(spi.to_datetime(clock.now_us))
+        clock.now_us += 1_000_000
+    log.fork("s", "f", at=times[0])
+    log.fork("f", "g", at=times[1])
+
+    assert (first_of(log, "f").ref, first_of(log, "g").ref) == (4, 4)
+    for wrong, error in (
+        ({"at": times[0].replace(tzinfo=None)}, ValueError),
+        ({"at": times[0] - timedelta(seconds=1)}, ValueError),
+        ({"at": times[0], "turn": 1}, TypeError),
+        ({"at": 5}, TypeError),
+    ):
+        with pytest.raises(error):
+            log.fork("s", "h", **wrong)
+    assert log.head("h").version == 0
 
 
 def test_an_abandoned_version_can_be_forked_and_an_abandoned_turn_cannot(log):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kern_events import Draft, spi
-from kern_events.errors import InvalidEvent, SessionClosed, TurnAbandoned, VersionConflict
+from kern_events.errors import InvalidEvent, SessionClosed, SessionNotFound, TurnAbandoned, VersionConflict
 from tests.facade import only_on, sync_of
 from tests.writers import in_threads, note, notes, texts
 
@@ -204,8 +204,9 @@ def test_a_session_that_ended_meanwhile_is_not_resumed_in(log, end):
     else:
         log.delete("s")
 
-    with pytest.raises(SessionClosed), log.resume("s", 1, expected=log.head("s")):
+    with pytest.raises(SessionClosed) as caught, log.resume("s", 1, expected=log.head("s")):
         pass
+    assert isinstance(caught.value, SessionNotFound) == (end == "deleted")
 
 
 def test_a_turn_that_never_was_is_not_resumed(log):

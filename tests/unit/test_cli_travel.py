@@ -182,6 +182,13 @@ def test_fork_says_where_it_forked(run: Run, talk: Sessions) -> None:
     assert [each.content for each in talk.load("other").messages] == ["one", "two"]
 
 
+def test_fork_as_of_a_time(run: Run, talk: Sessions) -> None:
+    last = talk.head("s")
+    result = run("fork", "s", "other", "--at", last.at.isoformat())
+
+    assert f"forked from s at version {last.version}" in result.stdout
+
+
 def test_fork_as_json_has_the_receipt(run: Run, talk: Sessions) -> None:
     shown = json.loads(run("fork", "s", "other", "--version", "4", "--json").stdout)
 
@@ -445,6 +452,8 @@ def test_show_goes_back_to_turns_of_the_live_path(run: Run, talk: Sessions) -> N
         (["fork", "s", "other", "--turn", "9"], 1, "no turn 9"),
         (["fork", "s", "other", "--version", "0"], 1, "nothing before that point"),
         (["fork", "s", "other", "--turn", "1", "--version", "1"], 2, "exclude each other"),
+        (["fork", "s", "other", "--turn", "1", "--at", "2026-01-31T14:00:00Z"], 2, "exclude each other"),
+        (["fork", "s", "other", "--at", "1999-01-31T14:00:00Z"], 1, "nothing before that point"),
         (["fork", "s", "a\nb"], 1, "a control character"),
         (["fork", "s"], 2, "INTO"),
         (["branches", "nope"], 1, "does not exist"),

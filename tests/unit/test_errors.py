@@ -19,6 +19,7 @@ TREE = {
     "TurnAbandoned": "VersionConflict",
     "TurnTaken": "TurnAbandoned",
     "SessionClosed": "KernError",
+    "SessionDeleted": "SessionClosed SessionNotFound",
     "OwnerMismatch": "KernError",
     "TurnNotPaused": "KernError",
     "IdempotencyConflict": "KernError",
