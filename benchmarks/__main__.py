@@ -23,6 +23,7 @@ NAMES: Final = (
     "length",
     "load",
     "snapshots",
+    "scaling",
     "size",
     "writers",
     "group_commit",

@@ -1,7 +1,7 @@
 """The state of a session: what the ops of a `state.changed` mean, and which ops tell two states apart.
 
 This is the one place that says what an op is and does. The view, the adapters' folds and the exports
-apply ops with an StateEditor; the log refuses what is none with check_change. Recorded rows may hold
+apply ops with a StateEditor; the log refuses what is none with check_change. Recorded rows may hold
 anything all the same, so applying never fails: what is no op is passed over.
 
 Whoever holds the state as a whole, as most frameworks do, has what it was and what it is now. Recorded

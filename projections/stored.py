@@ -165,7 +165,7 @@ class LazyChunk(Sequence[T]):
     `leading` is how many messages at its start are instructions, where that is known.
     """
 
-    __slots__ = ("_items", "_length", "_open", "leading", "name")
+    __slots__ = ("_items", "_length", "_open", "leading", "name", "places")
 
     def __init__(self, name: bytes, length: int, open: Callable[[], Chunk[T]]) -> None:
         self.name: bytes | None = name
@@ -173,6 +173,7 @@ class LazyChunk(Sequence[T]):
         self._open = open
         self._items: Chunk[T] | None = None
         self.leading: int | None = None
+        self.places: dict[str, int] | None = None
 
     def __len__(self) -> int:
         return self._length

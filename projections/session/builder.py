@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from kern_events import Event, Head
 from kern_events.spi import StateEditor
 from projections.chunks import Editor
 from projections.frozen import NOTHING, FrozenDict, freeze
 from projections.session.content import content_bytes
-from projections.session.view import Message, PendingCall, Turn, Usage, View
+from projections.session.view import Message, ToolCall, Turn, Usage, View
+from projections.session.waiting import Paused, Pending
 
 MAX_PROBLEMS: Final = 20
 MESSAGE_BYTES: Final = 64  # a message beside its content
@@ -24,7 +27,7 @@ class Builder:
     """The fields of a view, free to change; `finish` gives the view."""
 
     __slots__ = (
-        "context", "head", "incomplete", "messages", "metadata", "name", "paused",
+        "_more_calls", "context", "head", "incomplete", "messages", "metadata", "name", "paused",
         "pending", "problems", "session_id", "states", "status", "summary", "turn", "turns", "usage",
         "user_id", "version",
     )  # fmt: skip
@@ -43,10 +46,11 @@ class Builder:
         self.messages = view.messages.edit()
         self.context = self.messages if view.context is view.messages else view.context.edit()
         self.states = States(view)
+        self._more_calls: list[ToolCall] = []  # of the last message, which has them once it is looked at
         self.turns = view.turns.edit()
         self.usage = view.usage
-        self.pending = list(view.pending_calls)
-        self.paused = list(view.paused)
+        self.pending = Pending(view.pending_calls)
+        self.paused = Paused(view.paused)
         self.name = view.name
         self.metadata = view.metadata
         self.summary = view.summary
@@ -55,6 +59,7 @@ class Builder:
 
     def finish(self) -> View:
         """The view as it is now."""
+        self.settle()
         messages = self.messages.freeze()
         state, agent_state = self.states.finish()
         return View(
@@ -70,8 +75,8 @@ class Builder:
             agent_state,
             self.turns.freeze(),
             self.usage,
-            tuple(self.pending),
-            tuple(self.paused),
+            self.pending.finish(),
+            self.paused.finish(),
             self.name,
             self.metadata,
             self.summary,
@@ -87,6 +92,8 @@ class Builder:
 
     def add_message(self, message: Message) -> None:
         """A message at the end of the transcript and of the context."""
+        if self._more_calls:
+            self.settle()
         content = message.content
         if type(content) is str and not message.tool_calls:
             size_bytes = MESSAGE_BYTES + len(content)
@@ -96,35 +103,49 @@ class Builder:
         if self.context is not self.messages:
             self.context.append(message, size_bytes)
 
+    def last_call(self) -> tuple[Message, ToolCall] | None:
+        """The last message of the transcript, and the last call in it; None where it has none."""
+        last = self.messages.last()
+        if last is None or not last.tool_calls:
+            return None
+        return last, (self._more_calls or last.tool_calls)[-1]
+
+    def add_call(self, call: ToolCall) -> None:
+        """One more call in the last message, which is made anew for all of them together (see settle)."""
+        self._more_calls.append(call)
+
+    def settle(self) -> None:
+        """Give the last message the calls that were added to it; before messages are looked at or changed."""
+        last = self.messages.last()
+        if last is not None and self._more_calls:
+            calls, self._more_calls = self._more_calls, []
+            grown = sum(MESSAGE_BYTES + len(call.arguments) for call in calls)
+            self._put(last.id, replace(last, tool_calls=(*last.tool_calls, *calls)), grown)
+
     def change_message(self, old: Message, new: Message) -> None:
         """Another message in the place of this one, wherever it stands."""
-        grown = message_bytes(new) - message_bytes(old)
+        self._put(old.id, new, max(0, message_bytes(new) - message_bytes(old)))
+
+    def _put(self, id: str, message: Message, grown_bytes: int) -> None:
         for messages in self._both():
-            index = last_index(messages, old.id)
-            if index is not None:
-                messages.replace(index, new, max(0, grown))
+            if (place := messages.find(id)) is not None:
+                messages.put(place, message, grown_bytes)
 
     def remove_message(self, id: str) -> None:
         """Take out the latest message of that id, wherever it stands."""
         for messages in self._both():
-            index = last_index(messages, id)
-            if index is not None:
-                messages.remove(index)
+            if (place := messages.find(id)) is not None:
+                messages.take(place)
+
+    def replace_start(self, through: str, start: list[Message]) -> None:
+        """Put other messages in the stead of all up to and with one, in the context alone."""
+        if self.context is self.messages:
+            self.context = self.messages.freeze().edit()
+        if (place := self.context.find(through)) is not None:
+            self.context.replace_start(place, start, message_bytes)
 
     def _both(self) -> tuple[Editor[Message], ...]:
         return (self.messages,) if self.context is self.messages else (self.messages, self.context)
-
-    def take_pending(self, call_id: str) -> PendingCall | None:
-        """Take the latest call of that id without an outcome from the list of them."""
-        index = self.pending_index(call_id)
-        return None if index is None else self.pending.pop(index)
-
-    def pending_index(self, call_id: str) -> int | None:
-        """Where the latest call of that id without an outcome is listed."""
-        for index in range(len(self.pending) - 1, -1, -1):
-            if self.pending[index].id == call_id:
-                return index
-        return None
 
     def turn_of(self, number: int) -> Turn | None:
         """The turn of that number, if it has started."""
@@ -178,7 +199,8 @@ class States:
         """The state of the session, and those of its agents."""
         if self._editors:
             changed = {name: _frozen(editor) for name, editor in self._editors.items()}
-            self._agents, self._editors = FrozenDict(self._agents | changed), {}
+            self._agents, self._editors = FrozenDict(self._agents), {}
+            dict.update(self._agents, changed)  # Nobody else has it yet.
         return _frozen(self.session), self._agents
 
 
@@ -194,16 +216,6 @@ def message_bytes(message: Message) -> int:
     for call in message.tool_calls:
         size += MESSAGE_BYTES + len(call.arguments)
     return size
-
-
-def last_index(messages: Editor[Message], id: str) -> int | None:
-    """Where the latest message of that id stands; looks from the end, so recent ones are found at once."""
-    index = len(messages)
-    for message in reversed(messages):
-        index -= 1
-        if message.id == id:
-            return index
-    return None
 
 
 def summed(a: Usage, b: Mapping[str, int | float], sign: int = 1) -> Usage:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from kern_events import Event
-from projections.chunks import Chunks, Editor
-from projections.session.builder import Builder, last_index, message_bytes
+from projections.chunks import Chunks
+from projections.session.builder import Builder
 from projections.session.content import json_text, parse_content
 from projections.session.view import Message, PendingCall, ToolCall
 
@@ -29,13 +29,14 @@ def added(builder: Builder, event: Event, payload: Payload) -> str | None:
     if message.tool_calls:
         _add_pending(builder, message, event, message.tool_calls)
     call_id = message.tool_call_id
-    if call_id is not None and builder.take_pending(call_id) is None:
+    if call_id is not None and builder.pending.take(call_id) is None:
         return problem or "no open call of that id"
     return problem
 
 
 def replaced(builder: Builder, event: Event, payload: Payload) -> str | None:
     """`message.replaced`: another message under the same id, in full; only the role may be left out."""
+    builder.settle()
     old = _named(builder, payload)
     if old is None:
         return "no message of that id"
@@ -44,7 +45,7 @@ def replaced(builder: Builder, event: Event, payload: Payload) -> str | None:
         return problem
     builder.change_message(old, new)
     kept = {call.id for call in new.tool_calls}
-    builder.pending = [c for c in builder.pending if c.message_id != old.id or c.id in kept]
+    builder.pending.drop(old.id, kept)
     known = {call.id for call in old.tool_calls}
     _add_pending(builder, new, event, tuple(call for call in new.tool_calls if call.id not in known))
     return problem
@@ -52,11 +53,12 @@ def replaced(builder: Builder, event: Event, payload: Payload) -> str | None:
 
 def removed(builder: Builder, event: Event, payload: Payload) -> str | None:
     """`message.removed`: the message goes, and with it its calls that have no outcome."""
+    builder.settle()
     old = _named(builder, payload)
     if old is None:
         return "no message of that id"
     builder.remove_message(old.id)
-    builder.pending = [call for call in builder.pending if call.message_id != old.id]
+    builder.pending.drop(old.id)
     return None
 
 
@@ -67,22 +69,24 @@ def compacted(builder: Builder, event: Event, payload: Payload) -> str | None:
     the start stay, unless the replacement begins with some of its own.
     """
     through = payload.get("through")
-    index = last_index(builder.context, through) if type(through) is str else None
-    if index is None:
+    builder.settle()
+    place = builder.context.find(through) if type(through) is str else None
+    if type(through) is not str or place is None:
         return "no message of that id in the context"
     replacement, problem = _replacement(payload, event)
     if replacement is None:
         return problem
     brings_own = bool(replacement) and payload.get("summary") is None and replacement[0].role in INSTRUCTIONS
-    kept = [] if brings_own else _instructions(builder)[: index + 1]
-    rest = [builder.context[i] for i in range(index + 1, len(builder.context))]
-    builder.context = _edited([*kept, *replacement, *rest])
+    kept = [] if brings_own else _instructions(builder)[: builder.context.index_of(place) + 1]
+    builder.replace_start(through, [*kept, *replacement])
     return problem
 
 
 def cleared(builder: Builder, event: Event, payload: Payload) -> None:
     """`session.cleared`: the context is empty, the transcript stays."""
-    builder.context = _edited([])
+    builder.settle()
+    empty: Chunks[Message] = Chunks()
+    builder.context = empty.edit()
 
 
 def called(builder: Builder, event: Event, payload: Payload) -> str | None:
@@ -167,8 +171,8 @@ def _parse_calls(value: Any, problem: str | None) -> tuple[tuple[ToolCall, ...],
 
 def _named(builder: Builder, payload: Payload) -> Message | None:
     id = payload.get("id")
-    index = last_index(builder.messages, id) if type(id) is str else None
-    return None if index is None else builder.messages[index]
+    place = builder.messages.find(id) if type(id) is str else None
+    return None if place is None else builder.messages.at(place)
 
 
 def _add_pending(builder: Builder, message: Message, event: Event, calls: tuple[ToolCall, ...]) -> None:
@@ -179,31 +183,20 @@ def _add_pending(builder: Builder, message: Message, event: Event, calls: tuple[
 
 
 def _mark_running(builder: Builder, event: Event, call_id: str) -> str | None:
-    index = builder.pending_index(call_id)
-    if index is None:
-        return "no open call of that id"
-    call = builder.pending[index]
-    builder.pending[index] = PendingCall(
-        call.id, call.name, call.arguments, call.message_id, call.turn, call.version, event.version
-    )
-    return None
+    return None if builder.pending.start(call_id, event.version) else "no open call of that id"
 
 
 def _extended(builder: Builder, event: Event, call: ToolCall) -> Message | None:
     """The last message with this call added, if `tool.called` made it in this turn: a parallel call."""
-    last = builder.messages.last()
-    if last is None or not builder.pending or last.role != "assistant" or last.turn != event.turn:
+    found, before = builder.last_call(), builder.pending.last()
+    if found is None or before is None:
         return None
-    before = builder.pending[-1]
+    last, last_call = found
     made_here = before.called == before.version and before.message_id == last.id
-    if not made_here or not last.tool_calls or last.tool_calls[-1].id != before.id:
+    if not made_here or last_call.id != before.id or last.role != "assistant" or last.turn != event.turn:
         return None
-    message = Message(
-        last.id, last.role, last.content, last.name, (*last.tool_calls, call), None,
-        last.turn, last.version, last.at_us,
-    )  # fmt: skip
-    builder.change_message(last, message)
-    return message
+    builder.add_call(call)
+    return last
 
 
 def _carrier(builder: Builder, event: Event, call: ToolCall) -> Message:
@@ -226,7 +219,7 @@ def _outcome(builder: Builder, event: Event, payload: Payload, key: str) -> str 
             event.event_id.hex(), "tool", content, name, (), call_id, event.turn, event.version, event.at_us
         )
     )
-    return problem if builder.take_pending(call_id) else problem or "no open call of that id"
+    return problem if builder.pending.take(call_id) else problem or "no open call of that id"
 
 
 def _instructions(builder: Builder) -> list[Message]:
@@ -255,11 +248,3 @@ def _replacement(payload: Payload, event: Event) -> tuple[list[Message] | None, 
         if message is not None:
             messages.append(message)
     return messages, problem
-
-
-def _edited(messages: list[Message]) -> Editor[Message]:
-    empty: Chunks[Message] = Chunks()
-    editor = empty.edit()
-    for message in messages:
-        editor.append(message, message_bytes(message))
-    return editor

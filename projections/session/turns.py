@@ -136,8 +136,7 @@ def paused(builder: Builder, event: Event, payload: Payload) -> str | None:
     if turn is None or turn.ended_version is not None:
         return "no open turn of that number"
     builder.put_turn(replace(turn, status="paused"))
-    _forget_pause(builder, event.turn)
-    builder.paused.append(Pause(event.turn, freeze(payload.get("requirements")), event.version))
+    builder.paused.add(Pause(event.turn, freeze(payload.get("requirements")), event.version))
     return None
 
 
@@ -149,7 +148,7 @@ def resumed(builder: Builder, event: Event, payload: Payload) -> str | None:
     if turn is None or turn.ended_version is not None:
         return "no open turn of that number"
     builder.put_turn(replace(turn, status="open" if turn is builder.turns.last() else "interrupted"))
-    _forget_pause(builder, event.turn)
+    builder.paused.drop(event.turn)
     return None
 
 
@@ -167,7 +166,7 @@ def ended(builder: Builder, event: Event, payload: Payload) -> str | None:
     if turn.ended_version is not None:
         return "the turn has ended before"
     if turn.status == "paused":
-        _forget_pause(builder, event.turn)
+        builder.paused.drop(event.turn)
     error = freeze(payload.get("error"))
     builder.put_turn(_closed(builder, turn, event, error, usage), weigh(error))
     return problem
@@ -218,7 +217,3 @@ def _closed(builder: Builder, turn: Turn, event: Event, error: Frozen, usage: di
         turn.number, _ENDS[event.type], turn.run_id, turn.started_version, turn.started_us,
         event.version, event.at_us, error, total, rest,
     )  # fmt: skip
-
-
-def _forget_pause(builder: Builder, turn: int) -> None:
-    builder.paused = [pause for pause in builder.paused if pause.turn != turn]

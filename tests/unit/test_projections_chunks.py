@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from statistics import median
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -76,6 +77,72 @@ def test_every_edit_does_what_a_list_does(length: int, edits: list[tuple[str, in
     assert len(editor) == len(items)
     assert editor.last() == (items[-1] if items else None)
     assert before == list(range(length))
+
+
+class Item(NamedTuple):
+    id: str
+    number: int
+
+
+@given(
+    st.lists(st.sampled_from("abcdefgh"), max_size=60),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["append", "put", "take", "replace_start", "find", "freeze"]),
+            st.sampled_from("abcdefghz"),
+        ),
+        max_size=40,
+    ),
+    st.integers(0, 8),
+)
+@settings(deadline=None)
+def test_items_are_found_by_their_ids_whatever_was_edited(
+    ids: list[str], edits: list[tuple[str, str]], looks: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("projections.chunks.CHUNK_ITEMS", 4)
+        patch.setattr("projections.chunks._RECENT", 1)
+        patch.setattr("projections.chunks._LOOKS", looks)
+        items = [Item(id, number) for number, id in enumerate(ids)]
+        before = Chunks(items)
+        kept, editor = list(items), before.edit()
+        for number, (edit, id) in enumerate(edits, len(items)):
+            last = max((place for place, item in enumerate(items) if item.id == id), default=None)
+            place = editor.find(id)
+            assert (None if place is None else editor.at(place)) == (None if last is None else items[last])
+            if edit == "append":
+                editor.append(Item(id, number))
+                items.append(Item(id, number))
+            elif edit == "freeze":
+                editor = editor.freeze().edit()
+            elif place is not None and last is not None:
+                assert editor.index_of(place) == last
+                if edit == "put":
+                    editor.put(place, Item(id, number))
+                    items[last] = Item(id, number)
+                elif edit == "take":
+                    editor.take(place)
+                    del items[last]
+                elif edit == "replace_start":
+                    editor.replace_start(place, [Item("r", number)], lambda item: 1)
+                    items[: last + 1] = [Item("r", number)]
+
+        assert editor.freeze() == items
+        assert (len(editor), editor.last()) == (len(items), items[-1] if items else None)
+        assert before == kept
+
+
+def test_what_is_behind_a_start_that_is_replaced_stays_the_same_objects() -> None:
+    chunks = Chunks([Item(str(number), number) for number in range(8 * CHUNK_ITEMS)])
+    editor = chunks.edit()
+    place = editor.find(str(2 * CHUNK_ITEMS))
+    assert place is not None
+
+    editor.replace_start(place, [Item("summary", 0)], lambda item: 1)
+
+    left = editor.freeze()
+    assert len(left) == 6 * CHUNK_ITEMS
+    assert all(a is b for a, b in zip(left.closed[2:], chunks.closed[3:], strict=True))
 
 
 def test_an_edit_that_changes_nothing_gives_the_same_object() -> None:
