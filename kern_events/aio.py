@@ -12,12 +12,21 @@ import functools
 import inspect
 import os
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Final, ParamSpec, Self, TypeVar, overload
+from typing import Any, Final, NamedTuple, ParamSpec, Self, TypeVar, overload
 
 from msgspec import UNSET, UnsetType
 from sqlalchemy import URL
@@ -49,12 +58,15 @@ from kern_events.turn import (
     Claims,
     TurnState,
     claim_at,
-    logger,
+    completed,
+    failed,
     new_call_id,
     opening_draft,
     outcome,
     path_of,
+    paused,
     scope_of,
+    telling,
 )
 from kern_events.upcast import NO_TYPES, EventTypes
 from kern_events.verify import Progress, Report
@@ -63,7 +75,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _PAGE: Final = 500
-_INLINE_DRAFTS: Final = 64  # more are encoded in a thread, so that the loop is not held up
+# More is encoded in a thread, so that the loop is not held up: this much takes it about 0.1 ms.
+_INLINE_BYTES: Final = 16 << 10
+_NODE_BYTES: Final = 16
 
 
 class AsyncSessionLog:
@@ -185,7 +199,7 @@ class AsyncSessionLog:
                 expected=expected, idempotency_key=idempotency_key, connection=connection,
             )  # fmt: skip
         expected = checked_expected(expected)
-        if len(drafts) <= _INLINE_DRAFTS:
+        if is_small(drafts):
             batch = self.log._prepare(session_id, drafts, idempotency_key=idempotency_key)
         else:
             batch = await self._in_thread(
@@ -479,36 +493,49 @@ class AsyncConsumer:
 
 
 class AsyncTurnRecorder(TurnState):
-    """TurnRecorder, awaited; see SessionLog.turn."""
+    """TurnRecorder, awaited; see SessionLog.turn.
+
+    Calls that are made at the same time, as by asyncio.gather, are recorded in the order in which they
+    begin. A call that is cancelled is recorded whole or not at all; one that is made while its task is
+    being cancelled, as in a `finally`, is recorded. The end of the turn always is: a cancellation that
+    arrives meanwhile is raised afterwards.
+    """
 
     _outer: AsyncSessionLog
+    _last: Place | None = None
 
     async def __aenter__(self) -> Self:
+        self._enter()
+        try:
+            await self._begin()
+        except KernError:
+            raise
+        except BaseException:
+            with telling():
+                (await outlasted(self._outer._in_thread(self._abort))).result()
+            raise
+        return self
+
+    async def _begin(self) -> None:
         if self._claims:
             await self._outer._in_thread(self._resume, self._claims)
-        else:
-            if self._buffer is not None:
-                await self._outer._in_thread(self._note_branch)
-            await self.record(Draft("turn.started", self._started))
-        return self
+            return
+        if self._buffer is not None:
+            await self._outer._in_thread(self._note_branch)
+        if batch := self._started_batch():
+            self._landed(await self._outer._record(batch))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.closed or self._is_unresolved(error):
             return
-        try:
-            await self._close(outcome(error))
-        except KernError as failure:
-            if error is None:
-                raise
-            # The error that left the block says more. Not exc_info: its context may hold what was said.
-            logger.warning("the end of a turn could not be recorded: %s", failure)
+        with telling() if error else nullcontext():
+            await self._close(outcome(error), error)
 
     async def record(self, *drafts: Draft) -> None:
         """See TurnRecorder."""
-        if batch := self._batch(drafts):
-            self._landed(await self._outer._record(batch))
+        await self._record_made(lambda: drafts, *drafts)
 
     async def message(
         self,
@@ -528,9 +555,9 @@ class AsyncTurnRecorder(TurnState):
         self, name: str, arguments: Mapping[str, Any] | str | None = None, *, call_id: str | None = None
     ) -> str:
         """See TurnRecorder."""
-        call_id = call_id or new_call_id()
-        await self.record(tool_called(call_id, name, thaw(arguments)))
-        return call_id
+        id = call_id or new_call_id()
+        await self._record_made(lambda: [tool_called(id, name, thaw(arguments))], arguments)
+        return id
 
     async def tool_result(self, call_id: str, result: Json, *, duration_s: float | None = None) -> None:
         """See TurnRecorder."""
@@ -542,7 +569,9 @@ class AsyncTurnRecorder(TurnState):
 
     async def set_state(self, path: str | Sequence[str], value: Json, *, agent: bool = False) -> None:
         """See TurnRecorder."""
-        await self.record(state_changed([["set", path_of(path), thaw(value)]], scope=scope_of(agent)))
+        await self._record_made(
+            lambda: [state_changed([["set", path_of(path), thaw(value)]], scope=scope_of(agent))], value
+        )
 
     async def unset_state(self, path: str | Sequence[str], *, agent: bool = False) -> None:
         """See TurnRecorder."""
@@ -552,24 +581,127 @@ class AsyncTurnRecorder(TurnState):
         self, path: str | Sequence[str], items: Sequence[Json], *, agent: bool = False
     ) -> None:
         """See TurnRecorder."""
-        await self.record(state_changed([["append", path_of(path), thaw(items)]], scope=scope_of(agent)))
+        await self._record_made(
+            lambda: [state_changed([["append", path_of(path), thaw(items)]], scope=scope_of(agent))], items
+        )
 
     async def complete(self, *, usage: Mapping[str, Any] | None = None) -> None:
         """See TurnRecorder."""
-        await self._close(Draft("turn.completed", {} if usage in (None, {}) else {"usage": thaw(usage)}))
+        await self._close(completed(usage))
 
     async def fail(self, error: str) -> None:
         """See TurnRecorder."""
-        await self._close(Draft("turn.failed", {"error": {"message": error}}))
+        await self._close(failed(error))
 
     async def pause(self, requirements: Json = None) -> None:
         """See TurnRecorder."""
-        payload = {} if requirements is None else {"requirements": thaw(requirements)}
-        await self._close(Draft("turn.paused", payload))
+        await self._close(paused(requirements))
 
-    async def _close(self, closing: Draft) -> None:
-        self._landed(await self._outer._record(self._flushed(closing)))
-        self.closed = True
+    async def _record_made(self, make: Callable[[], Sequence[Draft]], *values: Any) -> None:
+        """Record drafts that are made of these values, in the order of the calls."""
+        work = self._place().then(lambda: self._write(make, values))
+        if is_being_cancelled():
+            # It was told already, and goes on when this is recorded.
+            (await outlasted(work)).result()
+        else:
+            await work
+
+    async def _write(self, make: Callable[[], Sequence[Draft]], values: Sequence[Any]) -> None:
+        if batch := await self._prepared_off_loop(values, lambda: self._batch(make())):
+            self._landed(await self._outer._record(batch))
+
+    async def _close(self, closing: Draft, error: BaseException | None = None) -> None:
+        """Record the end of the turn; `error` is what the block is left with, and raised by it then."""
+        self._check_open()
+        ended = await outlasted(self._place().then(lambda: self._write_end(closing)))
+        if ended.cancelled_by is None or isinstance(error, asyncio.CancelledError):
+            ended.result()
+            return
+        with telling():
+            ended.result()
+        raise ended.cancelled_by
+
+    async def _write_end(self, closing: Draft) -> None:
+        waiting = [closing, *(self._buffer or ())]
+        batch = await self._prepared_off_loop(waiting, lambda: self._flushed(closing))
+        self._ended(await self._outer._record(batch))
+
+    async def _prepared_off_loop(self, values: Sequence[Any], prepare: Callable[[], T]) -> T:
+        return prepare() if is_small(values) else await self._outer._in_thread(prepare)
+
+    def _place(self) -> Place:
+        self._last = Place(self._last)
+        return self._last
+
+
+class Place:
+    """A place in a row of calls: each begins when the one before it has ended, or has given up."""
+
+    def __init__(self, before: Place | None) -> None:
+        self._passed = asyncio.get_running_loop().create_future()
+        self._before = before._passed if before else None
+
+    async def then(self, work: Callable[[], Awaitable[T]]) -> T:
+        """What the work gives, when it is its turn."""
+        try:
+            if self._before and not self._before.done():
+                await asyncio.shield(self._before)
+            return await work()
+        finally:
+            self._pass()
+
+    def _pass(self, *_: Any) -> None:
+        if self._before and not self._before.done():
+            self._before.add_done_callback(self._pass)  # It gave up, and lets nobody past those before it.
+        else:
+            self._passed.set_result(None)
+
+
+class Outlasted(NamedTuple):
+    """Work that came to its end, and the cancellation that arrived meanwhile, if one did."""
+
+    result: Callable[[], Any]
+    cancelled_by: asyncio.CancelledError | None
+
+
+async def outlasted(work: Coroutine[Any, Any, Any]) -> Outlasted:
+    """Await work to its end, whatever is cancelled meanwhile."""
+    task = asyncio.ensure_future(work)
+    cancelled_by = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:  # Web servers cancel again at every await.
+            cancelled_by = error
+    return Outlasted(task.result, cancelled_by)
+
+
+def is_being_cancelled() -> bool:
+    """Whether the running task is being cancelled, and this is its clean-up."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def is_small(values: Iterable[Any]) -> bool:
+    """Whether encoding these values would not hold up the event loop; looks at no more than it has to."""
+    left = _INLINE_BYTES
+    waiting = list(values)
+    while waiting:
+        value = waiting.pop()
+        left -= _NODE_BYTES
+        if isinstance(value, (str, bytes)):
+            left -= len(value)
+        elif isinstance(value, Mapping):
+            left -= _NODE_BYTES * len(value)
+            waiting += value.values() if left > 0 else ()
+        elif isinstance(value, (list, tuple)):
+            left -= _NODE_BYTES * len(value)
+            waiting += value if left > 0 else ()
+        elif isinstance(value, Draft):
+            waiting += (value.payload, value.meta, value.native)
+        if left < 0:
+            return False
+    return True
 
 
 async def decided(future: Future[T], ask_to_end: Callable[[], None] = nothing) -> T:

@@ -59,10 +59,17 @@ def fork_genesis(scope: bytes, parent: str, version: int, parent_hash: bytes) ->
     """What the first event of a fork of `parent` at `version` links to."""
     return sha256(_FORK + scope + _lp(parent.encode()) + _U64(version) + parent_hash).digest()
 
+_LONG: Final = 64 << 10
+
 
 def payload_commit(salt: bytes, payload: bytes, native: bytes | None) -> bytes:
     """The commitment to an event's content; it stays when the content is erased."""
     last = _NULL if native is None else _lp(native)
+    if len(payload) > _LONG:
+        commit = sha256(_PAYLOAD + salt + _U32(len(payload)))
+        commit.update(payload)  # Without a copy, and other threads go on.
+        commit.update(last)
+        return commit.digest()
     return sha256(b"".join((_PAYLOAD, salt, _U32(len(payload)), payload, last))).digest()
 
 

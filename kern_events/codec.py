@@ -51,7 +51,7 @@ def encode(value: Any, path: str, limit: int = MAX_PAYLOAD_BYTES) -> bytes:
     """
     try:
         data = orjson.dumps(value, _plain, _STRICT)
-        exact = orjson.loads(data) == value and _shallow(data)
+        exact = _is_long_text(value, data) or (orjson.loads(data) == value and _shallow(data))
     except (orjson.JSONEncodeError, RecursionError, ValueError):
         exact = False
     if not exact:
@@ -73,7 +73,9 @@ def encode_plain(values: list[Any], limit: int = MAX_PAYLOAD_BYTES) -> list[byte
         return None
     if max(map(len, encoded)) > limit:
         return None
-    nested = [i for i, value in enumerate(values) if not _is_flat(value)]
+    nested = [
+        i for i, value in enumerate(values) if not (_is_flat(value) or _is_long_text(value, encoded[i]))
+    ]
     if not nested:
         return encoded
     parts = [encoded[i] for i in nested]
@@ -101,6 +103,32 @@ def _plain(value: Any) -> Any:
 
 def _is_flat(value: Any) -> bool:
     return type(value) is dict and _FLAT.issuperset(map(type, value.values()))
+
+
+# A decode of this much takes longer than a look at so few values.
+_LONG: Final = 64 << 10
+_FEW: Final = 64
+
+
+def _is_long_text(value: Any, data: bytes) -> bool:
+    """Whether a value is long because of its texts, as with a photo, and needs no decode: as if it were flat.
+
+    A decode of 16 MiB would hold up every thread of the process meanwhile.
+    """
+    if len(data) < _LONG:
+        return False
+    items = [value]
+    for item in items:
+        kind = type(item)
+        if kind is dict:
+            items.extend(item.values())
+        elif kind is list:
+            items.extend(item)
+        elif kind not in _FLAT:
+            return False
+        if len(items) > _FEW:
+            return False
+    return True
 
 
 def decode(data: bytes | None) -> Any:

@@ -46,7 +46,7 @@ from kern_events.feed import FeedHolder, Subscription, Wakeups, settled_end
 from kern_events.frozen import DICTS
 from kern_events.store import open_store
 from kern_events.store.base import Expected, Landed, Origin, is_of_another
-from kern_events.store.retry import check_within, delete, fork, record, record_many
+from kern_events.store.retry import check_within, delete, fork, record, record_many, recorded
 from kern_events.turn import Claims, TurnRecorder, claim_at, opening_draft
 from kern_events.upcast import NO_TYPES, EventTypes
 from kern_events.verify import Progress, Report, verify_snapshot
@@ -779,6 +779,10 @@ class SessionLog:
     def _record(self, batch: Batch, expected: Expected = None) -> Landed:
         """Append a prepared batch; for the package's own recorders and importers."""
         return record(self._store, batch, expected)
+
+    def _recorded(self, batch: Batch) -> Landed | None:
+        """Whether a batch is recorded whose append was broken off; for the package's own recorders."""
+        return recorded(self._store, batch)
 
     def _head_for(self, session_id: str, user_id: str | None) -> Head:
         """As head; OwnerMismatch if the session is another user's. For the package's own recorders."""

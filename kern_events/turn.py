@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
@@ -64,6 +65,31 @@ def outcome(error: BaseException | None) -> Draft:
     return Draft("turn.failed", {"error": details})
 
 
+def completed(usage: Mapping[str, Any] | None) -> Draft:
+    """The end of a turn that did what it should, with its token usage."""
+    return Draft("turn.completed", {} if usage in (None, {}) else {"usage": thaw(usage)})
+
+
+def failed(error: str) -> Draft:
+    """The end of a turn that failed without an exception."""
+    return Draft("turn.failed", {"error": {"message": error}})
+
+
+def paused(requirements: Json) -> Draft:
+    """The end of a turn's work, but not of the turn."""
+    return Draft("turn.paused", {} if requirements is None else {"requirements": thaw(requirements)})
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """Log what kept a turn from its end, where the error that left its block says more."""
+    try:
+        yield
+    except KernError as failure:
+        # Not exc_info: its context may hold what was said.
+        logger.warning("the end of a turn could not be recorded: %s", failure)
+
+
 class Claim(NamedTuple):
     """A turn to be continued: right behind the head at which it was seen to wait, or not at all."""
 
@@ -116,6 +142,24 @@ class TurnState:
         self._claims = claims
         self._buffer: list[Draft] | None = [] if buffered else None
         self._own: set[bytes] = set()  # the ids of its own ends and resumptions, recorded or not
+        self._entered = False
+        self._beginning: Batch | None = None
+
+    def _enter(self) -> None:
+        if self._entered:
+            raise RuntimeError("a turn is entered once; begin another one with turn()")
+        self._entered = True
+
+    def _check_open(self) -> None:
+        if not self._entered:
+            raise RuntimeError("the turn has not begun: enter its block, as in `with log.turn(...) as turn:`")
+        if self.closed:
+            raise RuntimeError("this turn is closed")
+
+    def _started_batch(self) -> Batch | None:
+        """What begins the turn; None if it is buffered."""
+        self._beginning = self._batch([Draft("turn.started", self._started)])
+        return self._beginning
 
     def _resume(self, claims: Claims) -> None:
         """Record `turn.resumed` at once, also in a buffered turn: of those who try, one continues it."""
@@ -125,7 +169,7 @@ class TurnState:
             claim = claims(conflict)
             self.number, self._branch = claim.turn, claim.expected.branch
             self._started = self._log._turn_started(self.session_id, claim.expected, claim.turn)
-            batch = self._prepared(self._stamped([draft]))
+            self._beginning = batch = self._prepared(self._stamped([draft]))
             try:
                 self.receipt = self._log._record(batch, claim.expected).receipt
             except VersionConflict as error:
@@ -159,8 +203,7 @@ class TurnState:
 
     def _batch(self, drafts: Sequence[Draft]) -> Batch | None:
         """What to commit now: None while the turn is buffered and still open."""
-        if self.closed:
-            raise RuntimeError("this turn is closed")
+        self._check_open()
         stamped = self._stamped(drafts)
         if self._buffer is None:
             return self._prepared(stamped)
@@ -194,8 +237,7 @@ class TurnState:
 
     def _flushed(self, closing: Draft) -> Batch:
         """The end of the turn, with what waits before it; that waits until it has landed."""
-        if self.closed:
-            raise RuntimeError("this turn is closed")
+        self._check_open()
         ids = {key: self._started[key] for key in _RUN_IDS if key in self._started}
         closing = msgspec.structs.replace(closing, payload={**ids, **closing.payload})
         return self._prepared([*(self._buffer or ()), *self._stamped([closing])])
@@ -209,6 +251,35 @@ class TurnState:
         if self.number is None:
             self.number, self._branch = landed.head.turn, landed.head.branch
 
+    def _end(self, closing: Draft) -> None:
+        """Record the end of the turn, and what waits before it.
+
+        Ctrl-C, or what else a signal handler raises, does not keep the turn from its end: it is raised
+        when that is recorded.
+        """
+        batch: Batch | None = None
+        try:
+            batch = self._flushed(closing)
+            self._ended(self._log._record(batch))
+        except KernError:
+            raise
+        except BaseException:
+            if not self.closed:
+                with telling():
+                    landed = self._log._recorded(batch) if batch else None
+                    self._ended(landed or self._log._record(self._flushed(closing)))
+            raise
+
+    def _ended(self, landed: Landed) -> None:
+        self._landed(landed)
+        self.closed = True
+
+    def _abort(self) -> None:
+        """Close a turn whose block was not entered, if its beginning is recorded: nobody else could."""
+        if self._beginning and (landed := self._log._recorded(self._beginning)):
+            self._landed(landed)
+            self._end(Draft("turn.cancelled", {}))
+
 
 class TurnRecorder(TurnState):
     """Records one turn; see SessionLog.turn. Also a context manager, which closes the turn.
@@ -221,26 +292,41 @@ class TurnRecorder(TurnState):
     """
 
     def __enter__(self) -> Self:
+        self._enter()
+        try:
+            self._begin()
+        except KernError:
+            raise
+        except BaseException:
+            with telling():
+                self._abort()
+            raise
+        return self
+
+    def _begin(self) -> None:
         if self._claims:
             self._resume(self._claims)
-        else:
-            if self._buffer is not None:
-                self._note_branch()
-            self.record(Draft("turn.started", self._started))
-        return self
+            return
+        if self._buffer is not None:
+            self._note_branch()
+        if batch := self._started_batch():
+            self._landed(self._log._record(batch))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.closed or self._is_unresolved(error):
-            return
         try:
-            self._close(outcome(error))
-        except KernError as failure:
-            if error is None:
-                raise
-            # The error that left the block says more. Not exc_info: its context may hold what was said.
-            logger.warning("the end of a turn could not be recorded: %s", failure)
+            self._leave(error)
+        except KernError:
+            raise
+        except BaseException:
+            self._leave(error)
+            raise
+
+    def _leave(self, error: BaseException | None) -> None:
+        if not self.closed and not self._is_unresolved(error):
+            with telling() if error else nullcontext():
+                self._end(outcome(error))
 
     def record(self, *drafts: Draft) -> None:
         """Record drafts of any type as part of this turn."""
@@ -295,11 +381,11 @@ class TurnRecorder(TurnState):
 
     def complete(self, *, usage: Mapping[str, Any] | None = None) -> None:
         """Close the turn as completed, with its token usage; leaving the block does no more then."""
-        self._close(Draft("turn.completed", {} if usage in (None, {}) else {"usage": thaw(usage)}))
+        self._end(completed(usage))
 
     def fail(self, error: str) -> None:
         """Close the turn as failed, without an exception."""
-        self._close(Draft("turn.failed", {"error": {"message": error}}))
+        self._end(failed(error))
 
     def pause(self, requirements: Json = None) -> None:
         """Leave the turn open, waiting for somebody; leaving the block does no more then.
@@ -310,12 +396,7 @@ class TurnRecorder(TurnState):
         Args:
             requirements: What has to happen first, as `view.paused` shows it; any JSON value.
         """
-        payload = {} if requirements is None else {"requirements": thaw(requirements)}
-        self._close(Draft("turn.paused", payload))
-
-    def _close(self, closing: Draft) -> None:
-        self._landed(self._log._record(self._flushed(closing)))
-        self.closed = True
+        self._end(paused(requirements))
 
 
 def new_call_id() -> str:

@@ -33,6 +33,7 @@ class Job(Generic[D]):
         self.gate: threading.Lock | None = None
         self.done = False
         self.called = False
+        self.wanted = True
         self._started = False
         self.bases: list[Head] = []
         self._result: Any = None
@@ -99,12 +100,23 @@ class GroupCommit(Generic[D]):
             if not job.done:
                 self._commit_queue()
             return job.result()
+        except BaseException:
+            self._decide(job)
+            raise
         finally:
             try:
                 self._leave(job)
             except BaseException:
                 self._leave(job)  # Ctrl-C came in the middle of it.
                 raise
+
+    def _decide(self, job: Job[D]) -> None:
+        """Its caller was interrupted: what another leader has begun of it ends first."""
+        with self._mutex:
+            job.wanted = False
+            begun = not job.done and job not in self._queue and self._leader is not job
+        if begun and job.gate is not None:
+            job.gate.acquire()
 
     def submit(self, work: Callable[[D, list[Head]], Any]) -> Future[Any]:
         """Queue a job without holding the thread."""
@@ -188,11 +200,11 @@ class GroupCommit(Generic[D]):
 
     def _give_back(self, group: list[Job[D]], error: BaseException) -> None:
         """The leader was interrupted: what it had begun is lost, the rest is for the next leader."""
-        waiting = [job for job in group if not job.done and not job.bases]
         with self._mutex:
+            waiting = [job for job in group if job.wanted and not job.done and not job.bases]
             self._queue[:0] = waiting
         for job in group:
-            if job.bases and not job.done:
+            if not job.done and job not in waiting:
                 job.settle(error=job.lost(StoreUnavailable(f"the writer was interrupted: {error!r}")))
             if job.done:
                 job.wake()

@@ -489,13 +489,21 @@ class MemoryStore:
         key = (batch.namespace, batch.session_id)
         session = self._sessions.get(key)
         if session is None:
-            session = self._sessions[key] = _Session(linked.head)
+            session = _Session(linked.head)
             session.created_us = linked.head.at_us
-        for row, commit in zip_longest(linked.rows, commits):
-            self._feed.append((key, len(session.rows)))
-            session.rows.append(_stored(row, len(self._feed), commit))
-        session.head = linked.head
-        session.listing.update(linked.listing or {})
+        before, last, head = len(session.rows), len(self._feed), session.head
+        placed = enumerate(zip_longest(linked.rows, commits), last + 1)
+        rows = [_stored(row, position, commit) for position, (row, commit) in placed]
+        listing = {**session.listing, **(linked.listing or {})}
+        try:
+            self._feed += [(key, before + i) for i in range(len(rows))]
+            session.rows += rows
+            session.head, session.listing = linked.head, listing
+            self._sessions[key] = session
+        except BaseException:  # Ctrl-C, or what else a signal handler raises.
+            del session.rows[before:], self._feed[last:]
+            session.head = head
+            raise
         self.on_commit()
         return landed(batch, linked, len(self._feed))
 

@@ -46,6 +46,8 @@ from kern_events.store.base import (
 _MAX_ATTEMPTS: Final = 5  # at one base, before giving up
 _ABANDONED: Final = -1  # no branch that a session can be on
 _LOCK_AFTER: Final = 2  # conflicts, before the head row is locked
+_CLOCKS_DIFFER_US: Final = 60_000_000
+_PAGE: Final = 500
 
 
 def record(
@@ -99,6 +101,27 @@ def record(
             conflicts += 1
             # An attempt that locks the head row links to whatever it then finds there.
             base, same_base, cause = None if conflicts >= _LOCK_AFTER else head, 0, None
+
+
+def recorded(store: Store, batch: Batch) -> Landed | None:
+    """Whether a batch is recorded, whose append an exception from outside has broken off.
+
+    By then it is decided: stores wait for what they have begun. Only what was recorded since the first
+    draft was made is looked at, with some room for clocks that differ.
+    """
+    first = batch.events[0].draft.event_id
+    made_us = int.from_bytes(first[:6], "big") * 1_000
+    after = store.version_at(batch.namespace, batch.session_id, made_us - _CLOCKS_DIFFER_US)
+    while rows := store.rows(batch.namespace, batch.session_id, after, None, _PAGE):
+        for row in rows:
+            if row[2] == first:
+                last = row[0] + len(batch.events) - 1
+                ours = store.rows(batch.namespace, batch.session_id, row[0] - 1, last, len(batch.events))
+                head = store.head(batch.namespace, batch.session_id)
+                assert head is not None
+                return _landed_before(batch, ours, head)
+        after = rows[-1][0]
+    return None
 
 
 def record_many(store: Store, batches: Sequence[tuple[Batch, Expected]]) -> list[Landed]:

@@ -68,6 +68,8 @@ from kern_events.store.sqlite_file import (
 T = TypeVar("T")
 
 _INSERT_ROWS: Final = 50
+# Of payloads: the driver copies those of a statement in one go, and nothing else runs meanwhile.
+_INSERT_BYTES: Final = 1 << 20
 _ERASE_PAGE: Final = 500
 _CHUNKS_PAGE: Final = 256
 _FULL: Final = 2
@@ -613,6 +615,10 @@ def _insert_rows(driver: Driver, linked: Linked, session: int) -> int:
     position = 0
     for start in range(0, len(linked.rows), _INSERT_ROWS):
         rows = linked.rows[start : start + _INSERT_ROWS]
+        if len(rows) > 1 and sum([len(row[13]) for row in rows]) > _INSERT_BYTES:
+            for row in rows:
+                position = driver.execute(sql.sqlite_insert(1), (session, *row)).lastrowid or 0
+            continue
         values: list[Any] = []
         for row in rows:
             values.append(session)
