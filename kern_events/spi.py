@@ -41,6 +41,7 @@ __all__ = [
     "Tail",
     "descendants",
     "described",
+    "forget_snapshots",
     "freeze",
     "hash_at",
     "in_thread",
@@ -237,6 +238,11 @@ class SnapshotTable:
     def forget_others(self, session_id: str, projectors: str) -> int:
         """Drop what is stored under other names that begin with `projectors`; how many rows that was."""
         return self._log._store.forget_snapshots(self._log.namespace, session_id, projectors, self._projector)
+
+
+def forget_snapshots(log: SessionLog, session_id: str) -> int:
+    """Drop what is stored of a session's views, by whatever projector; how many rows that was."""
+    return log._store.forget_snapshots(log.namespace, check_id(session_id, "session_id"), "", "")
 
 
 class NewSnapshot(NamedTuple):

@@ -47,11 +47,12 @@ from projections.history import History, history
 from projections.projector import Projector
 from projections.rebuild import Failure, RebuildReport
 from projections.session import Message, SessionProjector, ToolCall, Turn, View
-from projections.sessions import Sessions
+from projections.sessions import DeleteReceipt, Sessions
 from projections.travel import Diff
 
 __all__ = [
     "AsyncSessions",
+    "DeleteReceipt",
     "Diff",
     "Failure",
     "History",

@@ -19,7 +19,7 @@ from projections.history import History
 from projections.projector import Projector
 from projections.rebuild import RebuildReport
 from projections.session import View
-from projections.sessions import Cache, LogOptions, Sessions
+from projections.sessions import Cache, DeleteReceipt, LogOptions, Sessions
 from projections.travel import Diff
 
 if TYPE_CHECKING:
@@ -178,6 +178,10 @@ class AsyncSessions(AsyncSessionLog):
             actor=actor,
             expected=expected,
         )
+
+    async def delete(self, session_id: str, *, actor: str | None = None) -> DeleteReceipt:
+        """See Sessions.delete."""
+        return await spi.in_thread(self, self._sessions.delete, session_id, actor=actor)
 
     async def preview_restore(
         self,

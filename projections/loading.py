@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 from msgspec.structs import replace
 
 from kern_events import Event, EventTypes, Head, SessionLog, spi
-from kern_events.errors import SessionNotFound
+from kern_events.errors import KernError, SessionNotFound
 from kern_events.spi import Range, Tail
 from projections.caches.base import Snapshot, SnapshotCache, SnapshotKey
 from projections.caches.memory import MemoryCache
@@ -53,6 +53,7 @@ class Loader:
         self.shared = shared
         self._durable = durable
         self._flights = _Flights()
+        self._kinds: set[tuple[str, int, bytes]] = set()  # Of keys, what is not the session.
 
     def recent(self, session_id: str, projector: Projector[Any]) -> Snapshot | None:
         """The snapshot kept in memory, if it agreed with the log less than a second ago."""
@@ -100,7 +101,7 @@ class Loader:
         if not snapshot.from_log:
             key = self.key(session_id, projector)
             snapshot = self._folded(key, projector, None, None, alone=True).snapshot
-            self._remember(key, snapshot)
+            self._memory.put(key, snapshot)
         return snapshot
 
     def folded(self, session_id: str, projector: Projector[Any]) -> tuple[Snapshot, Snapshot | None]:
@@ -133,7 +134,7 @@ class Loader:
     def keep(self, session_id: str, projector: Projector[Any], snapshot: Snapshot) -> None:
         """Keep a snapshot in every tier, however few events after the one before."""
         key, codec = self.key(session_id, projector), self.codec(projector)
-        self._remember(key, snapshot)
+        self._memory.put(key, snapshot)
         if codec is None:
             return
         with _storable(key):
@@ -142,12 +143,29 @@ class Loader:
             if self._durable and not snapshot.incomplete:
                 self._durable.put(key, codec, snapshot)
 
-    def purge(self, session_id: str, epoch: int) -> None:
-        """Forget what is kept of a session whose content was erased."""
+    def erased(self, session_id: str) -> bool:
+        """Forget in every tier what is kept of a session from which something was erased, and of its forks.
+
+        Returns:
+            Whether nothing of before is left here and in Redis. If not, it is tried again: see RedisCache.
+        """
+        try:
+            touched = (session_id, *spi.descendants(self._log, session_id))
+            return all([self._purge(each, self._log.head(each)) for each in touched])
+        except KernError as error:  # The log is out of reach: what it would say is not needed to forget.
+            logger.debug("it is not known what an erasure touches: %s", type(error).__name__)
+            self._purge(session_id, Head(0, b""))
+            return False
+
+    def _purge(self, session_id: str, head: Head) -> bool:
         if isinstance(self._memory, MemoryCache):
-            self._memory.purge(self._log.namespace, session_id)
-        if self.shared:
-            self.shared.redis.purge(self._log.namespace, session_id, epoch)
+            self._memory.purge(self._log.namespace, session_id, head.epoch)
+        else:
+            for kind in tuple(self._kinds):
+                self._memory.drop(SnapshotKey(self._log.namespace, session_id, *kind))
+        if self._durable and head.status == "deleted":
+            self._durable.purge(session_id)
+        return self.shared is None or self.shared.redis.purge(self._log.namespace, session_id, head.epoch)
 
     def settle(self) -> None:
         """Wait until every snapshot that is to be stored in the database is there."""
@@ -169,9 +187,6 @@ class Loader:
     def codec(self, projector: Projector[Any]) -> Codec | None:
         """How its views are stored, if they can be."""
         return codec_of(projector, self._log.types.digest)
-
-    def _remember(self, key: SnapshotKey, snapshot: Snapshot) -> None:
-        self._memory.put(key, snapshot)
 
     def _tail(self, session_id: str, base: Snapshot | None) -> Tail:
         if base is None or base.version == 0:
@@ -196,7 +211,8 @@ class Loader:
     def _kept(self, key: SnapshotKey, projector: Projector[Any], folded: _Folded) -> None:
         """Put what is new into the tiers that want it."""
         snapshot, base = folded
-        self._remember(key, snapshot)
+        self._kinds.add(key[2:])
+        self._memory.put(key, snapshot)
         codec = self.codec(projector)
         if codec is None or (base is not None and base.version == snapshot.version):
             return
@@ -230,9 +246,12 @@ class Loader:
                 tail = self._tail(key.session_id, base)
             head = tail.head
             if head.version == 0 or head.status == "deleted":
+                self._gone(key, codec, base, head)
                 raise SessionNotFound(key.session_id)
             if base is not None and not _is_baseline(base, tail):
                 self._drop(key, codec, base)
+                if base.epoch < head.epoch:
+                    self._purge(key.session_id, head)
                 base = None
                 continue
             target = head.version if until is None else until
@@ -338,6 +357,13 @@ class Loader:
             yield Page(at_hand, tail.size_bytes)
             path = behind(path, path[0].session_id, last) or ()
         yield from events_on(self._log, path)
+
+    def _gone(self, key: SnapshotKey, codec: Codec | None, base: Snapshot | None, head: Head) -> None:
+        """Forget what is kept of a session that there is not, or not any more."""
+        if head.status == "deleted":
+            self.erased(key.session_id)
+        elif base is not None:
+            self._drop(key, codec, base)
 
     def _drop(self, key: SnapshotKey, codec: Codec | None, snapshot: Snapshot) -> None:
         """Forget a snapshot that does not agree with the log, wherever it came from."""

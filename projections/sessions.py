@@ -11,11 +11,19 @@ from contextlib import AbstractContextManager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict, TypeVar, Unpack, overload
 
+from msgspec import structs
 from msgspec.structs import replace
 from sqlalchemy import URL
 
 from kern_events import Consumer, Event, EventTypes, Head, Receipt, SessionLog, TurnRecorder, spi
-from kern_events.errors import KernError, SessionNotFound, StoreError, TurnNotPaused, VersionConflict
+from kern_events.errors import (
+    AppendUnresolved,
+    KernError,
+    SessionNotFound,
+    StoreError,
+    TurnNotPaused,
+    VersionConflict,
+)
 from projections.caches import MemoryCache, RedisCache, SnapshotCache
 from projections.caches.base import check_cache
 from projections.caches.framing import check_secret
@@ -35,6 +43,7 @@ V = TypeVar("V")
 Cache = SnapshotCache | RedisCache | str
 
 logger: Final = logging.getLogger("projections")
+_ERASING: Final = ("session.deleted", "session.erased")
 _OUTSTANDING: Final = 64  # tasks that an executor has at a time
 _SLOWEST: Final = 0.001  # a thousandth of the original pace; a wait has to be one that can be waited for
 
@@ -47,6 +56,18 @@ class LogOptions(TypedDict, total=False):
     lock_timeout_s: float
     max_payload_bytes: int
     types: EventTypes
+
+
+class DeleteReceipt(Receipt, frozen=True):
+    """The receipt of a deletion.
+
+    Attributes:
+        purged: Whether nothing of the session, and of what its forks share with it, is left in Redis and in
+            the memory of this process. False where Redis was not reached: it is tried again until this
+            process ends, and the copies expire after the `ttl_s` of the RedisCache.
+    """
+
+    purged: bool = True
 
 
 class Sessions(SessionLog):
@@ -177,7 +198,7 @@ class Sessions(SessionLog):
         chosen = self._chosen(projector)
         if turn is None and version is None and at is None:
             return self._load_head(session_id, chosen, min_version, stale_ok)
-        head = self.head(session_id)
+        head = self._standing(session_id)
         point = spi.point(self, session_id, head, turn=turn, version=version, at=at)
         _check_reached(session_id, min_version, head.version)
         return self._loader.past(session_id, chosen, point).view
@@ -244,9 +265,7 @@ class Sessions(SessionLog):
         """
         _check_one_point(to_turn, to_version, to_time)
         while True:
-            head = self.head(session_id)
-            spi.point(self, session_id, head)  # Raises where there is nothing to go back in.
-            _agreeing(head, session_id, expected)
+            head = _agreeing(self._standing(session_id), session_id, expected)
             target = spi.point(self, session_id, head, turn=to_turn, version=to_version, at=to_time)
             described = spi.described(self, session_id)
             kept = {field: described.get(field) for field in ("user_id", "name", "metadata")}
@@ -289,7 +308,7 @@ class Sessions(SessionLog):
             SessionNotFound: The session has no events or was deleted.
             ValueError: The session has no such version.
         """
-        head = self.head(session_id)
+        head = self._standing(session_id)
         points = [spi.point(self, session_id, head, version=version) for version in (a, b)]
         before, after = (self._loader.past(session_id, self._projector, point).view for point in points)
         return diff_views(before, after)
@@ -446,6 +465,8 @@ class Sessions(SessionLog):
         chosen = self._chosen(projector)
 
         def warm(events: Sequence[Event]) -> None:
+            for session_id in {event.session_id for event in events if event.type in _ERASING}:
+                self._loader.erased(session_id)
             for session_id in dict.fromkeys(event.session_id for event in events):
                 with suppress(SessionNotFound):  # It was deleted since.
                     self._loader.current(session_id, chosen)
@@ -467,12 +488,27 @@ class Sessions(SessionLog):
         shareable = cache if isinstance(cache, str) else None
         return Sessions, (url,), {**options, "cache": shareable}
 
-    def delete(self, session_id: str, *, actor: str | None = None) -> Receipt:
-        """See SessionLog.delete; forgets the snapshots of the session and of its forks, in Redis too."""
-        receipt = super().delete(session_id, actor=actor)
-        for touched in (session_id, *spi.descendants(self, session_id)):
-            self._loader.purge(touched, self.head(touched).epoch)
-        return receipt
+    def delete(self, session_id: str, *, actor: str | None = None) -> DeleteReceipt:
+        """See SessionLog.delete; forgets the snapshots of the session and of its forks, in Redis too.
+
+        Other processes forget theirs when they load the session, and with a `warmer` those in Redis go
+        whoever deletes.
+        """
+        try:
+            receipt = super().delete(session_id, actor=actor)
+        except (SessionNotFound, AppendUnresolved):  # Somebody else has, or perhaps this has.
+            self._loader.erased(session_id)
+            raise
+        purged = self._loader.erased(session_id)
+        return DeleteReceipt(**structs.asdict(receipt), purged=purged)
+
+    def _standing(self, session_id: str) -> Head:
+        """Where a session stands that there is; of one that was deleted, what is kept is forgotten."""
+        head = self.head(session_id)
+        if head.status == "deleted":
+            self._loader.erased(session_id)
+        spi.point(self, session_id, head)  # Raises where there is nothing.
+        return head
 
     def _replayed(
         self,

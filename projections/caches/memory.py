@@ -12,6 +12,7 @@ from cachetools import LRUCache
 from projections.caches.base import Snapshot, SnapshotKey
 
 DEFAULT_BYTES: Final = 256 << 20
+_MOST_PURGED: Final = 10_000  # sessions of which it is remembered
 
 
 class MemoryCache:
@@ -29,6 +30,7 @@ class MemoryCache:
     def _begin(self) -> None:
         self._lock = threading.Lock()
         self._snapshots: LRUCache[SnapshotKey, Snapshot] = LRUCache(self.max_bytes, getsizeof=_size_bytes)
+        self._floors: dict[tuple[str, str], int] = {}  # Epochs below which nothing is kept of a session.
 
     def get(self, key: SnapshotKey) -> Snapshot | None:
         """See SnapshotCache."""
@@ -40,6 +42,8 @@ class MemoryCache:
         if snapshot.size_bytes > self.max_bytes:
             return
         with self._lock:
+            if self._floors and snapshot.epoch < self._floors.get(key[:2], 0):
+                return
             kept = self._snapshots.get(key)
             if kept is None or (kept.epoch, kept.version) <= (snapshot.epoch, snapshot.version):
                 self._snapshots[key] = snapshot
@@ -49,10 +53,14 @@ class MemoryCache:
         with self._lock:
             self._snapshots.pop(key, None)
 
-    def purge(self, namespace: str, session_id: str) -> None:
-        """Forget what every projector made of a session."""
+    def purge(self, namespace: str, session_id: str, epoch: int) -> None:
+        """Forget what every projector made of a session, and keep nothing from before that epoch any more."""
+        session = (namespace, session_id)
         with self._lock:
-            for key in [key for key in self._snapshots if key[:2] == (namespace, session_id)]:
+            self._floors[session] = max(epoch, self._floors.pop(session, 0))
+            while len(self._floors) > _MOST_PURGED:
+                del self._floors[next(iter(self._floors))]
+            for key in [key for key in self._snapshots if key[:2] == session]:
                 del self._snapshots[key]
 
 

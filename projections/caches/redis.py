@@ -240,7 +240,7 @@ class RedisCache:
 
     def _step(self, spot: _Spot, base: Mark, mark: Mark, head: bytes, item: bytes, how: bytes) -> bool:
         sealed = seal(spot.identity(b"h", mark), head, self.secret)
-        args = (*_texts(base), *_texts(mark), sealed, item, self._ttl, how)
+        args = (*_texts(base), *_texts(mark), sealed, item, self._ttl, how, spot.suffix)
         return self._run(spot.tag, self._scripts.step, spot.keys, args) == 1
 
     def replace(
@@ -327,17 +327,26 @@ class RedisCache:
         """Remove all that is stored of a session, and accept nothing from before that epoch any more.
 
         Returns:
-            Whether it was done. If not, it has to be called again.
+            Whether it was done. If not, it is tried again as soon as Redis answers, as long as this cache
+            is open, and once when it is closed. What could not be removed expires.
         """
         tag = _tag(namespace, session_id)
+        done = self._purged(tag, epoch)
+        if not done:
+            self._link.owe(tag, epoch, self._purged)
+        return done
+
+    def _purged(self, tag: bytes, epoch: int) -> bool:
         begin = b"%b:{%b}:" % (self._prefix, tag)
         # The epoch is written first: what is still written of an older one after that is an extension
         # of something that the list has, and removed with it.
         suffixes = self._run(tag, self._scripts.purge, (begin + b"i",), (b"%d" % epoch, self._ttl))
-        if not isinstance(suffixes, list):
-            return False
-        keys = [begin + suffix + kind for suffix in suffixes if isinstance(suffix, bytes) for kind in _KINDS]
-        return not keys or self._ask(tag, [(b"UNLINK", *keys)]) is not None
+        floored = isinstance(suffixes, list)
+        if not floored and self._link.available:  # A Redis that is full does not write, but can remove.
+            suffixes = next(iter(self._ask(tag, [(b"HKEYS", begin + b"i")]) or ()), None)
+        found = suffixes if isinstance(suffixes, list) else ()
+        keys = [begin + suffix + kind for suffix in found if isinstance(suffix, bytes) for kind in _KINDS]
+        return (not keys or self._ask(tag, [(b"UNLINK", *keys)]) is not None) and floored
 
     # ------------------------------------------------------------------------------------- asking
 
@@ -506,7 +515,8 @@ local function expire(keys, ttl)
 end
 """
 
-# Keys: all. Arguments: base mark, mark, head, item, ttl, and what becomes of the item.
+# Keys: all. Arguments: base mark, mark, head, item, ttl, what becomes of the item, and the suffix, which
+# may have been evicted from the index.
 _STEP: Final = (
     _EXPIRE
     + """
@@ -519,6 +529,7 @@ else
   redis.call('RPUSH', KEYS[2], ARGV[8])
 end
 redis.call('HSET', KEYS[1], 'e', ARGV[4], 'v', ARGV[5], 'x', ARGV[6], 's', ARGV[7])
+redis.call('HSET', KEYS[4], ARGV[11], '')
 expire(KEYS, ARGV[9])
 return 1
 """

@@ -9,7 +9,8 @@ reply, and a reply has a limit: a server that sends a byte now and then, or with
 does not answer.
 
 A server that does not answer is *down* from then on, and calls for it fail without trying. A thread that
-runs only meanwhile tries it instead, and brings the map of a cluster up to date.
+runs only meanwhile tries it instead, and brings the map of a cluster up to date. It also does what could
+not be left undone, once that is possible.
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ TRY_EVERY_S: Final = 1.0
 
 # A thread that calls takes a connection; more than this many are not kept for the next burst.
 IDLE_AT_MOST: Final = 32
+
+# So much is remembered of what has to be done once a server is back.
+MOST_OWED: Final = 10_000
 
 # What is moved gives a call more time: as much as a slow network in one building needs for it.
 SLOWEST_BYTES_PER_S: Final = 64 << 20
@@ -337,6 +341,7 @@ class Link:
         self._slots: list[Server] = [self._home] * (_SLOTS if self._cluster else 1)
         self._outdated = self._cluster
         self._down: set[Server] = set()
+        self._owed: dict[bytes, tuple[int, Callable[[bytes, int], bool]]] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._watched = False
@@ -416,8 +421,30 @@ class Link:
             self._failed(server, error)
             return None
 
+    def owe(self, tag: bytes, epoch: int, pay: Callable[[bytes, int], bool]) -> None:
+        """Have the thread call `pay(tag, epoch)` until it returns True; of a tag the highest epoch counts."""
+        with self._lock:
+            before, _ = self._owed.pop(tag, (0, pay))
+            if len(self._owed) >= MOST_OWED:
+                del self._owed[next(iter(self._owed))]
+            self._owed[tag] = max(before, epoch), pay
+            self._watch()
+
+    def _settle(self) -> int:
+        """Do what is owed, as far as it can be done; how much is left."""
+        for tag, (epoch, pay) in tuple(self._owed.items()):
+            if pay(tag, epoch):
+                with self._lock:
+                    if self._owed.get(tag) == (epoch, pay):
+                        del self._owed[tag]
+        return len(self._owed)
+
     def close(self) -> None:
-        """Close every connection; what is asked from now on is not answered."""
+        """Do what is owed, if that can be done now, and close every connection: nothing is answered then."""
+        if self._owed and not self._closed:
+            self._look()
+            if self._owed:
+                logger.warning("copies of %d erased sessions stay in Redis till they expire", len(self._owed))
         self._closed = True
         self._stop.set()
         for server in self._known():
@@ -455,14 +482,16 @@ class Link:
         return True
 
     def _look(self) -> bool:
-        """Try what is down; whether there is something to look after still."""
+        """Try what is down, and do what is owed; whether there is something to look after still."""
         if self._cluster:
             self._refresh()
         back = {server for server in tuple(self._down) if self._answers(server)}
         with self._lock:
             # A server that has no slots any more is not missed.
             self._down &= set(self._slots) - back
-            self._watched = bool(self._outdated or self._down)
+        self._settle()
+        with self._lock:
+            self._watched = bool(self._outdated or self._down or self._owed)
             if not self._watched:
                 self._said.clear()
             return self._watched

@@ -120,6 +120,13 @@ class DurableTier:
         if self._writer.submit(lambda: self._write(job)):
             snapshot.durable, snapshot.listings = snapshot.version, codec.listings(snapshot)
 
+    def purge(self, session_id: str) -> None:
+        """Drop soon what is stored of a session that was deleted: whatever it is, nobody may read it."""
+        self._writer.submit(lambda: _quietly(lambda: self._forget_all(session_id), None))
+
+    def _forget_all(self, session_id: str) -> None:
+        spi.forget_snapshots(self._log, session_id)
+
     def settle(self) -> None:
         """Wait until what was put is stored."""
         self._writer.settle()

@@ -70,7 +70,7 @@ def changed(data: bytes, random_: random.Random) -> bytes:
         value = msgspec.msgpack.decode(data)
         found = list(places(value))
         container, key = random_.choice(found)
-    except (msgspec.MsgspecError, IndexError):
+    except (msgspec.MsgspecError, ValueError, RecursionError, IndexError):  # It was changed before.
         return random_.randbytes(len(data))
     if kind == 3 and isinstance(container, list):
         del container[key]

@@ -12,7 +12,7 @@ import redis.asyncio
 
 from kern_events import message
 from projections import AsyncSessions, MemoryCache, RedisCache, Sessions
-from projections.caches import Snapshot, SnapshotKey
+from projections.caches import Snapshot, SnapshotKey, memory
 
 KEY = SnapshotKey("default", "s", "session", 1)
 
@@ -102,6 +102,21 @@ def test_threads_may_share_it() -> None:
         thread.join()
 
     assert errors == []
+
+
+def test_nothing_of_before_a_purge_is_kept_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_MOST_PURGED", 2)
+    cache = MemoryCache()
+    cache.put(KEY, snapshot(3))
+    cache.purge("default", "s", 2)
+    cache.put(KEY, snapshot(9, epoch=1))
+    assert cache.get(KEY) is None
+
+    cache.put(KEY, snapshot(9, epoch=2))
+    assert cache.get(KEY) is not None
+    for other in ("a", "b"):
+        cache.purge("default", other, 1)
+    assert len(cache._floors) == 2
 
 
 @pytest.mark.parametrize("opening", [Sessions.open, AsyncSessions.open])

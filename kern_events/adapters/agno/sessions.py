@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kern_events import Branches, Receipt, Report, spi
 from kern_events.adapters.agno.folding import AgnoProjector, Stored
 from kern_events.errors import SessionNotFound
-from projections.sessions import Sessions
+from projections.sessions import DeleteReceipt, Sessions
 
 if TYPE_CHECKING:
     from kern_events.adapters.agno.recorder import Recorder
@@ -47,8 +47,8 @@ class AgnoSessions(Sessions):
 
     def forget(self, session_id: str) -> None:
         """Forget what is cached of a session that was deleted, and what its forks shared with it."""
+        self._loader.erased(session_id)
         for touched in (session_id, *spi.descendants(self, session_id)):
-            self._loader.purge(touched, self.head(touched).epoch)
             self._kern.settle(touched)
 
     def load(self, session_id: str, **options: Any) -> Any:
@@ -102,7 +102,7 @@ class AgnoSessions(Sessions):
         self._kern.settle(into)
         return receipt
 
-    def delete(self, session_id: str, *, actor: str | None = None) -> Receipt:
+    def delete(self, session_id: str, *, actor: str | None = None) -> DeleteReceipt:
         """See Sessions.delete; Agno's rows go too."""
         self._kern.settle(session_id)
         receipt = super().delete(session_id, actor=actor)
