@@ -195,14 +195,18 @@ class GroupCommit(Generic[D]):
             if group:
                 self._commit(group)
         except BaseException as error:
-            self._give_back(group, error)
+            try:
+                self._give_back(group, error)
+            except BaseException:
+                self._give_back(group, error)  # Ctrl-C came in the middle of it.
+                raise
             raise
 
     def _give_back(self, group: list[Job[D]], error: BaseException) -> None:
         """The leader was interrupted: what it had begun is lost, the rest is for the next leader."""
         with self._mutex:
             waiting = [job for job in group if job.wanted and not job.done and not job.bases]
-            self._queue[:0] = waiting
+            self._queue[:0] = [job for job in waiting if job not in self._queue]
         for job in group:
             if not job.done and job not in waiting:
                 job.settle(error=job.lost(StoreUnavailable(f"the writer was interrupted: {error!r}")))

@@ -240,6 +240,14 @@ class SQLiteStore:
 
     def _commit_group(self, group: list[Job[Driver]]) -> None:
         try:
+            self._commit(group)
+        except BaseException:
+            # Ctrl-C: a process that idles from here on must not hold the lock that all others wait for.
+            self._file.end_writing()
+            raise
+
+    def _commit(self, group: list[Job[Driver]]) -> None:
+        try:
             driver = self._file.begin()
         except (KernError, ValueError) as error:
             for job in group:

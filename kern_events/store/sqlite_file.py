@@ -105,6 +105,11 @@ class SQLiteFile:
                     raise StoreBusy(self._busy_text()) from error
             time.sleep(random.uniform(0.0002, 0.002))
 
+    def end_writing(self) -> None:
+        """Undo what a writer that was interrupted has left open."""
+        if self._writer is not None:
+            roll_back(self._writer.driver)
+
     def _busy_text(self) -> str:
         text = f"the database is locked by another writer, waited {self._lock_timeout_s:g} s"
         if getattr(self._joined, "here", False):
