@@ -24,6 +24,7 @@ from kern_events.codec import (
     decode,
     encode,
     encode_plain,
+    misfit,
 )
 from kern_events.delta import check_change
 from kern_events.errors import DecodeError, InvalidEvent
@@ -376,7 +377,9 @@ def event_of(namespace: str, session_id: str, row: StoredRow, types: EventTypes 
         if not isinstance(details, dict | None):
             raise ValueError("the meta is no object")
     except (ValueError, msgspec.MsgspecError) as error:
-        raise DecodeError(session_id, version, type, type_version) from error
+        # An error of the type's would quote the value.
+        cause = ValueError(misfit(error)) if isinstance(error, msgspec.ValidationError) else error
+        raise DecodeError(session_id, version, type, type_version) from cause
     return Event(
         namespace, session_id, version, position, event_id, type, type_version, kind, turn, ref, at_us,
         actor, details, key, codec, key_commit, content, native, salt, hash,

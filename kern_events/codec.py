@@ -9,9 +9,11 @@ from __future__ import annotations
 import enum
 import functools
 import math
+import re
 import unicodedata
 from typing import Any, Final
 
+import msgspec
 import orjson
 
 from kern_events.errors import InvalidEvent
@@ -190,6 +192,19 @@ def _text_problem(text: str) -> str | None:
     except UnicodeEncodeError:
         return "a lone surrogate, which UTF-8 cannot encode"
     return None
+
+
+_SAID: Final = re.compile(r"(?:Expected|Object missing required field) `.*", re.DOTALL)
+_PLACE: Final = re.compile(r" - at `\$(?:\.\w+|\[(?:\.\.\.|\d+)\])*`\Z")
+
+
+def misfit(error: Exception) -> str:
+    """Why a value does not fit a type, and where, as an error of msgspec's says it; without the value."""
+    said = str(error)
+    if not isinstance(error, msgspec.ValidationError) or error.__cause__ is not None:
+        return "a value does not fit"  # The type's own code said it, and may quote what it likes.
+    place = _PLACE.search(said)
+    return said if _SAID.match(said) else "a value does not fit" + (place[0] if place else "")
 
 
 def check_id(value: Any, path: str) -> str:

@@ -24,6 +24,7 @@ from rich.console import Console
 from sqlalchemy import make_url
 
 from kern_events.cli.branches import put_branches
+from kern_events.cli.opening import shown_url
 from kern_events.cli.reports import put_imported, put_sessions, put_verified
 from kern_events.cli.show import put_conversation
 from kern_events.cli.text import console, counted, one_line, put
@@ -253,7 +254,7 @@ def _put_next(out: Console, db: str, session_id: str) -> None:
     command = "kern-events"
     if shutil.which(command) is None:
         command = f"{shlex.quote(os.path.relpath(sys.executable))} -m kern_events"
-    url = shlex.quote(make_url(db).render_as_string(hide_password=True))
+    url = shlex.quote(shown_url(db))
     session = one_line(shlex.quote(session_id))
     _title(out, "To go on from here")
     for line in (

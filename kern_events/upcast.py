@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from kern_events.codec import check_id
+from kern_events.codec import check_id, misfit
 from kern_events.errors import InvalidEvent, UnknownEventType, UpcastFailed
 from kern_events.events import TYPES, Draft, Erased, Event, kind_of
 
@@ -212,7 +212,7 @@ class EventTypes:
                 decoder.decode(payload)
             except (msgspec.MsgspecError, ValueError, TypeError) as error:
                 raise InvalidEvent(
-                    f"{draft.type} of version {known.version}: {error}", f"{path}.payload"
+                    f"{draft.type} of version {known.version}: {misfit(error)}", f"{path}.payload"
                 ) from None
 
     def _is_old(self, event: Event) -> bool:
@@ -236,7 +236,10 @@ class EventTypes:
         known = self._types.get(name)
         if known is None or known.payload is None:
             return payload
-        return msgspec.convert(payload, known.payload, str_keys=True)
+        try:
+            return msgspec.convert(payload, known.payload, str_keys=True)
+        except (msgspec.MsgspecError, ValueError, TypeError) as error:
+            raise ValueError(misfit(error)) from None
 
     def _check(self, each: EventType) -> None:
         for version, upcaster in enumerate(each.upcasters, 1):

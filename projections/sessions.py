@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -606,7 +607,7 @@ def _claim(view: View, turn: int | None, expected: Head | None) -> spi.Claim:
 def _paced(steps: Iterator[Step], pace: float | None) -> Iterator[tuple[Event, Any]]:
     for event, view, after_s in steps:
         if pace is not None and after_s > 0:
-            time.sleep(after_s / pace)
+            time.sleep(min(after_s / pace, threading.TIMEOUT_MAX))
         yield event, view
 
 

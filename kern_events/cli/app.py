@@ -37,6 +37,11 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except KernError as error:
             raise failure(error) from error
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            said = error.strerror or str(error)
+            raise failure(ValueError(f"{error.filename}: {said}" if error.filename else said)) from error
         except KeyboardInterrupt:
             raise click.exceptions.Exit(130) from None
 

@@ -24,7 +24,11 @@ T = TypeVar("T")
 @click.command()
 @click.argument("session", required=False)
 @click.option("--format", "form", type=click.Choice(_FORMATS), default="jsonl", show_default=True)
-@click.option("--output", type=click.Path(dir_okay=False), help="A file; it is there whole, or not at all.")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    help="A file (- is stdout); it is there whole, or not at all.",
+)
 @database
 def export(session: str | None, form: str, output: str | None, db: str, namespace: str) -> None:
     """Write SESSION, or all sessions, as JSON lines, or as a Parquet file.
@@ -33,6 +37,7 @@ def export(session: str | None, form: str, output: str | None, db: str, namespac
     """
     from kern_events.cli.text import console
 
+    output = None if output == "-" else output
     if form == "parquet" and output is None:
         raise click.UsageError("--format parquet needs --output FILE")
     with (
@@ -121,7 +126,7 @@ def _replaced(path: str) -> Iterator[IO[bytes]]:
                 os.chmod(part, 0o600 & os.stat(path).st_mode)
             os.replace(part, path)
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             os.unlink(part)
 
 

@@ -17,6 +17,18 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+# What may be printed of a URL. Everything else is hidden: `password`, of course, but also `options`, which
+# may set anything, the names of files with keys and passwords, and what a later driver may take.
+_NO_SECRETS: Final = frozenset(
+    {
+        *("host", "hostaddr", "port", "dbname", "user", "service", "connect_timeout", "application_name"),
+        *("client_encoding", "sslmode", "sslnegotiation", "sslrootcert", "channel_binding", "require_auth"),
+        *("gssencmode", "krbsrvname", "target_session_attrs", "load_balance_hosts", "keepalives"),
+        *("keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"),
+        *("prepare_threshold", "uri", "mode", "cache", "immutable", "nolock", "timeout"),
+    }
+)
+
 _TYPES_KEY: Final = "kern_events.types"
 SCHEMA_KEY: Final = "kern_events.schema"
 
@@ -125,6 +137,15 @@ def failure(error: Exception) -> click.ClickException:
     return click.ClickException(one_line(" ".join(str(error).split())))
 
 
+def shown_url(url: str) -> str:
+    """A URL as it may be printed: without the password, and of its options only what is no secret."""
+    from sqlalchemy import make_url
+
+    parsed = make_url(url)
+    query = {name: value if name.lower() in _NO_SECRETS else "***" for name, value in parsed.query.items()}
+    return parsed.set(query=query).render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
+
+
 def _file_of(db: str) -> str | None:
     """The file of a SQLite URL, None of another URL; ValueError, which never tells a password."""
     from sqlalchemy import make_url
@@ -139,7 +160,5 @@ def _file_of(db: str) -> str | None:
         raise ValueError(
             "--db is not a URL: use sqlite:///file.db or postgresql://user@host/database"
         ) from None
-    if "@" in (url.host or ""):
-        raise ValueError("the password in --db has an @: write %40")
     is_file = url.get_backend_name() == "sqlite" and url.database != ":memory:"
     return url.database if is_file and not (url.database or "").startswith("file:") else None

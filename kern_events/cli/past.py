@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, TypedDict
 
 import click
 from click.core import ParameterSource
 
-from kern_events.cli.opening import SCHEMA_KEY, database, refusing, sessions_at
+from kern_events.cli.opening import SCHEMA_KEY, database, refusing, sessions_at, shown_url
 from kern_events.cli.options import as_json, at_time
 
 if TYPE_CHECKING:
@@ -141,8 +142,8 @@ def replay(
     """Show a session once more, event by event."""
     if full and not as_json:
         raise click.UsageError("--full goes with --json")
-    if pace is not None and not pace >= _SLOWEST:
-        raise click.UsageError(f"--pace is {_SLOWEST} or more, not {pace:g}")
+    if pace is not None and not _SLOWEST <= pace < math.inf:
+        raise click.UsageError(f"--pace is a number from {_SLOWEST}, not {pace:g}")
     from kern_events.cli.show import live_on
     from kern_events.cli.text import console
     from kern_events.cli.travel import put_replay, put_replay_json
@@ -200,14 +201,11 @@ def _restored(
 
 def _given(ctx: click.Context) -> list[str]:
     """The options that another command needs too, to find the same log."""
-    from sqlalchemy import make_url
-
     given = []
     for name in ("db", "namespace"):
         if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             value = ctx.params[name]
-            shown = make_url(value).render_as_string(hide_password=True) if name == "db" else value
-            given += [f"--{name}", shown]
+            given += [f"--{name}", shown_url(value) if name == "db" else value]
     if SCHEMA_KEY in ctx.find_root().meta:
         given += ["--schema", ctx.find_root().meta[SCHEMA_KEY]]
     return given

@@ -6,7 +6,6 @@ escapes like \\x1b or \\u202e. A text that holds such letters itself looks the s
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from datetime import datetime
@@ -15,6 +14,8 @@ from typing import IO, Any, Final
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
+
+from kern_events.exports.lines import json_text
 
 _SUSPECT: Final = re.compile(r"[^\n\t -~]")
 _PIPED_WIDTH: Final = 10_000  # so that nothing is wrapped for a program
@@ -61,8 +62,11 @@ def put(out: Console, text: str | Text, style: str = "", *, indent: int = 0) -> 
 
 
 def put_json(out: Console, value: Any) -> None:
-    """Print one JSON document on one line, in ASCII, so that no terminal is moved by it."""
-    out.file.write(json.dumps(value, separators=(",", ":")) + "\n")
+    """Print one JSON document on one line, in ASCII, so that no terminal is moved by it.
+
+    A number that JSON does not have is null: a sum of usage may have become infinite.
+    """
+    out.file.write(json_text(value) + "\n")
 
 
 def moment(at: datetime) -> str:

@@ -51,12 +51,15 @@ def _parsed(url: Any) -> URL:
     if not isinstance(url, (str, URL)):
         raise ValueError(f"{type(url).__name__} is neither a URL nor an SQLAlchemy Engine")
     try:
-        return make_url(url)
+        parsed = make_url(url)
     except (ArgumentError, ValueError):
         # Never the URL itself: it may hold a password.
         raise ValueError(
             "this is not a database URL: use memory:, sqlite:///file.db or postgresql://..."
         ) from None
+    if "@" in (parsed.host or ""):  # The driver would tell the rest of the password as the host's name.
+        raise ValueError("the password in the URL has an @: write %40")
+    return parsed
 
 
 def _check_psycopg(url: URL) -> None:

@@ -469,6 +469,45 @@ def test_follow_shows_what_is_recorded_meanwhile_until_ctrl_c(log: SessionLog, u
     assert (following.returncode, rest, errors.strip()) == (130, "", "")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="these files are of Linux")
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("export s >/dev/full", "No space left on device"),
+        ("show s --json >&-", "standard output: Bad file descriptor"),
+        ("import - <&-", "Bad file descriptor"),
+    ],
+)
+def test_streams_that_are_closed_or_full_are_one_line_on_stderr(
+    log: SessionLog, url: str, command: str, said: str
+) -> None:
+    log.append("s", [message("user", "hello")])
+    line, env = f"{sys.executable} -m kern_events {command}", {**os.environ, "KERN_EVENTS_DB": url}
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, env=env)
+
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"Error: {said}\n")
+
+
+def test_a_file_that_cannot_be_read_to_its_end_is_one_line_on_stderr(run: Run, tmp_path: Path) -> None:
+    """As a file of which a disk has lost a part."""
+    result = run("import", "/proc/self/mem" if sys.platform == "linux" else str(tmp_path))
+
+    assert result.exit_code in (1, 2)
+    assert result.stderr.splitlines()[-1].startswith("Error: ")
+
+
+def test_json_is_json_whatever_the_numbers_are(run: Run, log: SessionLog) -> None:
+    for _ in range(2):
+        ended = Draft("turn.completed", {"usage": {"cost": 1.5e308}})
+        log.append("s", [Draft("turn.started", {}), ended])
+
+    for command in ("show s --json", "replay s --json --full", "diff s 0 4 --json"):
+        for line in run(*command.split()).stdout.splitlines():
+            json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert json.loads(run("show", "s", "--json").stdout)["usage"] == {"cost": None}
+    assert run("show", "s").exit_code == 0
+
+
 @pytest.mark.parametrize("arguments", [["ls"], ["show", "long", "--events"], ["show", "long"]])
 def test_a_reader_that_leaves_early_is_no_error(log: SessionLog, url: str, arguments: Sequence[str]) -> None:
     for _ in range(3):

@@ -60,6 +60,14 @@ def test_a_session_goes_to_standard_output(run: Run, log: SessionLog) -> None:
     assert run("export", "fork").stdout_bytes == b"".join(log.export("fork"))
 
 
+def test_a_dash_is_standard_output(run: Run, log: SessionLog, tmp_path: Path) -> None:
+    log.append("s", notes(1))
+
+    assert run("export", "s", "--output", "-").stdout_bytes == run("export", "s").stdout_bytes
+    assert run("export", "--format", "parquet", "--output", "-").exit_code == 2
+    assert not (tmp_path / "-").exists()
+
+
 def test_all_sessions_come_back_from_a_file(run: Run, log: SessionLog, tmp_path: Path) -> None:
     ids = fill(log)
     exported = run("export", "--output", "all.jsonl")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from click.testing import CliRunner, Result
 
 from kern_events import Draft, Sessions, message, state_changed
 from kern_events.cli.app import cli
+from kern_events.cli.opening import shown_url
 
 Run = Callable[..., Result]
 
@@ -96,15 +98,38 @@ def test_the_command_that_undoes_a_restore_works(run: Run, talk: Sessions, url: 
     assert talk.load("s").state == {"last": "three"}
 
 
-def test_the_undo_never_prints_a_password(run: Run, postgres_url: str) -> None:
+def test_the_undo_never_prints_a_password(run: Run, postgres_url: str, tmp_path: Path) -> None:
     with Sessions.open(postgres_url) as sessions:
         said(sessions, "one")
+    secrets = f"password=hunter2&passfile={tmp_path}/hunter2&sslpassword=hunter2&options=-c%20a.b%3Dhunter2"
 
-    secret = postgres_url.replace("@", ":hunter2@", 1)
-    output = run("restore", "s", "--turn", "0", "--db", secret).output
+    url = postgres_url.replace("@", ":hunter2@", 1)
+    url += f"{'&' if '?' in url else '?'}{secrets}&application_name=shown"
+    output = run("restore", "s", "--turn", "0", "--db", url).output
 
     assert "to undo it: kern-events restore s --version 5 --db 'postgresql+psycopg://" in output
+    assert "application_name=shown" in output and "password=***" in output
     assert "hunter2" not in output
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:hunter2@h:1/d", "postgresql://u:***@h:1/d"),
+        ("postgresql://h/d?PASSWORD=hunter2&sslmode=require", "postgresql://h/d?PASSWORD=***&sslmode=require"),
+        ("postgresql://h/d?host=a&host=b&key=hunter2&key=hunter2", "postgresql://h/d?host=a&host=b&key=***"),
+        ("sqlite:///a.db?uri=true&key=hunter2", "sqlite:///a.db?uri=true&key=***"),
+        ("redis://:hunter2@h/0?password=hunter2&token=hunter2", "redis://:***@h/0?password=***&token=***"),
+    ],
+)
+def test_a_url_is_shown_without_its_secrets(url: str, shown: str) -> None:
+    assert sorted(re.split("[?&]", shown_url(url))) == sorted(re.split("[?&]", shown))
+
+
+def test_a_password_with_an_at_is_refused_before_a_driver_tells_it(run: Run) -> None:
+    result = run("ls", "--db", "postgresql://u:hunt@er2@127.0.0.1:1/d")
+
+    assert (result.exit_code, result.stderr) == (1, "Error: the password in the URL has an @: write %40\n")
 
 
 def test_an_id_that_looks_like_an_option_can_be_undone(run: Run, sessions: Sessions) -> None:
@@ -332,24 +357,41 @@ def test_replay_of_a_fork_begins_with_what_it_shares(run: Run, talk: Sessions) -
     assert [line.split()[0] for line in lines[::2]] == ["1", "2", "3", "4", "5", "6"]
 
 
-def test_a_paced_replay_waits_as_it_was(run: Run, sessions: Sessions) -> None:
-    sessions.append("s", [message("user", "one")])
-    time.sleep(0.3)  # What is measured is the time between two events.
-    sessions.append("s", [message("user", "two")])
+def test_a_paced_replay_waits_as_it_was(
+    run: Run, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    apart(sessions, 0.3)
+    monkeypatch.setattr("projections.sessions.time.sleep", waited.append)
 
-    started = time.monotonic()
     assert len(run("replay", "s", "--pace", "1").stdout.splitlines()) == 4
-    waited = time.monotonic() - started
+    assert waited == [0.3]
 
-    assert waited >= 0.3
+
+def test_a_wait_is_never_longer_than_can_be_waited(
+    run: Run, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    apart(sessions, 1e9)
+    monkeypatch.setattr("projections.sessions.time.sleep", waited.append)
+
+    assert run("replay", "s", "--pace", "0.001").exit_code == 0
+    assert waited == [threading.TIMEOUT_MAX]
+
+
+def apart(sessions: Sessions, seconds: float) -> None:
+    """Two messages that are so far apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        for number, text in enumerate(("one", "two")):
+            at_ns = 1_700_000_000_000_000_000 + int(number * seconds * 1e9)
+            patch.setattr("time.time_ns", lambda at_ns=at_ns: at_ns)
+            sessions.append("s", [message("user", text)])
 
 
 def test_ctrl_c_ends_a_paced_replay(sessions: Sessions, url: str) -> None:
-    sessions.append("s", [message("user", "one")])
-    time.sleep(0.05)
-    sessions.append("s", [message("user", "two")])
+    apart(sessions, 3600)
 
-    with program("replay", "s", "--pace", "0.001", "--db", url) as replaying:
+    with program("replay", "s", "--pace", "1", "--db", url) as replaying:
         assert replaying.stdout
         first = [replaying.stdout.readline() for _ in range(2)]
         replaying.send_signal(signal.SIGINT)
@@ -458,8 +500,11 @@ def test_show_goes_back_to_turns_of_the_live_path(run: Run, talk: Sessions) -> N
         (["fork", "s"], 2, "INTO"),
         (["branches", "nope"], 1, "does not exist"),
         (["replay", "nope"], 1, "does not exist"),
-        (["replay", "s", "--pace", "0"], 2, "0.001 or more"),
-        (["replay", "s", "--pace", "nan"], 2, "0.001 or more"),
+        (["replay", "s", "--pace", "0"], 2, "a number from 0.001, not 0"),
+        (["replay", "s", "--pace", "-1"], 2, "a number from 0.001, not -1"),
+        (["replay", "s", "--pace", "nan"], 2, "a number from 0.001, not nan"),
+        (["replay", "s", "--pace", "inf"], 2, "a number from 0.001, not inf"),
+        (["replay", "s", "--pace=-inf"], 2, "a number from 0.001, not -inf"),
         (["replay", "s", "--full"], 2, "--full goes with --json"),
         (["diff", "nope", "1", "2"], 1, "does not exist"),
         (["diff", "s", "1", "99"], 1, "no version 99"),

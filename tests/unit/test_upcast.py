@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from typing import Any
+import traceback
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -228,6 +229,54 @@ def test_a_row_that_does_not_fit_its_type_is_told():
 
         with pytest.raises(DecodeError):
             list(strict.read("s"))
+
+
+class Strict(msgspec.Struct, forbid_unknown_fields=True):
+    kind: Literal["a", "b"] = "a"
+    shape: Square | Circle | None = None
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count == 7:
+            raise ValueError(f"hunter2 was here, {self.count} times - at `$.hunter2`")
+
+
+class Square(msgspec.Struct, tag="square"):
+    size: int
+
+
+class Circle(msgspec.Struct, tag="circle"):
+    size: int
+
+
+@pytest.mark.parametrize(
+    ("payload", "said"),
+    [
+        ({"kind": "hunter2"}, "a value does not fit - at `$.kind`"),
+        ({"shape": {"type": "hunter2"}}, "a value does not fit - at `$.shape.type`"),
+        ({"hunter2": 1}, "a value does not fit"),
+        ({"count": 7}, "a value does not fit"),
+        ({"count": "hunter2"}, "Expected `int`, got `str` - at `$.count`"),
+        ({"shape": {"type": "square"}}, "Object missing required field `size` - at `$.shape`"),
+    ],
+)
+def test_what_does_not_fit_is_named_by_its_place_and_not_quoted(payload: dict[str, Any], said: str):
+    types = EventTypes(EventType("a.b", Strict))
+    with SessionLog("memory:", types=types) as log, pytest.raises(InvalidEvent) as refused:
+        log.append("s", [Draft("a.b", payload)])
+    with SessionLog("memory:") as log:
+        log.append("s", [Draft("a.b", payload)])
+        strict = SessionLog("memory:", types=types)
+        strict._store = log._store  # type: ignore[misc]
+        with pytest.raises(DecodeError) as unreadable:
+            list(strict.read("s"))
+    with pytest.raises(UpcastFailed) as failed:
+        EventTypes(EventType("a.b", Strict, 2, [up])).upcast(event_of("a.b", payload))
+
+    assert refused.value.reason == f"a.b of version 1: {said}"
+    for error in (refused, unreadable, failed):
+        shown = "".join(traceback.format_exception(error.value))
+        assert said in shown and "hunter2" not in shown
 
 
 def test_typed_access_is_to_known_types_alone():
