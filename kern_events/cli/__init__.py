@@ -34,7 +34,6 @@ def _run() -> int:
         cli.main(prog_name="kern-events")
     except SystemExit as end:
         return _flushed(end.code if isinstance(end.code, int) else 0)
-    return _flushed(0)
 
 
 def _open_standard_streams() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -48,5 +49,6 @@ def _reach(package: str) -> None:
 
     At the end of the path, where no file stands for a module of Python's own or for one that is installed.
     """
-    if importlib.util.find_spec(package) is None and os.path.exists("."):  # It may have been deleted.
-        sys.path.append(os.getcwd())
+    if importlib.util.find_spec(package) is None:
+        with suppress(FileNotFoundError):  # The directory may have been deleted.
+            sys.path.append(os.getcwd())
