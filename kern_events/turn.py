@@ -179,6 +179,7 @@ class TurnState:
 
     def _note_branch(self) -> None:
         """A buffered turn records nothing yet, but a restore from now on abandons it too."""
+        self._log._prepare(self.session_id, [self._opening])  # So that a bad id is refused here.
         user_id = self._opening.payload.get("user_id")
         self._branch = self._log._head_for(self.session_id, user_id).branch
 

@@ -316,7 +316,8 @@ def _already(batch: Batch, base: Head | int, found: Found) -> Landed | None:
         event.draft.event_id == row[2] and _same_content(event, row)
         for event, row in zip(events, found.behind, strict=True)
     )
-    if ours:  # Whatever was erased since: this very append is recorded, and its receipt holds.
+    if ours and not (found.keyed and found.keyed[0][0] != found.behind[0][0]):
+        # Whatever was erased since: this very append is recorded, and its receipt holds.
         return _landed_before(batch, found.behind, found.head)
     if not found.keyed:
         return None

@@ -117,6 +117,18 @@ def test_a_key_that_closed_a_session_closes_no_later_one(log):
         close()
 
 
+def test_a_key_from_before_an_erasure_is_a_conflict(log):
+    delivered(log, "a")
+    inner = sync_of(log)
+    tombstone = Draft("session.erased", {}, meta={"erased": [[1, 1]]})
+    inner._record(inner._prepare("s", [tombstone], reserved=True))
+    later = delivered(log, "b", key="k2")
+
+    with pytest.raises(IdempotencyConflict):
+        delivered(log, "a")
+    assert delivered(log, "b", key="k2") == later
+
+
 def test_keys_after_a_deletion_are_as_before(log):
     delivered(log, "a")
     log.delete("s")
@@ -135,6 +147,16 @@ def test_an_append_whose_answer_was_lost_and_that_was_deleted_then_is_recorded(l
 
     assert (receipt.first_version, receipt.version) == (1, 1)
     assert log.head("s").status == "deleted"
+
+
+def test_a_key_of_other_content_is_a_conflict_for_drafts_that_are_recorded_too(log):
+    drafts = [note("a")]
+    log.append("s", drafts)
+    delivered(log, "b")
+
+    with pytest.raises(IdempotencyConflict):
+        log.append("s", drafts, idempotency_key="k1", expected=0)
+    assert log.append("s", drafts, idempotency_key="k2", expected=0).version == 1
 
 
 def test_who_calls_again_at_the_base_is_answered_exactly_after_a_deletion(log):

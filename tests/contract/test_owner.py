@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kern_events import Draft
-from kern_events.errors import OwnerMismatch, SessionClosed, VersionConflict
+from kern_events.errors import InvalidEvent, OwnerMismatch, SessionClosed, VersionConflict
 from tests.facade import only_on
 from tests.writers import in_threads, note, texts
 
@@ -29,6 +29,15 @@ def test_a_turn_of_another_user_is_refused_before_its_block(log, buffered):
     assert (caught.value.session_id, caught.value.user_id, "ada" in str(caught.value)) == ("s", "bob", False)
     assert log.head("s") == head
     assert log.sessions(user_id="bob") == []
+
+
+@pytest.mark.parametrize("buffered", [False, True])
+@pytest.mark.parametrize("bad", [{"user_id": ""}, {"user_id": 5}, {"agent_id": "a\nb"}])
+def test_an_id_that_is_none_is_refused_before_the_block(log, bad, buffered):
+    with pytest.raises(InvalidEvent), log.turn("s", buffered=buffered, **bad):
+        raise AssertionError("it was entered")
+
+    assert log.head("s").version == 0
 
 
 @only_on("sqlite", "postgres")
