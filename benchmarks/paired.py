@@ -52,7 +52,8 @@ def main() -> int:
         for name, what in _QUESTIONS.items():
             ratio, low, high, ours = _compared(sides, name, options.rounds)
             slower |= ratio > options.limit
-            print(f"{name:6}{what:44}{ours * 1e6:9.1f} µs   {ratio:.3f}  ({low:.3f} to {high:.3f})", flush=True)
+            figures = f"{ours * 1e6:9.1f} µs   {ratio:.3f}  ({low:.3f} to {high:.3f})"
+            print(f"{name:6}{what:44}{figures}", flush=True)
     return int(slower)
 
 
