@@ -30,8 +30,9 @@ class Finding(msgspec.Struct, frozen=True):
     Attributes:
         session_id: The session.
         version: The event, or the head's version.
-        problem: changed, missing, foreign, erased_without_tombstone, undecodable, head or orphan.
-        field: What of it: `hash`, `version`, or the column of the head row.
+        problem: changed, missing, foreign, erased_without_tombstone, undecodable, head or orphan;
+            snapshot where those are verified too.
+        field: What of it: `hash`, `version`, or the column of the head row; where the snapshot lies.
         expected: What the log should say.
         found: What it says.
     """

@@ -14,12 +14,12 @@ from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, Unpack, overload
 
-from kern_events import AsyncConsumer, AsyncSessionLog, AsyncTurnRecorder, Event, Head, Receipt, spi
+from kern_events import AsyncConsumer, AsyncSessionLog, AsyncTurnRecorder, Event, Head, Receipt, Report, spi
 from projections.history import History
 from projections.projector import Projector
 from projections.rebuild import RebuildReport
 from projections.session import View
-from projections.sessions import Cache, DeleteReceipt, LogOptions, Sessions
+from projections.sessions import Cache, DeleteReceipt, LogOptions, Progress, Sessions
 from projections.travel import Diff
 
 if TYPE_CHECKING:
@@ -177,6 +177,14 @@ class AsyncSessions(AsyncSessionLog):
             reason=reason,
             actor=actor,
             expected=expected,
+        )
+
+    async def verify(
+        self, session_id: str | None = None, *, snapshots: bool = False, progress: Progress | None = None
+    ) -> Report:
+        """See Sessions.verify."""
+        return await spi.in_thread(
+            self, self._sessions.verify, session_id, snapshots=snapshots, progress=progress
         )
 
     async def delete(self, session_id: str, *, actor: str | None = None) -> DeleteReceipt:

@@ -23,14 +23,13 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
-from msgspec.structs import replace
 
-from kern_events import Head, spi
-from kern_events.errors import DecodeError, KernError, SessionNotFound, StoreCorrupt, UpcastFailed
+from kern_events import spi
+from kern_events.errors import KernError, SessionNotFound
 from projections.caches.base import Snapshot
 from projections.caches.memory import MemoryCache
 from projections.caches.tiers import AT_LEAST, DurableTier, SharedTier, stored_as
-from projections.errors import ProjectionFailed
+from projections.comparing import UNFOLDABLE, differs
 from projections.loading import Loader
 from projections.projector import Projector
 from projections.session import View
@@ -49,7 +48,6 @@ _PAGE: Final = 500
 _TASK_EVENTS: Final = 20_000  # so that a task takes a fraction of a second
 _STORED_TOGETHER: Final = 64  # snapshots in a transaction
 _NEWEST: Final = 2**63 - 1
-_OF_A_SESSION: Final = (ProjectionFailed, UpcastFailed, DecodeError, StoreCorrupt)
 _UNSTORABLE: Final = (TypeError, ValueError, OverflowError)
 
 Report = Callable[["RebuildReport"], None]
@@ -297,7 +295,7 @@ class Worker:
                     outcome.pruned += self.table.forget_others(session_id, stored_as(self._projector.name))
             except SessionNotFound:
                 outcome.gone += 1
-            except _OF_A_SESSION as error:
+            except UNFOLDABLE as error:
                 outcome.failures.append(Failure(session_id, getattr(error, "version", None), str(error)))
             if len(waiting) >= _STORED_TOGETHER:
                 self._store(waiting, outcome)
@@ -355,13 +353,11 @@ class Worker:
 
     def _difference(self, session_id: str, stored: Snapshot) -> str | None:
         fresh = self._fresh.past(session_id, self._projector, stored.version)
-        if (
-            stored.epoch == fresh.epoch
-            and stored.hash == fresh.hash
-            and _plain(fresh.view) != _plain(stored.view)
-        ):
-            return f"the snapshot at version {stored.version} differs from a fresh fold"
-        return None  # Equal, or of another epoch or tail, so that a load passes it over.
+        return (
+            f"the snapshot at version {stored.version} differs from a fresh fold"
+            if differs(stored, fresh)
+            else None
+        )
 
 
 def work_at(place: Place, session_ids: Sequence[str]) -> Outcome:
@@ -379,11 +375,6 @@ def processes(workers: int) -> ProcessPoolExecutor:
 
 def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _plain(view: Any) -> Any:
-    """A view without what every load says anew."""
-    return replace(view, session_id="", head=Head(0, b"")) if isinstance(view, View) else view
 
 
 def _unstorable(session_id: str, snapshot: Snapshot, error: Exception) -> Failure:

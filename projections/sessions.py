@@ -16,7 +16,18 @@ from msgspec import structs
 from msgspec.structs import replace
 from sqlalchemy import URL
 
-from kern_events import Consumer, Event, EventTypes, Head, Receipt, SessionLog, TurnRecorder, spi
+from kern_events import (
+    Consumer,
+    Event,
+    EventTypes,
+    Finding,
+    Head,
+    Receipt,
+    Report,
+    SessionLog,
+    TurnRecorder,
+    spi,
+)
 from kern_events.errors import (
     AppendUnresolved,
     KernError,
@@ -29,6 +40,7 @@ from projections.caches import MemoryCache, RedisCache, SnapshotCache
 from projections.caches.base import check_cache
 from projections.caches.framing import check_secret
 from projections.caches.tiers import DurableTier, SharedTier
+from projections.comparing import compared
 from projections.history import History, history
 from projections.loading import Loader
 from projections.projector import Projector
@@ -42,6 +54,7 @@ if TYPE_CHECKING:
 
 V = TypeVar("V")
 Cache = SnapshotCache | RedisCache | str
+Progress = Callable[[int, int], None]
 
 logger: Final = logging.getLogger("projections")
 _ERASING: Final = ("session.deleted", "session.erased")
@@ -488,6 +501,31 @@ class Sessions(SessionLog):
             )
         shareable = cache if isinstance(cache, str) else None
         return Sessions, (url,), {**options, "cache": shareable}
+
+    def verify(
+        self, session_id: str | None = None, *, snapshots: bool = False, progress: Progress | None = None
+    ) -> Report:
+        """See SessionLog.verify; with `snapshots`, what is stored of views is held against the events, too.
+
+        Args:
+            session_id: As for SessionLog.
+            snapshots: Compare the newest snapshot of the session view, of each session, in the database
+                and in Redis, with a fold of the events. One that differs, or cannot be read, is a finding
+                `snapshot`; it is left where it is. With a secret, only what lies under it is compared:
+                nothing else is ever read.
+            progress: As for SessionLog; what is compared is counted on top.
+        """
+        report = super().verify(session_id, progress=progress)
+        if not snapshots:
+            return report
+        findings: list[Finding] = []
+        done, events = report.sessions, report.events
+        for each in compared(self, self._projector, session_id):
+            findings += each.findings
+            done, events = done + 1, events + each.events
+            if progress:
+                progress(done, events)
+        return replace(report, findings=(*report.findings, *findings))
 
     def delete(self, session_id: str, *, actor: str | None = None) -> DeleteReceipt:
         """See SessionLog.delete; forgets the snapshots of the session and of its forks, in Redis too.

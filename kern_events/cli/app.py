@@ -13,7 +13,7 @@ from kern_events.cli.export import export
 from kern_events.cli.opening import database, failure, refusing, sessions_at
 from kern_events.cli.options import as_json, at_time
 from kern_events.cli.past import branches, diff, fork, replay, restore
-from kern_events.cli.work import parked, project, rebuild, status
+from kern_events.cli.work import cache_option, parked, project, rebuild, status
 
 _POLL_S: Final = 0.25
 _TAIL: Final = 10
@@ -152,14 +152,18 @@ def tail(session: str, follow: bool, db: str, namespace: str, as_json: bool) -> 
 
 @cli.command()
 @click.argument("session", required=False)
+@click.option("--snapshots", is_flag=True, help="Compare the newest stored snapshots with the events, too.")
+@cache_option
 @database
 @as_json
-def verify(session: str | None, db: str, namespace: str, as_json: bool) -> None:
+def verify(
+    session: str | None, snapshots: bool, cache: str | None, db: str, namespace: str, as_json: bool
+) -> None:
     """Recompute the hash chain of SESSION, or of all. Exit code 1: something is not as recorded."""
     from kern_events.cli.reports import verify_sessions
 
-    with sessions_at(db, namespace) as sessions:
-        ok = verify_sessions(sessions, session, as_json=as_json)
+    with sessions_at(db, namespace, cache=cache) as sessions:
+        ok = verify_sessions(sessions, session, snapshots=snapshots, as_json=as_json)
     raise click.exceptions.Exit(0 if ok else 1)
 
 

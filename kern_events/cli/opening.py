@@ -31,6 +31,7 @@ _NO_SECRETS: Final = frozenset(
 
 _TYPES_KEY: Final = "kern_events.types"
 SCHEMA_KEY: Final = "kern_events.schema"
+SIGNED_BY: Final = "kern_events.signed_by"  # Of the file's path, and what is in it.
 
 _DB: Final = click.option(
     "--db",
@@ -90,9 +91,34 @@ _SCHEMA: Final = click.option(
 )
 
 
+def _secret(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """Leaves the secret where `sessions_at` finds it."""
+    if value is None:
+        return
+    try:
+        with open(value, "rb") as file:
+            secret = file.read().rstrip(b"\r\n")
+    except OSError as error:
+        raise click.BadParameter(f"{value!r} cannot be read: {error.strerror}") from None
+    if not secret:
+        raise click.BadParameter(f"{value!r} is empty")
+    ctx.find_root().meta[SIGNED_BY] = (value, secret)
+
+
+_SECRET: Final = click.option(
+    "--secret-file",
+    metavar="FILE",
+    envvar="KERN_EVENTS_SECRET_FILE",
+    show_envvar=True,
+    callback=_secret,
+    expose_value=False,
+    help="Holds the secret that signs stored snapshots; line breaks at its end do not count.",
+)
+
+
 def database(command: F) -> F:
-    """Give a command the options that say which log it works on, and how its events are read."""
-    return _DB(_NAMESPACE(_SCHEMA(_TYPES(command))))
+    """Give a command the options that say which log it works on, and how it is read."""
+    return _DB(_NAMESPACE(_SCHEMA(_TYPES(_SECRET(command)))))
 
 
 @contextmanager
@@ -116,7 +142,8 @@ def sessions_at(
         options: LogOptions = {"schema": said[SCHEMA_KEY]} if SCHEMA_KEY in said else {}
         if _TYPES_KEY in said and not recorded:
             options["types"] = said[_TYPES_KEY]
-        sessions = Sessions.open(db, cache=cache, namespace=namespace, **options)
+        _, secret = said.get(SIGNED_BY, (None, None))
+        sessions = Sessions.open(db, cache=cache, secret=secret, namespace=namespace, **options)
     with sessions:
         yield sessions
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, TypedDict
 import click
 from click.core import ParameterSource
 
-from kern_events.cli.opening import SCHEMA_KEY, database, refusing, sessions_at, shown_url
+from kern_events.cli.opening import SCHEMA_KEY, SIGNED_BY, database, refusing, sessions_at, shown_url
 from kern_events.cli.options import as_json, at_time
 
 if TYPE_CHECKING:
@@ -208,4 +208,6 @@ def _given(ctx: click.Context) -> list[str]:
             given += [f"--{name}", shown_url(value) if name == "db" else value]
     if SCHEMA_KEY in ctx.find_root().meta:
         given += ["--schema", ctx.find_root().meta[SCHEMA_KEY]]
+    if SIGNED_BY in ctx.find_root().meta:
+        given += ["--secret-file", ctx.find_root().meta[SIGNED_BY][0]]
     return given

@@ -24,6 +24,7 @@ from kern_events.transfer import MAX_PROBLEMS, ImportReport, Problem, import_tra
 from kern_events.verify import Finding, Report
 
 if TYPE_CHECKING:
+    from kern_events import Sessions
     from kern_events.log import SessionLog
 
 _DRAW_EVERY_S: Final = 0.1
@@ -49,11 +50,14 @@ def put_sessions(page: Sequence[SessionInfo], *, more: bool, as_json: bool = Fal
         )
 
 
-def verify_sessions(log: SessionLog, session_id: str | None, *, as_json: bool = False) -> bool:
+def verify_sessions(
+    sessions: Sessions, session_id: str | None, *, snapshots: bool = False, as_json: bool = False
+) -> bool:
     """Verify one session or all, and print every finding; whether there is none."""
     with progress("verifying", None) as advance:
-        report = log.verify(
+        report = sessions.verify(
             session_id,
+            snapshots=snapshots,
             progress=lambda sessions, events: advance(
                 events, f"{counted(sessions, 'session')}, {counted(events, 'event')}"
             ),

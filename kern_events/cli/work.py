@@ -38,7 +38,7 @@ projector_option = click.option(
     help="One of your own; without it, the session view.",
 )
 cache_option = click.option(
-    "--cache", metavar="URL", envvar="KERN_EVENTS_CACHE", show_envvar=True, help="redis://… to fill as well."
+    "--cache", metavar="URL", envvar="KERN_EVENTS_CACHE", show_envvar=True, help="redis://… as well."
 )
 
 

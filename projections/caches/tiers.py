@@ -37,6 +37,7 @@ LADDER: Final = 2_048
 _DUE_EVENTS: Final = 1_000  # a snapshot is due after so many events, wherever the chunks end
 _BATCH_BYTES: Final = 4 << 20  # in one transaction, so that no writer waits long
 _HEAD: Final = b"head"
+_NEWEST: Final = 2**63 - 1
 _MAX_WAITING: Final = 64
 
 
@@ -105,9 +106,18 @@ class DurableTier:
         self._damaged: set[SnapshotKey] = set()  # where something could not be read: all is written anew
 
     def newest(self, key: SnapshotKey, codec: Codec, until: int, *, lazily: bool = False) -> Snapshot | None:
-        """The newest snapshot at or below a version, if it can be read."""
+        """The newest snapshot at or below a version, if it can be read; it is dropped if it cannot."""
+        return _quietly(lambda: self._newest(key, codec, until, lazily), None)
+
+    def peek(self, key: SnapshotKey, codec: Codec) -> tuple[spi.StoredHead, Snapshot | None] | None:
+        """The newest snapshot as it lies there, and what it says, if it can be read; all is left as it is.
+
+        Raises:
+            StoreError: The database failed.
+        """
         table = self._table(key, codec)
-        return _quietly(lambda: self._read(table, key, codec, until, lazily), None)
+        stored = table.head(key.session_id, _NEWEST)
+        return None if stored is None else (stored, self._decoded(table, key, codec, stored, lazily=False))
 
     def versions(self, key: SnapshotKey, codec: Codec) -> Sequence[int]:
         """The versions that there are snapshots of, the oldest first."""
@@ -149,12 +159,25 @@ class DurableTier:
             self._log, f"{stored_as(key.projector)}{key.projector_version}:{fingerprint}"
         )
 
-    def _read(
-        self, table: spi.SnapshotTable, key: SnapshotKey, codec: Codec, until: int, lazily: bool
-    ) -> Snapshot | None:
+    def _newest(self, key: SnapshotKey, codec: Codec, until: int, lazily: bool) -> Snapshot | None:
+        table = self._table(key, codec)
         stored = table.head(key.session_id, until)
         if stored is None:
             return None
+        snapshot = self._decoded(table, key, codec, stored, lazily)
+        if snapshot is None:
+            self._damaged.add(key)
+            self._forget(table, key.session_id, stored.name)
+            return None
+        snapshot.durable = snapshot.version
+        if not lazily:
+            snapshot.listings = codec.listings(snapshot)
+        return snapshot
+
+    def _decoded(
+        self, table: spi.SnapshotTable, key: SnapshotKey, codec: Codec, stored: spi.StoredHead, lazily: bool
+    ) -> Snapshot | None:
+        """The snapshot of a head, if it is what was stored under that name."""
 
         def fetch(names: Sequence[bytes]) -> Sequence[Bytes]:
             found = table.chunks(key.session_id, [name.hex() for name in names])
@@ -173,14 +196,7 @@ class DurableTier:
             return codec.load(body[4 : 4 + size], [body[4 + size :]], fetch, lazily=lazily)
 
         snapshot = _loaded(load)
-        if snapshot is None or snapshot.version != stored.version:
-            self._damaged.add(key)
-            self._forget(table, key.session_id, stored.name)
-            return None
-        snapshot.durable = snapshot.version
-        if not lazily:
-            snapshot.listings = codec.listings(snapshot)
-        return snapshot
+        return None if snapshot is None or snapshot.version != stored.version else snapshot
 
     def _write(self, job: _Job) -> None:
         if _quietly(lambda: self._stored(job), False):

@@ -10,10 +10,11 @@ import pytest
 from msgspec.structs import replace
 
 from kern_events import Draft, message
+from projections import MemoryCache, Sessions
 from projections.chunks import Chunks
 from projections.frozen import FrozenDict
 from tests import facade
-from tests.forging import TIERS, cached_in, forge
+from tests.forging import TIERS, cached_in, forge, true
 
 SECRET = b"the same for all processes"
 
@@ -99,3 +100,48 @@ def test_a_forged_snapshot_is_a_miss_where_there_is_a_secret(open_in, tier, redi
         assert [each.content for each in sessions.history("s", last_messages=5)] == ["pay 10"]
     forge(facade.sync_of(sessions), tier, redis_url, lie, secret=SECRET)
     assert sessions.load("s") != true  # The control: so it is done by who has the secret.
+
+
+def test_verify_compares_snapshots_with_the_events(open_in, tier, redis_url):
+    sessions = begun(open_in())
+    sessions.append("other", [message("user", "hello")])
+    for session_id in ("s", "other"):
+        forge(facade.sync_of(sessions), tier, redis_url, lambda view: view, session_id=session_id)
+    counted: list[tuple[int, int]] = []
+    assert sessions.verify(snapshots=True, progress=lambda *done: counted.append(done)).ok
+    assert counted[-1] == (4, 6)
+
+    forge(facade.sync_of(sessions), tier, redis_url, lie)
+    assert sessions.verify().ok
+    for report in (sessions.verify(snapshots=True), sessions.verify("s", snapshots=True)):
+        found = [(each.session_id, each.version, each.problem, each.field) for each in report.findings]
+        assert found == [("s", 2, "snapshot", tier)]
+        assert "pay" not in repr(report)
+    assert sessions.verify("other", snapshots=True).ok
+
+
+@pytest.mark.parametrize("value", [True, 1.0, "1"])
+def test_verify_tells_values_by_their_type(open_in, tier, redis_url, value):
+    sessions = begun(open_in())
+    sessions.append("s", [Draft("state.changed", {"scope": "session", "ops": [["set", ["n"], 1]]})])
+    state = FrozenDict({"n": value})
+    forge(facade.sync_of(sessions), tier, redis_url, lambda view: replace(view, state=state))
+
+    assert [each.problem for each in sessions.verify(snapshots=True).findings] == ["snapshot"]
+
+
+def test_verify_tells_a_row_that_cannot_be_read_and_leaves_it(open_log):
+    log = facade.sync_of(open_log())
+    with Sessions("memory:", cache=MemoryCache(0)) as sessions:
+        own, sessions._store = sessions._store, log._store  # type: ignore[misc]
+        begun(sessions)
+        key, codec, snapshot = true(sessions)
+        table = sessions._loader._durable.table(key, codec)  # type: ignore[union-attr]
+        assert table.put("s", 0, 2, head=b"nothing of ours")
+
+        for _ in range(2):
+            (finding,) = sessions.verify(snapshots=True).findings
+            assert (finding.version, finding.found) == (2, "what cannot be read")
+        assert sessions.load("s") == snapshot.view
+        assert sessions.verify(snapshots=True).ok  # A load has dropped it.
+        sessions._store = own  # type: ignore[misc]

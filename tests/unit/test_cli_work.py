@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from msgspec.structs import replace
 
 from kern_events import Sessions, message
 from kern_events.cli.app import cli
+from tests import forging
 from tests.writers import eventually
 
 LONG = 100
@@ -173,3 +175,23 @@ def test_project_takes_what_is_appended_until_it_is_told_to_stop(place: Path) ->
 
         assert "1,000 events taken" in process.stderr.read()
         assert process.wait() == 0
+
+
+def test_verify_compares_snapshots_under_their_secret(tmp_path: Path) -> None:
+    url, secret = f"sqlite:///{tmp_path}/own.db", tmp_path / "secret"
+    secret.write_text("the same for all\n")
+    with Sessions.open(url, secret=b"the same for all") as sessions:
+        sessions.append("s", [message("user", "pay 10")])
+        lie = replace(forging.true(sessions)[2].view, user_id="mallory")
+        forging.forge(sessions, "database", "", lambda view: lie, secret=b"the same for all")
+    arguments = ["verify", "--snapshots", "--db", url]
+
+    unsigned = CliRunner().invoke(cli, arguments)
+    found = CliRunner().invoke(cli, [*arguments, "--secret-file", str(secret)])
+    assert (unsigned.exit_code, found.exit_code) == (0, 1)
+    assert "s version 1: snapshot database" in found.stdout
+    (tmp_path / "empty").write_text("\n")
+    for wrong in ("empty", "nowhere"):
+        refused = CliRunner().invoke(cli, arguments, env={"KERN_EVENTS_SECRET_FILE": str(tmp_path / wrong)})
+        assert refused.exit_code == 2
+        assert wrong in refused.stderr
