@@ -58,8 +58,8 @@ class RedisCache:
         secret: Signs each value, against others who can write to that Redis. All processes need the same.
         ttl_s: How long what nobody writes to is kept, in seconds.
         prefix: How the keys begin.
-        timeout_s: How long a call may take: to connect, to send, and to receive the whole reply. What is
-            moved meanwhile adds a second per 64 MiB.
+        timeout_s: How long a call may take: to send, and to receive the whole reply. What is moved meanwhile
+            adds a second per 64 MiB. A connection that has to be made before it may take as long.
         max_reply_bytes: A reply that is longer is not read to its end, and what it is of is removed. 32 MiB
             are twice what is read at a time where no event has more than the default of 1 MiB.
         memory: The tier in front; by default a MemoryCache of its own.

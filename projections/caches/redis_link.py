@@ -4,9 +4,9 @@ redis-py opens connections (addresses, TLS, authentication) and parses replies. 
 here, because of what it costs there: a command takes 30 µs of machinery, a cluster that fails over holds
 its callers for seconds, and whoever calls pays for finding out whether a dead server is back.
 
-The time that a call may take is for all of it together, from the connection to the last byte of the
-reply, and a reply has a limit: a server that sends a byte now and then, or without end, is one that
-does not answer.
+The time that a call may take is for all of it together, to the last byte of the reply, and once more for
+a connection with all that belongs to it. A reply has a limit. So a server that sends a byte now and then,
+or without end, is one that does not answer.
 
 A server that does not answer is *down* from then on, and calls for it fail without trying. A thread that
 runs only meanwhile tries it instead, and brings the map of a cluster up to date. It also does what could
@@ -97,9 +97,10 @@ class TooLarge(Exception):
 class Budget:
     """What a call may take: one time for everything, and so many bytes for each reply."""
 
-    __slots__ = ("_left_bytes", "_limit", "_until_s")
+    __slots__ = ("_left_bytes", "_limit", "_timeout_s", "_until_s")
 
     def __init__(self, timeout_s: float, limit_bytes: int) -> None:
+        self._timeout_s = timeout_s
         self._until_s = _now() + timeout_s
         self._limit = limit_bytes
         self._left_bytes = limit_bytes
@@ -107,6 +108,10 @@ class Budget:
     def begin(self) -> None:
         """Another reply is awaited, in what is left of the time."""
         self._left_bytes = self._limit
+
+    def connected(self) -> None:
+        """The time was for the connection: that of the call begins now."""
+        self._until_s = _now() + self._timeout_s
 
     def left_s(self) -> float:
         """How long to wait for what comes next.
@@ -273,14 +278,25 @@ class Server:
         try:
             connection = self._idle.pop()
         except IndexError:
-            return self._exchange(_connection(self._options), request, count, budget)
+            return self._exchange(self._connected(budget), request, count, budget)
         try:
             return self._exchange(connection, request, count, budget)
         except redis.ConnectionError:
             # It was closed while it lay idle, and then the others were too. Whether the commands were
             # carried out nobody knows; all of ours may be repeated.
             self.hang_up()
-        return self._exchange(_connection(self._options), request, count, budget)
+        return self._exchange(self._connected(budget), request, count, budget)
+
+    def _connected(self, budget: Budget) -> Any:
+        connection = _connection(self._options)
+        connection.budget = budget
+        try:
+            connection.connect()
+        except BaseException:
+            connection.disconnect()
+            raise
+        budget.connected()
+        return connection
 
     def _exchange(self, connection: Any, request: list[bytes], count: int, budget: Budget) -> list[Reply]:
         connection.budget = budget
@@ -314,7 +330,7 @@ class Link:
     Args:
         url: `redis://`, `rediss://`, `unix://`, `valkey://` or `valkeys://`, with `+cluster` for a
             cluster: `redis+cluster://`.
-        timeout_s: How long a call may take with all that belongs to it; a second more per 64 MiB.
+        timeout_s: How long a call may take, and a connection before it; a second more per 64 MiB.
         limit_bytes: How long the replies to a call may be together.
         probe: A key to try a server with, by deleting it: that finds out whether it can be written.
 
