@@ -16,6 +16,7 @@ from typing import Any
 from kern_events import Head
 from kern_events.errors import StoreUnavailable
 from kern_events.store.base import AnswerLost, Refused, unknown_head
+from tests.writers import PATIENCE_S
 
 FATES = ("answered", "lost", "unsent", "late")
 
@@ -183,7 +184,8 @@ class CuttingProxy:
         self.down()
         _close(self._listener)
         for thread in self._threads:
-            thread.join(10)
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive()
 
     def _accept(self) -> None:
         while True:

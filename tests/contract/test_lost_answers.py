@@ -15,7 +15,7 @@ from sqlalchemy.engine import make_url
 from kern_events import SessionLog, spi
 from kern_events.errors import AppendUnresolved, KernError, StoreCorrupt, StoreError, StoreUnavailable
 from tests import databases, faults
-from tests.writers import eventually, in_threads, note, notes, pick, texts
+from tests.writers import PATIENCE_S, eventually, in_threads, note, notes, pick, texts
 
 COMMIT = b"COMMIT\0"  # and not READ COMMITTED
 CUTS = [pytest.param(100, id="100"), pytest.param(2_000, id="2000", marks=pytest.mark.long)]
@@ -430,8 +430,9 @@ def test_backends_that_are_terminated_lose_and_double_nothing(postgres_url, quer
                 _until_recorded(log, [note(number)])
         finally:
             done.set()
-            killer.join(60)
+            killer.join(PATIENCE_S)
 
+        assert not killer.is_alive()
         eventually(lambda: _works(log))
         assert texts(log.read("s")) == list(range(number + 1))
         assert log.verify().ok

@@ -18,7 +18,7 @@ import redis
 from kern_events import message
 from projections import MemoryCache, RedisCache, SessionProjector, Sessions, View
 from tests import servers
-from tests.writers import eventually, pick
+from tests.writers import PATIENCE_S, eventually, pick
 
 PROJECTOR = SessionProjector()
 SECRET = b"the same for both"
@@ -231,7 +231,7 @@ def test_a_cluster_that_fails_over_is_not_seen(tmp_path):
             harness.step(random_)
         stored = [cache.failures for cache in harness.caches]
         cluster.masters[0].kill()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_S
         while "role:master" not in servers.redis_text(cluster.replicas[0].url, "INFO replication"):
             harness.step(random_)
             assert time.monotonic() < deadline, "the replica does not take over"

@@ -13,7 +13,7 @@ from sqlalchemy.engine import make_url
 from kern_events import SessionLog
 from kern_events.errors import FeedUnavailable, StoreBusy, StoreError, StoreUnavailable
 from tests import databases
-from tests.writers import eventually, note, notes, texts
+from tests.writers import PATIENCE_S, eventually, note, notes, texts
 
 
 @pytest.fixture
@@ -153,7 +153,8 @@ def test_the_feed_waits_for_an_event_that_is_not_committed_yet(postgres_url):
             reader.start()
             eventually(lambda: _asks_for_locks(postgres_url) or not reader.is_alive())
             assert read == []
-        reader.join(30)
+        reader.join(PATIENCE_S)
+        assert not reader.is_alive()
 
     assert naive == [(quick.position,)]  # Positive control: a naive reader passes it.
     assert [event.session_id for event in read] == ["first", "slow", "quick"]
@@ -351,8 +352,9 @@ def test_a_deadlock_with_somebody_else_is_tried_again(postgres_url):
         eventually(lambda: run(postgres_url, "SELECT 1 FROM pg_locks WHERE NOT granted"))
         other.execute("SELECT 1 FROM kern_sessions WHERE session_id = 'a' FOR UPDATE")
         other.rollback()
-        ours.join(30)
+        ours.join(PATIENCE_S)
 
+        assert not ours.is_alive()
         assert [log.head(one).version for one in "ab"] == [2, 2]
 
 

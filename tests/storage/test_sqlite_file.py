@@ -235,15 +235,36 @@ def test_nothing_is_acknowledged_into_a_wal_that_was_replaced(url, path, harm, a
             except KernError:
                 continue
         holder.close()
-        seen = elsewhere(
-            "import sqlite3, sys; print([row[0] for row in sqlite3.connect(sys.argv[1]).execute("
-            "'SELECT version FROM kern_events WHERE idempotency_key IS NOT NULL')])",
-            path,
-        )
+        seen = keyed_elsewhere(path)
+    with SessionLog(url) as anew:  # Who opens it now, with nobody left in it, goes on.
+        acknowledged.append(anew.append("s", [note("anew")], idempotency_key="anew"))
+        assert acknowledged[-1].version in keyed_elsewhere(path)
+        assert anew.verify().ok
 
-    assert before == 3 if appended else 2
-    for receipt in acknowledged:
-        assert receipt.version in json.loads(seen), (acknowledged, seen)
+    assert before == (3 if appended else 2)
+    for receipt in acknowledged[:-1]:
+        assert receipt.version in seen, (acknowledged, seen)
+
+
+@pytest.mark.parametrize("harm", [unlinked, renamed, both_unlinked, locks_cancelled])
+def test_a_log_that_is_alone_goes_on_in_a_new_wal(url, path, harm, caplog):
+    with SessionLog(url) as log:
+        log.append("s", notes(1))
+        seen_elsewhere(path)
+        harm(path)
+        with suppress(KernError):
+            log.append("s", [note("not known")], idempotency_key="lost")
+        receipt = log.append("s", [note("later")], idempotency_key="later")
+        assert receipt.version in keyed_elsewhere(path)
+
+
+def keyed_elsewhere(path):
+    """The versions of the events with a key that another process sees."""
+    code = (
+        "import sqlite3, sys; print([row[0] for row in sqlite3.connect(sys.argv[1]).execute("
+        "'SELECT version FROM kern_events WHERE idempotency_key IS NOT NULL')])"
+    )
+    return json.loads(elsewhere(code, path))
 
 
 @pytest.mark.parametrize("harm", [both_unlinked, locks_cancelled])

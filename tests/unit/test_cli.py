@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from kern_events import Draft, SessionLog, Sessions, message
 from kern_events.cli.app import cli
 from tests.transcripts import conversations, jsonl
+from tests.writers import PATIENCE_S
 
 Run = Callable[..., Result]
 
@@ -463,7 +464,7 @@ def test_follow_shows_what_is_recorded_meanwhile_until_ctrl_c(log: SessionLog, u
         log.append("s", [message("user", "meanwhile")])
         second = json.loads(following.stdout.readline())
         following.send_signal(signal.SIGINT)
-        rest, errors = following.communicate(timeout=20)
+        rest, errors = following.communicate(timeout=PATIENCE_S)
 
     assert [event["payload"]["content"] for event in (first, second)] == ["before", "meanwhile"]
     assert (following.returncode, rest, errors.strip()) == (130, "", "")

@@ -20,7 +20,7 @@ from kern_events import SessionLog, message
 from kern_events.cli.app import cli
 from tests.bundles import everything, fill
 from tests.transcripts import conversations, jsonl
-from tests.writers import eventually, notes
+from tests.writers import PATIENCE_S, eventually, notes
 
 Run = Callable[..., Result]
 
@@ -259,7 +259,7 @@ def test_ctrl_c_leaves_no_half_file(url: str, log: SessionLog, tmp_path: Path) -
     with program(url, "export", "s", "--output", str(tmp_path / "out"), cwd=tmp_path) as process:
         eventually(lambda: list(tmp_path.glob(".kern-events-*.part")))
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        process.wait(PATIENCE_S)
 
         assert process.returncode == 130
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("log.db")] == []

@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 from kern_events import Draft, Sessions, message, state_changed
 from kern_events.cli.app import cli
 from kern_events.cli.opening import shown_url
+from tests.writers import PATIENCE_S
 
 Run = Callable[..., Result]
 
@@ -395,7 +396,7 @@ def test_ctrl_c_ends_a_paced_replay(sessions: Sessions, url: str) -> None:
         assert replaying.stdout
         first = [replaying.stdout.readline() for _ in range(2)]
         replaying.send_signal(signal.SIGINT)
-        rest, errors = replaying.communicate(timeout=20)
+        rest, errors = replaying.communicate(timeout=PATIENCE_S)
 
     assert '"one"' in first[0]
     assert (replaying.returncode, rest, errors.strip()) == (130, "", "")

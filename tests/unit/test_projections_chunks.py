@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+import tracemalloc
+from collections.abc import Sequence
 from itertools import pairwise
-from statistics import median
 from typing import NamedTuple
 
 import pytest
@@ -195,18 +194,16 @@ def test_text_is_not_equal_to_its_characters() -> None:
 
 
 def test_an_append_costs_the_same_at_any_length() -> None:
-    def microseconds(length: int) -> float:
+    def most_bytes(length: int) -> int:
         chunks = Chunks(range(length))
-        return median(timed(lambda: appended(chunks, 1)) for _ in range(200))
+        tracemalloc.start()
+        appended(chunks, 1)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
 
-    # The open chunks are equally full; a tuple would be some hundred times slower at the second.
-    assert microseconds(400_000) < 10 * microseconds(400_000 % CHUNK_ITEMS)
-
-
-def timed(act: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    act()
-    return time.perf_counter() - started
+    # The open chunks are equally full; a tuple would have 3 MB copied at the second.
+    assert most_bytes(400_000) < 10 * most_bytes(400_000 % CHUNK_ITEMS)
 
 
 def test_growing_one_by_one_keeps_every_version() -> None:

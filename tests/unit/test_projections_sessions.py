@@ -485,7 +485,7 @@ def waiters(sessions: Sessions) -> int:
     return sum(flight.waiting for flight in sessions._loader._flights._flights.values())
 
 
-def until(condition: Callable[[], bool], deadline_s: float = 10.0) -> None:
+def until(condition: Callable[[], bool], deadline_s: float = 60.0) -> None:
     pause = threading.Event()
     for _ in range(int(deadline_s / 0.005)):
         if condition():

@@ -1127,8 +1127,19 @@ def test_a_wrong_url_is_refused_without_its_password(url: str) -> None:
         "rediss+cluster://localhost:7000",
     ],
 )
-def test_a_right_url_opens_nothing(url: str) -> None:
-    RedisCache(url).close()
+def test_a_right_url_opens_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def refused(*args: Any, **options: Any) -> Any:
+        asked.append(args)
+        raise OSError("nobody is there")
+
+    monkeypatch.setattr("socket.getaddrinfo", refused)
+    monkeypatch.setattr("socket.socket.connect", refused)
+    with contextlib.closing(RedisCache(url)) as cache:
+        assert asked == []
+        assert cache.fetch(PLACE) is None
+        assert asked  # Positive control: what opens something is seen.
 
 
 def test_options_that_make_no_sense_are_refused() -> None:
