@@ -342,17 +342,38 @@ def test_no_index_has_a_column_that_every_append_changes(raw):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("dialect", ["postgres"], indirect=True)
-def test_one_append_is_one_statement(url, log, monkeypatch):
-    """One round trip: no head is read, nothing is begun, nothing is committed."""
+@pytest.fixture
+def sent(monkeypatch):
+    """The statements that are sent."""
     execute, sent = psycopg.Cursor.execute, []
     monkeypatch.setattr(
         psycopg.Cursor,
         "execute",
         lambda *args, **options: (sent.append(args[1]), execute(*args, **options))[1],
     )
+    return sent
+
+
+@pytest.mark.parametrize("dialect", ["postgres"], indirect=True)
+def test_one_append_is_one_statement(log, sent):
+    """One round trip: no head is read, nothing is begun, nothing is committed."""
     log.append("s5", notes(3))
     sent.clear()
     log.append("s5", notes(3))
 
     assert len(sent) == 1
+
+
+@pytest.mark.parametrize("dialect", ["postgres"], indirect=True)
+def test_whose_a_session_is_and_who_took_a_turn_costs_nothing_more(log, sent):
+    log.append("s5", [Draft("session.described", {"user_id": "ada"})])
+    sent.clear()
+    with log.turn("s5", user_id="ada") as turn:
+        turn.message("user", "Hi")
+    assert len(sent) == 3
+
+    with log.turn("s5") as turn:
+        log.append("s5", notes(1))
+        sent.clear()
+        turn.message("user", "It was looked at what they have appended.")
+        assert len(sent) == 2
