@@ -126,9 +126,10 @@ def test_a_snapshot_whose_answer_is_lost_is_not_said_to_be_stored(fragile, fault
     with pytest.raises(StoreUnavailable):
         table.put("s", 0, 1, head=b"head")
 
-    assert table.head("s", 1) == (None if fault == "before" else (1, b"head"))
+    stored = table.head("s", 1)
+    assert stored is None if fault == "before" else stored[1:] == (1, b"head")
     assert table.put("s", 0, 1, head=b"head")
-    assert table.head("s", 1) == (1, b"head")
+    assert table.head("s", 1)[1:] == (1, b"head")
 
 
 def test_a_fork_on_a_broken_disk_is_left_open(fragile):
