@@ -52,6 +52,8 @@ SQLITE_PAGE_SIZE: Final = "PRAGMA page_size = 8192"
 SQLITE_WAL: Final = "PRAGMA journal_mode = WAL"
 # Which journal the file is in.
 SQLITE_JOURNAL: Final = "PRAGMA journal_mode"
+# Whether every page is there and makes sense; one finding is enough.
+SQLITE_QUICK_CHECK: Final = "PRAGMA quick_check(1)"
 # How safely commits of this connection are written: 2 is FULL, 3 EXTRA.
 SQLITE_SYNCHRONOUS: Final = "PRAGMA synchronous"
 # A reader never writes.

@@ -261,7 +261,7 @@ class SQLiteStore:
             return
         try:
             driver.execute(sql.COMMIT)
-            self._file.check_wal()
+            self._file.check_files()
         except (sqlite3.Error, StoreError) as error:
             self._commit_failed(driver, group, results, error)
             return

@@ -27,6 +27,7 @@ from kern_events.errors import StoreBusy, StoreCorrupt, StoreError, StoreUnavail
 from kern_events.store import migrate, sql
 from kern_events.store.base import logger
 from kern_events.store.connections import Connections, Lease, keep_inherited, survive_forks
+from kern_events.store.inodes import Identity, Inodes
 
 _OLDEST: Final = (3, 37, 0)
 _SETUP_TIMEOUT_S: Final = 30.0  # many processes may open a fresh file at once
@@ -59,7 +60,9 @@ class SQLiteFile:
             self._engine, self._prepare_reader, _restore_reader, keep=pool_size if self._own else 0
         )
         self._writer: _Writer | None = None
-        self._wal: tuple[int, int] | None = None
+        self._watched: Inodes | None = None
+        self._opened: list[Identity] = []
+        self._replaced = False
         self._wal_mode = True
         self._ready = False
         self._closed = False
@@ -72,7 +75,7 @@ class SQLiteFile:
         """In a forked child: open anew on the next use."""
         keep_inherited((self._writer, self._engine.pool))
         self._engine.dispose(close=False)
-        self._writer = self._wal = None
+        self._writer = None
         self._setup = threading.Lock()
 
     def close(self) -> None:
@@ -97,7 +100,11 @@ class SQLiteFile:
             try:
                 roll_back(driver)  # Of a writer that was interrupted.
                 driver.execute(sql.SQLITE_BEGIN)
+                self.check_files()
                 return driver
+            except StoreUnavailable:
+                self.drop_writer()
+                raise
             except sqlite3.Error as error:
                 if not is_busy(error):
                     raise self.translated(error) from error
@@ -280,11 +287,13 @@ class SQLiteFile:
                 driver.execute(setting)
             self._wal_mode = driver.execute(sql.SQLITE_JOURNAL).fetchone()[0] == "wal"
             _tables(driver)  # Reading makes SQLite open the WAL; still with the driver's own wait.
+            if self._replaced:
+                self._check_whole(driver)
         except BaseException:
             checked_out.invalidate()
             raise
         self._writer = _Writer(checked_out, driver)
-        self._wal = self._wal_identity()
+        self._watch()
         return driver
 
     def _wait_in_begin(self, driver: Driver) -> None:
@@ -310,8 +319,9 @@ class SQLiteFile:
 
     def drop_writer(self) -> None:
         """Close every connection: whoever reads through an old WAL would see what nobody else does."""
+        self._ready = False  # What is at the path then may be another file.
         self._readers.renew()
-        writer, self._writer, self._wal = self._writer, None, None
+        writer, self._writer = self._writer, None
         if writer:
             writer.checked_out.invalidate()
 
@@ -324,24 +334,38 @@ class SQLiteFile:
             driver.execute(sql.SQLITE_QUERY_ONLY)
         return driver
 
-    def check_wal(self) -> None:
-        """Acknowledge nothing if the WAL that was written to is not the file's any more.
+    def check_files(self) -> None:
+        """Write nothing, and acknowledge nothing, where others see another file than the one that is open.
 
-        Somebody who opened and closed the database file in this process has cancelled SQLite's
-        locks, and another process may then have unlinked the WAL below us.
+        A backup was moved over it, or it was removed, with or without its `-wal` and `-shm`. Or somebody
+        who opened and closed the database file in this process has cancelled SQLite's locks, and another
+        process has unlinked the WAL below us.
         """
-        if self._wal_identity() != self._wal:
-            logger.error("the WAL of a database was replaced while it was in use; reopening")
-            raise StoreUnavailable("the WAL of the database was replaced while it was in use")
+        if self._watched is not None and self._watched.now() != self._opened:
+            self._replaced = True
+            logger.error("a database file was replaced or removed while it was in use; reopening")
+            raise StoreUnavailable(
+                f"{self._path}, its -wal or its -shm was replaced or removed while it was in use: "
+                "what is there now is opened by the next call"
+            )
 
-    def _wal_identity(self) -> tuple[int, int] | None:
-        if not self._wal_mode or self._path is None:
-            return None
-        try:
-            stat = os.stat(self._path + "-wal")
-        except FileNotFoundError:
-            return (0, 0)
-        return (stat.st_dev, stat.st_ino)
+    def _check_whole(self, driver: Driver) -> None:
+        """What was put in the place of an open file may not fit to what of it is still in use."""
+        found = driver.execute(sql.SQLITE_QUICK_CHECK).fetchall()
+        if found != [("ok",)]:
+            self._failed = StoreCorrupt(
+                f"{self._path} was replaced while it was in use, and is damaged: {found[0][0]}; keep the file"
+            )
+            raise StoreCorrupt(str(self._failed))
+        self._replaced = False
+
+    def _watch(self) -> None:
+        """Note which files the writer has opened."""
+        self._watched = None
+        if self._path is not None:
+            suffixes = ("", "-wal", "-shm") if self._wal_mode else ("",)
+            self._watched = Inodes([self._path + suffix for suffix in suffixes])
+            self._opened = self._watched.now()
 
     def translated(self, error: sqlite3.Error) -> StoreError:
         """What the driver's error is to the log; damage latches the store to failed."""

@@ -213,7 +213,29 @@ def locks_cancelled(path):
     )
 
 
-@pytest.mark.parametrize("harm", [unlinked, renamed, both_unlinked, locks_cancelled])
+def shared_memory_unlinked(path):
+    elsewhere("import os, sys; os.unlink(sys.argv[1] + '-shm')", path)
+
+
+def all_unlinked(path):
+    elsewhere("import os, sys; [os.unlink(sys.argv[1] + end) for end in ('', '-wal', '-shm')]", path)
+
+
+def restored_over(path):
+    """A backup is moved over the file, and the WAL stays."""
+    elsewhere(
+        "import os, sqlite3, sys; "
+        "live, backup = (sqlite3.connect(sys.argv[1] + end) for end in ('', '.bak')); "
+        "live.backup(backup); live.close(); backup.close(); os.rename(sys.argv[1] + '.bak', sys.argv[1])",
+        path,
+    )
+
+
+HARMS = [unlinked, renamed, both_unlinked, locks_cancelled]
+HARMS += [shared_memory_unlinked, all_unlinked, restored_over]
+
+
+@pytest.mark.parametrize("harm", HARMS)
 @pytest.mark.parametrize("appended", [False, True])
 @pytest.mark.parametrize("read", [False, True])
 def test_nothing_is_acknowledged_into_a_wal_that_was_replaced(url, path, harm, appended, read, caplog):
@@ -246,7 +268,7 @@ def test_nothing_is_acknowledged_into_a_wal_that_was_replaced(url, path, harm, a
         assert receipt.version in seen, (acknowledged, seen)
 
 
-@pytest.mark.parametrize("harm", [unlinked, renamed, both_unlinked, locks_cancelled])
+@pytest.mark.parametrize("harm", HARMS)
 def test_a_log_that_is_alone_goes_on_in_a_new_wal(url, path, harm, caplog):
     with SessionLog(url) as log:
         log.append("s", notes(1))
@@ -261,8 +283,9 @@ def test_a_log_that_is_alone_goes_on_in_a_new_wal(url, path, harm, caplog):
 def keyed_elsewhere(path):
     """The versions of the events with a key that another process sees."""
     code = (
-        "import sqlite3, sys; print([row[0] for row in sqlite3.connect(sys.argv[1]).execute("
-        "'SELECT version FROM kern_events WHERE idempotency_key IS NOT NULL')])"
+        "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); print([row[0] for row in db.execute("
+        "'SELECT version FROM kern_events WHERE idempotency_key IS NOT NULL')]); "
+        "assert db.execute('PRAGMA integrity_check').fetchall() == [('ok',)]"
     )
     return json.loads(elsewhere(code, path))
 
