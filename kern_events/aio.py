@@ -51,7 +51,7 @@ from kern_events.events import (
 )
 from kern_events.feed import AsyncSubscription, FeedHolder
 from kern_events.frozen import Json, thaw
-from kern_events.log import ManyAppends, PendingReceipt, SessionLog, check_numbers, checked_expected, take
+from kern_events.log import ManyAppends, PendingReceipt, SessionLog, check_numbers, checked_expected
 from kern_events.store.base import AnswerLost, Expected, Landed, Parked, nothing
 from kern_events.store.retry import record
 from kern_events.turn import (
@@ -74,7 +74,6 @@ from kern_events.verify import Progress, Report
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_PAGE: Final = 500
 # More is encoded in a thread, so that the loop is not held up: this much takes it about 0.1 ms.
 _INLINE_BYTES: Final = 16 << 10
 _NODE_BYTES: Final = 16
@@ -293,14 +292,16 @@ class AsyncSessionLog:
         self, session_id: str, *, after: int = 0, until: int | None = None, limit: int | None = None
     ) -> AsyncIterator[Event]:
         """See SessionLog.read; SessionNotFound is raised when the first event is asked for."""
-        events = await self._in_thread(self.log.read, session_id, after=after, until=until, limit=limit)
-        async for event in self._pages(events):
+        pages = await self._in_thread(
+            self.log._read_pages, session_id, after=after, until=until, limit=limit
+        )
+        async for event in self._pages(pages):
             yield event
 
     async def read_all(self, *, after: int = 0, limit: int | None = None) -> AsyncIterator[Event]:
         """See SessionLog.read_all."""
-        events = await self._in_thread(self.log.read_all, after=after, limit=limit)
-        async for event in self._pages(events):
+        pages = await self._in_thread(self.log._read_all_pages, after=after, limit=limit)
+        async for event in self._pages(pages):
             yield event
 
     def subscribe(self, *, after: int = 0) -> AsyncSubscription:
@@ -340,14 +341,15 @@ class AsyncSessionLog:
 
     async def export(self, session_id: str) -> AsyncIterator[bytes]:
         """See SessionLog.export; SessionNotFound is raised when the first line is asked for."""
-        lines = await self._in_thread(self.log.export, session_id)
-        async for line in self._pages(lines):
+        pages = await self._in_thread(self.log._export_pages, session_id)
+        async for line in self._pages(pages):
             yield line
 
-    async def _pages(self, items: Iterator[T]) -> AsyncIterator[T]:
-        while page := await self._in_thread(take, items, _PAGE):
+    async def _pages(self, pages: Iterator[Iterator[T]]) -> AsyncIterator[T]:
+        while (page := await self._in_thread(_next_page, pages)) is not None:
             for item in page:
                 yield item
+            del page  # Two pages at once would be twice the memory.
 
     async def head(self, session_id: str) -> Head:
         """See SessionLog.head."""
@@ -410,6 +412,11 @@ class AsyncSessionLog:
     async def migrate(self) -> tuple[int, int]:
         """See SessionLog.migrate."""
         return await self._in_thread(self.log.migrate)
+
+
+def _next_page(pages: Iterator[Iterator[T]]) -> list[T] | None:
+    page = next(pages, None)
+    return None if page is None else list(page)
 
 
 async def _awaited(awaitable: Awaitable[Any]) -> None:

@@ -81,7 +81,7 @@ class Follower:
         if until <= self.position:
             return ()
         rows = self._store.feed(self._namespace, self.position, until, limit)
-        self.position = rows[-1][1][1] if len(rows) == limit else until
+        self.position = rows[-1][1][1] if rows.more else until
         return rows
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from types import TracebackType
@@ -45,13 +45,12 @@ from kern_events.events import (
 from kern_events.feed import FeedHolder, Subscription, Wakeups, settled_end
 from kern_events.frozen import DICTS
 from kern_events.store import open_store
-from kern_events.store.base import Expected, Landed, Origin, is_of_another
+from kern_events.store.base import PAGE_ROWS, Expected, Landed, Origin, Rows, is_of_another
 from kern_events.store.retry import check_within, delete, fork, record, record_many, recorded
 from kern_events.turn import Claims, TurnRecorder, claim_at, opening_draft
 from kern_events.upcast import NO_TYPES, EventTypes
 from kern_events.verify import Progress, Report, verify_snapshot
 
-_PAGE: Final = 1_000
 _MAX_NUMBER: Final = 2**63 - 1
 _WITH_METADATA: Final = (
     *("session.created", "session.described", "session.restored", "session.forked"),
@@ -355,27 +354,39 @@ class SessionLog:
             DecodeError: The bytes of an event are damaged; raised when it is reached.
             UpcastFailed: An upcaster failed; raised when the event is reached.
         """
+        return _flat(self._read_pages(session_id, after=after, until=until, limit=limit))
+
+    def _read_pages(
+        self, session_id: str, *, after: int = 0, until: int | None = None, limit: int | None = None
+    ) -> Iterator[Iterator[Event]]:
+        """read, page by page; for the async facade."""
         check_id(session_id, "session_id")
         check_numbers(after=after, until=until, limit=limit)
-        size = _PAGE if limit is None else min(max(limit, 1), _PAGE)
+        size = PAGE_ROWS if limit is None else min(max(limit, 1), PAGE_ROWS)
         head, rows = self._store.tail(self.namespace, session_id, after, size)
         if head is None or head.status == "deleted":
             raise SessionNotFound(session_id)
         return self._pages(session_id, rows, until, limit)
 
     def _pages(
-        self, session_id: str, rows: Sequence[Any], until: int | None, limit: int | None
-    ) -> Iterator[Event]:
+        self, session_id: str, rows: Rows[StoredRow], until: int | None, limit: int | None
+    ) -> Iterator[Iterator[Event]]:
         left = limit
         while rows and left != 0:
-            for row in rows:
-                if until is not None and row[0] > until:
-                    return
-                yield from self._events_of(session_id, row)
-            left = None if left is None else left - len(rows)
-            size = _PAGE if left is None else min(left, _PAGE)
-            last = rows[-1][0]
-            rows = self._store.rows(self.namespace, session_id, last, until, size) if size else ()
+            last, count = rows[-1][0], len(rows)
+            yield self._events_up_to(session_id, rows, until)
+            del rows  # Two pages at once would be twice the memory.
+            if until is not None and last >= until:
+                return
+            left = None if left is None else left - count
+            size = PAGE_ROWS if left is None else min(left, PAGE_ROWS)
+            rows = self._store.rows(self.namespace, session_id, last, until, size) if size else Rows()
+
+    def _events_up_to(self, session_id: str, rows: Rows[StoredRow], until: int | None) -> Iterator[Event]:
+        for row in rows:
+            if until is not None and row[0] > until:
+                return
+            yield from self._events_of(session_id, row)
 
     def export(self, session_id: str) -> Iterator[bytes]:
         """A session as JSON lines, every recorded column of every row, for import_events.
@@ -387,30 +398,34 @@ class SessionLog:
         Raises:
             SessionNotFound: The session has no events or was deleted; raised at once.
         """
+        return _flat(self._export_pages(session_id))
+
+    def _export_pages(self, session_id: str) -> Iterator[Iterator[bytes]]:
+        """export, page by page; for the async facade."""
         head = self.head(session_id)
         if head.version == 0 or head.status == "deleted":
             raise SessionNotFound(session_id)
         segments = lineage.segments(self._store, self.namespace, session_id, head.version)
         return self._exported(segments)
 
-    def _exported(self, segments: Sequence[lineage.Segment]) -> Iterator[bytes]:
-        yield bundle.header_line(self.namespace)
+    def _exported(self, segments: Sequence[lineage.Segment]) -> Iterator[Iterator[bytes]]:
+        yield iter([bundle.header_line(self.namespace)])
         for segment in segments:
             yield from self._section(segment)
 
-    def _section(self, segment: lineage.Segment) -> Iterator[bytes]:
-        """The lines of one session's own rows."""
+    def _section(self, segment: lineage.Segment) -> Iterator[Iterator[bytes]]:
+        """The lines of one session's own rows, page by page."""
         session_id, parent, origin, until = segment
-        yield bundle.section_line(
-            bundle.Section(session_id, until, parent, origin if parent is not None else None)
-        )
+        section = bundle.Section(session_id, until, parent, origin if parent is not None else None)
+        yield iter([bundle.section_line(section)])
         after = 0
         while after < until:
-            rows = self._store.rows(self.namespace, session_id, after, until, _PAGE)
+            rows = self._store.rows(self.namespace, session_id, after, until, PAGE_ROWS)
             if not rows:
                 raise StoreCorrupt(f"session {session_id!r} ends at version {after} of {until}")
-            yield from map(bundle.row_line, rows)
             after = rows[-1][0]
+            yield map(bundle.row_line, rows)
+            del rows  # Two pages at once would be twice the memory.
             if after == until:
                 # What was erased would look as if somebody had taken it away, without what says so: of a
                 # parent that is recorded behind the fork, of any session while it is exported.
@@ -432,6 +447,10 @@ class SessionLog:
             FeedUnavailable: This server cannot give a gap-safe feed.
             StoreBusy: A writer did not commit within `lock_timeout_s`.
         """
+        return _flat(self._read_all_pages(after=after, limit=limit))
+
+    def _read_all_pages(self, *, after: int = 0, limit: int | None = None) -> Iterator[Iterator[Event]]:
+        """read_all, page by page; for the async facade."""
         check_numbers(after=after, limit=limit)
         end = settled_end(self._store, self._lock_timeout_s)
         if after > end:
@@ -503,17 +522,19 @@ class SessionLog:
         """The transactions that have appended and not ended, the oldest first: the feed waits for them."""
         return [FeedHolder(*each) for each in self._store.feed_held_by()]
 
-    def _feed_pages(self, after: int, end: int, limit: int | None) -> Iterator[Event]:
+    def _feed_pages(self, after: int, end: int, limit: int | None) -> Iterator[Iterator[Event]]:
         left = limit
         while left != 0:
-            size = _PAGE if left is None else min(left, _PAGE)
+            size = PAGE_ROWS if left is None else min(left, PAGE_ROWS)
             rows = self._store.feed(self.namespace, after, end, size)
-            for session_id, row in rows:
-                yield from self._events_of(session_id, row)
-            if len(rows) < size:
+            if not rows:
                 return
-            after = rows[-1][1][1]
-            left = None if left is None else left - len(rows)
+            after, count, more = rows[-1][1][1], len(rows), rows.more
+            yield (event for session_id, row in rows for event in self._events_of(session_id, row))
+            del rows  # Two pages at once would be twice the memory.
+            if not more:
+                return
+            left = None if left is None else left - count
 
     def _events_of(self, session_id: str, row: StoredRow) -> Sequence[Event]:
         """What a recorded row is today."""
@@ -601,11 +622,17 @@ class SessionLog:
         head = self.head(session_id)
         if head.version == 0 or head.status == "deleted":
             raise SessionNotFound(session_id)
-        first = self._store.rows(self.namespace, session_id, 0, None, 1)
-        later = self._store.marks(self.namespace, session_id)
-        rows = [*first, *(row for row in later if first[0][0] < row[0] <= head.version)]
-        marks = [_mark(event_of(self.namespace, session_id, row)) for row in rows]
+        marks = [
+            _mark(event_of(self.namespace, session_id, row)) for row in self._marks(session_id, head.version)
+        ]
         return lineage.branches(self._store, self.namespace, session_id, head, marks)
+
+    def _marks(self, session_id: str, until: int) -> Iterator[StoredRow]:
+        """The first event of a session, and those that begin a branch."""
+        rows = self._store.rows(self.namespace, session_id, 0, until, 1)
+        while rows:
+            yield from rows
+            rows = self._store.marks(self.namespace, session_id, rows[-1][0], until)
 
     def _described(self, session_id: str) -> dict[str, Any]:
         """What a session is, beside what was said in it: its listing columns and its metadata."""
@@ -864,11 +891,6 @@ def _cursor(after: str | None) -> tuple[int, str] | None:
     return int(updated), check_id(session_id, "after")
 
 
-def take(items: Iterable[T], count: int) -> list[T]:
-    """The next items of an iterator; for the async facade."""
-    taken = []
-    for item in items:
-        taken.append(item)
-        if len(taken) == count:
-            break
-    return taken
+def _flat(pages: Iterator[Iterator[T]]) -> Iterator[T]:
+    for page in pages:
+        yield from page

@@ -88,22 +88,22 @@ def tail(
         return Tail(log._scope_of(session_id).empty_head(), (), 0)
     if not rows:
         return Tail(head, (), 0, after_hash is None or head.version != after or head.hash == after_hash)
-    size_bytes = sum(len(row[14] or b"") for row in rows)
     follows = after_hash is None or expected_hash(
         after_hash, chain.scope(log.namespace, session_id), rows[0]
     ) == bytes(rows[0][18])
     events = [event_of(log.namespace, session_id, row, log.types) for row in rows]
-    return Tail(head, events, size_bytes, follows)
+    return Tail(head, events, rows.size_bytes, follows)
 
 
 def page(
     log: SessionLog, session_id: str, after: int, until: int, limit: int = 5_000
 ) -> tuple[Sequence[Event], int]:
-    """Events recorded in the rows of a session, deleted or not, and the bytes of their payloads."""
+    """Events recorded in the rows of a session, deleted or not, and about how many bytes they take.
+
+    At least one, if there is one, and at most as many as `limit` and as a page takes: 8 MiB.
+    """
     rows = log._store.rows(log.namespace, session_id, after, until, limit)
-    return [event_of(log.namespace, session_id, row, log.types) for row in rows], sum(
-        len(row[14] or b"") for row in rows
-    )
+    return [event_of(log.namespace, session_id, row, log.types) for row in rows], rows.size_bytes
 
 
 def live_path(log: SessionLog, session_id: str, version: int) -> Sequence[Range]:

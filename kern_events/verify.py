@@ -8,7 +8,7 @@ show that; this module alone cannot.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -17,9 +17,7 @@ from kern_events.batch import LISTING, TOMBSTONES, StoredRow, expected_hash, lis
 from kern_events.codec import decode
 from kern_events.errors import ChainBroken, InvalidEvent
 from kern_events.events import Kind
-from kern_events.store.base import HOUR_US, HeadRow, Snapshot
-
-_PAGE: Final = 2_000
+from kern_events.store.base import HOUR_US, PAGE_ROWS, HeadRow, Snapshot
 
 Progress = Callable[[int, int], None]
 
@@ -169,9 +167,10 @@ class _Walk:
 
     def _rows(self, snapshot: Snapshot) -> Iterator[StoredRow]:
         after = -1
-        while rows := snapshot.page(self._namespace, self._head.session_id, after, _PAGE):
-            yield from rows
+        while rows := snapshot.page(self._namespace, self._head.session_id, after, PAGE_ROWS):
             after = rows[-1][0]
+            yield from rows
+            del rows  # Two pages at once would be twice the memory.
 
     def _find(self, version: int, problem: str, field: str, expected: Any, found: Any) -> None:
         self._findings.append(

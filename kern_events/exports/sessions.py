@@ -57,7 +57,8 @@ def every_line(log: SessionLog) -> Iterator[bytes]:
             session_id = segment.session_id
             if done.get(session_id, 0) < segment.version:
                 done[session_id] = max(segment.version, log.head(session_id).version)
-                yield from log._section(segment._replace(version=done[session_id]))
+                for page in log._section(segment._replace(version=done[session_id])):
+                    yield from page
 
 
 def live_events(log: SessionLog, session_id: str) -> Iterator[Event]:

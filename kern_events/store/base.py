@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy.engine import Connection
 
@@ -23,8 +23,16 @@ logger: Final = logging.getLogger("kern_events")
 logger.addHandler(logging.NullHandler())
 
 HOUR_US: Final = 3_600_000_000
+
+PAGE_BYTES: Final = 8 << 20
+"""Rows are read in pages that end where their contents come to so much: the last row may go beyond it."""
+
+PAGE_ROWS: Final = 1_000
+"""The most rows of a page, whatever limit was asked for."""
+
 NOBODY: Final[Mapping[str, int | None]] = MappingProxyType({})
 
+T = TypeVar("T")
 Tombstone = Callable[[Head], Batch]  # the tombstone's batch, for the head that it is recorded behind
 Base = Head | int | None
 Expected = Head | int | None
@@ -69,6 +77,17 @@ class Found(NamedTuple):
     user_id: str | None = None
     erased: bool = False
     barred: int | None = None
+
+
+class Rows(list[T]):
+    """A page of rows in order.
+
+    `size_bytes` is what their payloads, natives and metas take; with `more`, the page ended at its limit
+    or for its bytes, and there may be more rows than these.
+    """
+
+    size_bytes: int = 0
+    more: bool = False
 
 
 class HeadRow(NamedTuple):
@@ -299,7 +318,7 @@ class Snapshot(Protocol):
     def head_rows(self, namespace: str, session_id: str | None) -> Iterator[HeadRow]:
         """The head rows of one session or of all, deleted ones included."""
 
-    def page(self, namespace: str, session_id: str, after: int, limit: int) -> Sequence[StoredRow]:
+    def page(self, namespace: str, session_id: str, after: int, limit: int) -> Rows[StoredRow]:
         """Events of one session by version."""
 
     def orphans(self, namespace: str) -> Sequence[tuple[str, int]]:
@@ -353,13 +372,13 @@ class Store(Protocol):
 
     def rows(
         self, namespace: str, session_id: str, after: int, until: int | None, limit: int
-    ) -> Sequence[StoredRow]:
-        """Events of one session by version."""
+    ) -> Rows[StoredRow]:
+        """A page of the events of one session by version; empty only if there are none."""
 
     def tail(
         self, namespace: str, session_id: str, after: int, limit: int
-    ) -> tuple[Head | None, Sequence[StoredRow]]:
-        """The head and the events after a version, in one statement."""
+    ) -> tuple[Head | None, Rows[StoredRow]]:
+        """The head and a page of the events after a version, in one statement."""
 
     def head_row(self, namespace: str, session_id: str) -> HeadRow | None:
         """The whole head row, or None if the session is unknown."""
@@ -376,8 +395,8 @@ class Store(Protocol):
     def turn_at(self, namespace: str, session_id: str, version: int) -> int:
         """The highest turn that had started on the branch of a version of the session's own."""
 
-    def marks(self, namespace: str, session_id: str) -> Sequence[StoredRow]:
-        """The events that begin a branch: restores, and a fork's first."""
+    def marks(self, namespace: str, session_id: str, after: int, until: int) -> Rows[StoredRow]:
+        """A page of the events between versions that begin a branch: restores, and a fork's first."""
 
     def newest_of(
         self, namespace: str, session_id: str, types: Sequence[str], before: int
@@ -402,8 +421,8 @@ class Store(Protocol):
     def feed_held_by(self) -> Sequence[tuple[int | None, float]]:
         """The transactions that may hold the feed up: pid, and age in seconds."""
 
-    def feed(self, namespace: str, after: int, until: int, limit: int) -> Sequence[tuple[str, StoredRow]]:
-        """Events of all sessions by position, with their session ids."""
+    def feed(self, namespace: str, after: int, until: int, limit: int) -> Rows[tuple[str, StoredRow]]:
+        """A page of the events of all sessions by position, with their session ids."""
 
     def feed_count(self, namespace: str, after: int, limit: int) -> int:
         """How many events there are behind a position, counted up to a limit."""
@@ -547,13 +566,46 @@ def found_of(batch: Batch, rows: Sequence[Sequence[Any]]) -> Found:
     return Found(head, behind, keyed, user_id, erased)
 
 
-def tail_of(rows: Sequence[Sequence[Any]]) -> tuple[Head | None, Sequence[StoredRow]]:
+def page_of(rows: Iterable[Any], limit: int, at: int = 0) -> Rows[Any]:
+    """As many of the rows as a page takes, at least one; their events begin at a column.
+
+    Where rows come one by one, no more than these are asked for.
+    """
+    page: Rows[Any] = Rows()
+    size, payload, native, meta = 0, at + 14, at + 15, at + 10
+    for row in rows:
+        page.append(row)
+        size += len(row[payload] or b"")
+        if row[native] or row[meta]:
+            size += len(row[native] or b"") + len(row[meta] or b"")
+        if size >= PAGE_BYTES:
+            page.more = True
+            break
+    page.size_bytes = size
+    page.more = page.more or len(page) >= limit
+    return page
+
+
+def split(page: Rows[Any], columns: int) -> Rows[Any]:
+    """The page with its events alone, without the columns in front of them."""
+    rows: Rows[Any] = Rows([row[columns:] for row in page])
+    rows.size_bytes, rows.more = page.size_bytes, page.more
+    return rows
+
+
+def tail_of(page: Rows[Any]) -> tuple[Head | None, Rows[StoredRow]]:
     """A tail's rows: head columns, then event columns, which are NULL where there is no event."""
-    if not rows:
-        return None, ()
-    first = rows[0]
-    head = Head(*first[:7])
-    return head, () if first[7] is None else [tuple(row[7:]) for row in rows]
+    if not page:
+        return None, page
+    head = Head(*page[0][:7])
+    return head, Rows() if page[0][7] is None else split(page, 7)
+
+
+def feed_of(page: Rows[Any]) -> Rows[tuple[str, StoredRow]]:
+    """A feed's rows: the session's id, then event columns."""
+    rows: Rows[tuple[str, StoredRow]] = Rows([(row[0], row[1:]) for row in page])
+    rows.size_bytes, rows.more = page.size_bytes, page.more
+    return rows
 
 
 def head_row_of(row: Sequence[Any]) -> HeadRow:

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import Any, Final, NoReturn
 
 from msgspec.structs import replace
@@ -23,6 +23,7 @@ from kern_events.errors import StoreError
 from kern_events.events import Head, Kind, SessionInfo
 from kern_events.store.base import (
     HOUR_US,
+    PAGE_ROWS,
     Adoption,
     Base,
     Bound,
@@ -33,15 +34,18 @@ from kern_events.store.base import (
     Lineage,
     Origin,
     Refused,
+    Rows,
     SnapshotPut,
     StoredChunk,
     Tombstone,
     barred_by,
+    feed_of,
     fork_head,
     head_name,
     is_past_fence,
     landed,
     nothing,
+    page_of,
     refuses,
     tombstone_covers,
     unknown_head,
@@ -223,23 +227,23 @@ class MemoryStore:
 
     def rows(
         self, namespace: str, session_id: str, after: int, until: int | None, limit: int
-    ) -> Sequence[StoredRow]:
+    ) -> Rows[StoredRow]:
         """See Store."""
         with self._locked():
             session = self._sessions.get((namespace, session_id))
-            return session.after(after, until, limit) if session else ()
+            return page_of(session.after(after, until, limit) if session else (), limit)
 
     def tail(
         self, namespace: str, session_id: str, after: int, limit: int
-    ) -> tuple[Head | None, Sequence[StoredRow]]:
+    ) -> tuple[Head | None, Rows[StoredRow]]:
         """See Store."""
         with self._locked():
             session = self._sessions.get((namespace, session_id))
             if session is None:
-                return None, ()
+                return None, Rows()
             if session.head.version <= after:
-                return session.head, ()
-            return session.head, session.after(after, None, limit)
+                return session.head, Rows()
+            return session.head, page_of(session.after(after, None, limit), limit)
 
     def head_row(self, namespace: str, session_id: str) -> HeadRow | None:
         """See Store."""
@@ -273,10 +277,11 @@ class MemoryStore:
         found = (row[6] for row in reversed(rows) if row[0] <= version and row[5] in _TURN_KEEPERS)
         return next(found, 0)
 
-    def marks(self, namespace: str, session_id: str) -> Sequence[StoredRow]:
+    def marks(self, namespace: str, session_id: str, after: int, until: int) -> Rows[StoredRow]:
         """See Store."""
         rows = self._rows_of(namespace, session_id)
-        return [row for row in rows if row[5] in (Kind.RESTORE, Kind.FORK)]
+        marks = (row for row in rows if after < row[0] <= until and row[5] in (Kind.RESTORE, Kind.FORK))
+        return page_of(islice(marks, PAGE_ROWS), PAGE_ROWS)
 
     def newest_of(
         self, namespace: str, session_id: str, types: Sequence[str], before: int
@@ -333,20 +338,18 @@ class MemoryStore:
         """See Store: nobody ever does."""
         return ()
 
-    def feed(self, namespace: str, after: int, until: int, limit: int) -> Sequence[tuple[str, StoredRow]]:
+    def feed(self, namespace: str, after: int, until: int, limit: int) -> Rows[tuple[str, StoredRow]]:
         """See Store."""
-        found: list[tuple[str, StoredRow]] = []
         with self._locked():
-            for key, index in self._feed[max(after, 0) : until]:
-                if key[0] == namespace:
-                    found.append((key[1], self._sessions[key].rows[index]))
-                if len(found) == limit:
-                    break
-        return found
+            places = (place for place in self._feed[max(after, 0) : until] if place[0][0] == namespace)
+            found = ((key[1], *self._sessions[key].rows[index]) for key, index in islice(places, limit))
+            return feed_of(page_of(found, limit, 1))
 
     def feed_count(self, namespace: str, after: int, limit: int) -> int:
         """See Store."""
-        return len(self.feed(namespace, after, self.feed_last(), limit))
+        with self._locked():
+            places = (place for place in self._feed[max(after, 0) :] if place[0][0] == namespace)
+            return sum(1 for _ in islice(places, limit))
 
     def sessions(
         self, namespace: str, user_id: str | None, after: tuple[int, str] | None, limit: int
@@ -449,7 +452,7 @@ class MemoryStore:
             if key[0] == namespace and session_id in (None, key[1]):
                 yield _head_row(key[1], session)
 
-    def page(self, namespace: str, session_id: str, after: int, limit: int) -> Sequence[StoredRow]:
+    def page(self, namespace: str, session_id: str, after: int, limit: int) -> Rows[StoredRow]:
         """See Snapshot."""
         return self.rows(namespace, session_id, after, None, limit)
 

@@ -6,11 +6,13 @@ a stale one lands nowhere and costs one look-up. Values go over the wire in bina
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -26,6 +28,7 @@ from kern_events.events import Head, SessionInfo
 from kern_events.store import sql
 from kern_events.store.base import (
     HOUR_US,
+    PAGE_ROWS,
     Adoption,
     Base,
     Bound,
@@ -36,10 +39,12 @@ from kern_events.store.base import (
     Lineage,
     Origin,
     Refused,
+    Rows,
     SnapshotPut,
     StoredChunk,
     Tombstone,
     barred_by,
+    feed_of,
     fork_head,
     found_of,
     head_name,
@@ -49,6 +54,7 @@ from kern_events.store.base import (
     listing_values,
     newest_version,
     nothing,
+    page_of,
     refuses,
     rewrites_listing,
     tail_of,
@@ -74,7 +80,8 @@ from kern_events.store.wire import (
 T = TypeVar("T")
 
 _HEADS_CACHED: Final = 10_000
-_ERASE_PAGE: Final = 500
+_HEADS_PAGE: Final = 500
+_LARGE_KNOWN: Final = 4_096  # sessions
 _FOREVER: Final = 2**62
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _COPY_HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -97,6 +104,7 @@ class PostgresStore:
         self._sql = self._server.sql
         self._heads: LRUCache[tuple[str, str], Head] = LRUCache(_HEADS_CACHED)
         self._heads_lock = threading.Lock()
+        self._pages = _Pages()
         self._feed_checked = False
         self.on_commit: Callable[[], None] = nothing
         self.consumers: Consumers = SQLConsumers(PostgresSinks(self._server))
@@ -240,7 +248,7 @@ class PostgresStore:
             if parent is None or parent[5] == "deleted" or parent[4] != origin.epoch:
                 return None
             place = (namespace, origin.owner, origin.version - 1, origin.version, 1)
-            [row] = cursor.execute(self._sql.rows, place).fetchall()
+            [row] = cursor.execute(self._sql.rows.by_bytes, place).fetchall()
             head = fork_head(batch, origin, parent[4], row[18], row[8])
             linked = link(batch, head, now_us())
             bases.append(head)
@@ -423,7 +431,8 @@ class PostgresStore:
     def _erase(self, cursor: Cursor, batch: Batch, before: int) -> None:
         """Erase the content of all rows before a tombstone, page by page."""
         after, scope = 0, (batch.namespace, batch.session_id)
-        while rows := cursor.execute(self._sql.covered, (*scope, before, after, _ERASE_PAGE)).fetchall():
+        query = functools.partial(_fetched, cursor)
+        while rows := self._pages.read(query, self._sql.covered, (*scope, before, after, PAGE_ROWS), scope):
             commits = bytea_array([chain.payload_commit(row[17], row[14], row[15]) for row in rows])
             cursor.execute(self._sql.erase, (int8_array([row[0] for row in rows]), commits, *scope))
             if cursor.rowcount != len(rows):
@@ -459,16 +468,19 @@ class PostgresStore:
 
     def rows(
         self, namespace: str, session_id: str, after: int, until: int | None, limit: int
-    ) -> Sequence[StoredRow]:
+    ) -> Rows[StoredRow]:
         """See Store."""
-        last = _FOREVER if until is None else until
-        return self._server.query(self._sql.rows, (namespace, session_id, after, last, limit))
+        last, scope = _FOREVER if until is None else until, (namespace, session_id)
+        values = (*scope, after, last, min(limit, PAGE_ROWS))
+        return self._pages.read(self._server.query, self._sql.rows, values, scope)
 
     def tail(
         self, namespace: str, session_id: str, after: int, limit: int
-    ) -> tuple[Head | None, Sequence[StoredRow]]:
+    ) -> tuple[Head | None, Rows[StoredRow]]:
         """See Store."""
-        return tail_of(self._server.query(self._sql.tail, (after, limit, namespace, session_id)))
+        scope, most = (namespace, session_id), min(limit, PAGE_ROWS)
+        values = (after, most, *scope)
+        return tail_of(self._pages.read(self._server.query, self._sql.tail, values, scope, most, 7))
 
     def head_row(self, namespace: str, session_id: str) -> HeadRow | None:
         """See Store."""
@@ -496,9 +508,11 @@ class PostgresStore:
         rows = self._server.query(self._sql.turn_at, (namespace, session_id, version))
         return rows[0][0] if rows else 0
 
-    def marks(self, namespace: str, session_id: str) -> Sequence[StoredRow]:
+    def marks(self, namespace: str, session_id: str, after: int, until: int) -> Rows[StoredRow]:
         """See Store."""
-        return self._server.query(self._sql.marks, (namespace, session_id))
+        scope = (namespace, session_id)
+        values = (*scope, after, until, PAGE_ROWS)
+        return self._pages.read(self._server.query, self._sql.marks, values, scope)
 
     def newest_of(
         self, namespace: str, session_id: str, types: Sequence[str], before: int
@@ -555,10 +569,10 @@ class PostgresStore:
         """See Store."""
         return [(row[0], row[1]) for row in self._server.query(self._sql.feed_held_by, ())]
 
-    def feed(self, namespace: str, after: int, until: int, limit: int) -> Sequence[tuple[str, StoredRow]]:
+    def feed(self, namespace: str, after: int, until: int, limit: int) -> Rows[tuple[str, StoredRow]]:
         """See Store."""
-        rows = self._server.query(self._sql.feed, (namespace, after, until, limit))
-        return [(row[0], row[1:]) for row in rows]
+        values, scope = (namespace, after, until, min(limit, PAGE_ROWS)), (namespace, "")
+        return feed_of(self._pages.read(self._server.query, self._sql.feed, values, scope, at=1))
 
     def _lockers(self) -> tuple[Any, dict[str, int | None]]:
         """Which server this is, and the other transactions that may have taken positions: id and pid."""
@@ -664,7 +678,7 @@ class PostgresStore:
     def snapshot(self) -> Iterator[_Snapshot]:
         """See Store."""
         with self._server.looking() as cursor:
-            yield _Snapshot(cursor, self._sql)
+            yield _Snapshot(cursor, self._sql, self._pages)
 
     def migrate(self) -> tuple[int, int]:
         """See Store."""
@@ -679,12 +693,65 @@ class PostgresStore:
         self._server.close()
 
 
+class _Pages:
+    """Reads rows a page at a time: by rows, or by bytes where something large was met in a session."""
+
+    def __init__(self) -> None:
+        self._large: LRUCache[tuple[str, str], bool] = LRUCache(_LARGE_KNOWN)
+        self._lock = threading.Lock()
+        survive_forks(self)
+
+    def forget(self) -> None:
+        """In a forked child: the lock may have been held by a thread that is not here."""
+        self._lock = threading.Lock()
+
+    def read(
+        self,
+        query: Callable[[str, tuple[Any, ...]], list[Any]],
+        statement: sql.Paged,
+        values: tuple[Any, ...],
+        scope: tuple[str, str],
+        limit: int | None = None,
+        at: int = 0,
+    ) -> Rows[Any]:
+        """The next page; events begin at a column, and the limit is the last of the values by default."""
+        limit = values[-1] if limit is None else limit
+        with self._lock:
+            large = scope in self._large
+        if not large:
+            rows = query(statement.by_rows, values)
+            whole = _before_large(rows, at)
+            if whole == len(rows):
+                return page_of(rows, limit, at)
+            with self._lock:
+                self._large[scope] = True
+            if whole:
+                page = page_of(rows[:whole], limit, at)
+                page.more = True
+                return page
+        return page_of(query(statement.by_bytes, values), limit, at)
+
+
+def _before_large(rows: list[Any], at: int) -> int:
+    """How many rows came with what they hold, before the first one that did not."""
+    hash = at + 18
+    if None not in map(itemgetter(hash), rows):
+        return len(rows)
+    # Where there is no event at all, in the tail of a head, nothing is left out.
+    return next((i for i, row in enumerate(rows) if row[hash] is None and row[at] is not None), len(rows))
+
+
+def _fetched(cursor: Cursor, statement: str, values: tuple[Any, ...]) -> list[Any]:
+    return cursor.execute(statement, values).fetchall()
+
+
 class _Snapshot:
     """See Snapshot."""
 
-    def __init__(self, cursor: Cursor, statements: sql.PostgresSQL) -> None:
+    def __init__(self, cursor: Cursor, statements: sql.PostgresSQL, pages: _Pages) -> None:
         self._cursor = cursor
         self._sql = statements
+        self._pages = pages
 
     def head_rows(self, namespace: str, session_id: str | None) -> Iterator[HeadRow]:
         if session_id is not None:
@@ -692,13 +759,14 @@ class _Snapshot:
             yield from map(head_row_of, rows)
             return
         after = ""
-        while rows := self._cursor.execute(self._sql.head_rows, (namespace, after, _ERASE_PAGE)).fetchall():
+        while rows := self._cursor.execute(self._sql.head_rows, (namespace, after, _HEADS_PAGE)).fetchall():
             yield from map(head_row_of, rows)
             after = rows[-1][0]
 
-    def page(self, namespace: str, session_id: str, after: int, limit: int) -> Sequence[StoredRow]:
-        values = (namespace, session_id, after, _FOREVER, limit)
-        return self._cursor.execute(self._sql.rows, values).fetchall()
+    def page(self, namespace: str, session_id: str, after: int, limit: int) -> Rows[StoredRow]:
+        scope = (namespace, session_id)
+        values = (*scope, after, _FOREVER, min(limit, PAGE_ROWS))
+        return self._pages.read(functools.partial(_fetched, self._cursor), self._sql.rows, values, scope)
 
     def orphans(self, namespace: str) -> Sequence[tuple[str, int]]:
         return self._cursor.execute(self._sql.orphans, (namespace,)).fetchall()

@@ -7,9 +7,10 @@ SQLite's take `?`, Postgres' `%b` (binary) with `{s}` before a table for the opt
 from __future__ import annotations
 
 import functools
-from typing import Final
+from typing import Final, NamedTuple
 
 from kern_events.batch import LISTING, ROW_COLUMNS, STORED_COLUMNS
+from kern_events.store import base
 
 HEAD: Final = "version, head_hash, turn, branch, epoch, status, updated_at"
 _ROW: Final = ", ".join(ROW_COLUMNS)
@@ -18,6 +19,7 @@ _STORED_E: Final = ", ".join(f"e.{column}" for column in STORED_COLUMNS)
 _HEAD_S: Final = ", ".join(f"s.{column}" for column in HEAD.split(", "))
 _LISTING: Final = ", ".join(LISTING)
 _TOMBSTONES: Final = "('session.erased', 'session.deleted')"
+_CONTENT: Final = ("payload", "native", "meta")
 _INFO: Final = (
     "session_id, status, version, turn, " + _LISTING + ", fork_parent, fork_version, created_at, updated_at"
 )
@@ -179,10 +181,10 @@ SQLITE_TURN_AT: Final = (
     f"SELECT e.turn FROM kern_events AS e WHERE {_OF_SESSION} AND e.version <= ? AND +e.kind IN (1, 3, 4) "
     "ORDER BY e.version DESC LIMIT 1"
 )
-# The events that begin a branch.
+# The events that begin a branch, between versions.
 SQLITE_MARKS: Final = (
-    f"SELECT {_STORED_E} FROM kern_events AS e WHERE {_OF_SESSION} AND e.kind <> 0 AND e.kind IN (3, 4) "
-    "ORDER BY e.version"
+    f"SELECT {_STORED_E} FROM kern_events AS e WHERE {_OF_SESSION} AND e.version > ? "
+    "AND e.version <= ? AND e.kind <> 0 AND e.kind IN (3, 4) ORDER BY e.version LIMIT ?"
 )
 # The newest event of some types.
 SQLITE_NEWEST_OF: Final = (
@@ -347,12 +349,46 @@ _FORK: Final = _CREATE.replace(f"{_LISTING})", f"{_LISTING}, fork_parent, fork_v
 )
 
 
+
+
+class Paged(NamedTuple):
+    """A page of rows: `by_rows`, where nothing is large, as almost always, and `by_bytes`.
+
+    By rows costs as much as without pages. What is large comes without its contents, told by a hash
+    that is NULL. By bytes ends where a page is full, and costs a third more.
+    """
+
+    by_rows: str
+    by_bytes: str
+
+
+def _paged(select: str, source: str, order: str) -> Paged:
+    """What is selected beside the events' columns, from where, and the column that orders it."""
+    most = base.PAGE_BYTES // base.PAGE_ROWS
+    large = " OR ".join(f"octet_length({column}) > {most}" for column in _CONTENT)
+    shown = {column: f"CASE WHEN octet_length({column}) <= {most} THEN {column} END" for column in _CONTENT}
+    shown["hash"] = f"CASE WHEN {large} THEN NULL ELSE hash END"
+    size = " + ".join(f"coalesce(octet_length({column}), 0)" for column in _CONTENT)
+    rows = ", ".join(f"{shown[each]} AS {each}" if each in shown else each for each in STORED_COLUMNS)
+    found = f"{select}{_STORED}"
+    return Paged(
+        f"SELECT {select}{rows} {source} ORDER BY {order} LIMIT %b",
+        f"SELECT {found} FROM (SELECT {found}, sum({size}) OVER (ORDER BY {order} "
+        f"ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before_it {source} "
+        f"ORDER BY {order} LIMIT %b) AS page "
+        f"WHERE before_it IS NULL OR before_it < {base.PAGE_BYTES} ORDER BY {order}",
+    )
+
+
 class PostgresSQL:
     """The statements of Postgres, for one schema; `prefix` is empty or a quoted name and a dot."""
 
     def __init__(self, prefix: str) -> None:
         def filled(statement: str) -> str:
             return statement.replace("{s}", prefix)
+
+        def paged(select: str, source: str, order: str = "version") -> Paged:
+            return Paged(*map(filled, _paged(select, source, order)))
 
         def guarded(head: str) -> str:
             return filled(f"WITH head AS ({head} RETURNING 1) {_NEW_ROWS}")
@@ -376,17 +412,22 @@ class PostgresSQL:
             f"SELECT {HEAD}, user_id, current_setting('transaction_isolation') FROM {{s}}kern_sessions "
             "WHERE namespace = %b AND session_id = %b FOR UPDATE"
         )
-        # The head and what is recorded after a version: the freshness check of every load.
-        self.tail = filled(
-            f"SELECT {_HEAD_S}, {_STORED_E} FROM {{s}}kern_sessions AS s LEFT JOIN LATERAL ("
-            f"SELECT {_STORED} FROM {{s}}kern_events WHERE namespace = s.namespace "
-            "AND session_id = s.session_id AND version > %b ORDER BY version LIMIT %b) AS e ON true "
-            "WHERE s.namespace = %b AND s.session_id = %b ORDER BY e.version"
-        )
         # Events of one session by version.
-        self.rows = filled(
-            f"SELECT {_STORED} FROM {{s}}kern_events WHERE namespace = %b AND session_id = %b "
-            "AND version > %b AND version <= %b ORDER BY version LIMIT %b"
+        of_session = "FROM {s}kern_events WHERE namespace = %b AND session_id = %b "
+        self.rows = paged("", of_session + "AND version > %b AND version <= %b")
+        # The head and what is recorded after a version: the freshness check of every load.
+        behind = (
+            "FROM {s}kern_events WHERE namespace = s.namespace AND session_id = s.session_id AND version > %b"
+        )
+        self.tail = Paged(
+            *(
+                filled(
+                    f"SELECT {_HEAD_S}, {_STORED_E} FROM {{s}}kern_sessions AS s "
+                    f"LEFT JOIN LATERAL ({page}) AS e ON true "
+                    "WHERE s.namespace = %b AND s.session_id = %b ORDER BY e.version"
+                )
+                for page in _paged("", behind, "version")
+            )
         )
         # After a refusal or a lost answer: the head and the rows behind the base.
         self.look_up = filled(
@@ -409,10 +450,9 @@ class PostgresSQL:
             "WHERE s.namespace = %(namespace)b AND s.session_id = %(session_id)b ORDER BY e.version"
         )
         # What a tombstone covers and still has content.
-        self.covered = filled(
-            f"SELECT {_STORED} FROM {{s}}kern_events WHERE namespace = %b AND session_id = %b "
-            "AND version < %b AND kind NOT IN (5, 6) AND payload IS NOT NULL AND version > %b "
-            "ORDER BY version LIMIT %b"
+        self.covered = paged(
+            "",
+            of_session + "AND version < %b AND kind NOT IN (5, 6) AND payload IS NOT NULL AND version > %b",
         )
         # Erase the content of events; the trigger lets nothing else be updated.
         self.erase = filled(
@@ -462,10 +502,9 @@ class PostgresSQL:
             "SELECT turn FROM {s}kern_events WHERE namespace = %b AND session_id = %b "
             "AND version <= %b AND kind + 0 IN (1, 3, 4) ORDER BY version DESC LIMIT 1"
         )
-        # The events that begin a branch.
-        self.marks = filled(
-            f"SELECT {_STORED} FROM {{s}}kern_events WHERE namespace = %b AND session_id = %b "
-            "AND kind <> 0 AND kind IN (3, 4) ORDER BY version"
+        # The events that begin a branch, between versions.
+        self.marks = paged(
+            "", of_session + "AND version > %b AND version <= %b AND kind <> 0 AND kind IN (3, 4)"
         )
         # The newest event of some types.
         self.newest_of = filled(
@@ -577,9 +616,10 @@ class PostgresSQL:
             "pg_get_serial_sequence('{s}kern_events', 'position')::regclass"
         )
         # Events of all sessions of a namespace by position.
-        self.feed = filled(
-            f"SELECT session_id, {_STORED} FROM {{s}}kern_events "
-            "WHERE namespace = %b AND position > %b AND position <= %b ORDER BY position LIMIT %b"
+        self.feed = paged(
+            "session_id, ",
+            "FROM {s}kern_events WHERE namespace = %b AND position > %b AND position <= %b",
+            "position",
         )
         # How many of those there are, up to a limit.
         self.feed_count = filled(

@@ -23,6 +23,7 @@ from kern_events.events import Head, SessionInfo
 from kern_events.store import sql
 from kern_events.store.base import (
     HOUR_US,
+    PAGE_ROWS,
     Adoption,
     AnswerLost,
     Base,
@@ -34,10 +35,12 @@ from kern_events.store.base import (
     Lineage,
     Origin,
     Refused,
+    Rows,
     SnapshotPut,
     StoredChunk,
     Tombstone,
     barred_by,
+    feed_of,
     fork_head,
     found_of,
     head_name,
@@ -62,6 +65,7 @@ from kern_events.store.sqlite_file import (
     SQLiteFile,
     SQLiteSinks,
     has_wal_reset_bug,
+    page_from,
     roll_back,
 )
 
@@ -70,7 +74,7 @@ T = TypeVar("T")
 _INSERT_ROWS: Final = 50
 # Of payloads: the driver copies those of a statement in one go, and nothing else runs meanwhile.
 _INSERT_BYTES: Final = 1 << 20
-_ERASE_PAGE: Final = 500
+_HEADS_PAGE: Final = 500
 _CHUNKS_PAGE: Final = 256
 _FULL: Final = 2
 
@@ -308,20 +312,20 @@ class SQLiteStore:
 
     def rows(
         self, namespace: str, session_id: str, after: int, until: int | None, limit: int
-    ) -> Sequence[StoredRow]:
+    ) -> Rows[StoredRow]:
         """See Store."""
         last = 2**63 - 1 if until is None else until
-        return self._file.query(sql.SQLITE_ROWS, (namespace, session_id, after, last, limit))
+        return self._file.page(sql.SQLITE_ROWS, (namespace, session_id, after, last, limit), limit)
 
     def tail(
         self, namespace: str, session_id: str, after: int, limit: int
-    ) -> tuple[Head | None, Sequence[StoredRow]]:
+    ) -> tuple[Head | None, Rows[StoredRow]]:
         """See Store."""
         # Most loads find nothing new, and the head alone is half the cost of the join.
         head = self.head(namespace, session_id)
         if head is None or head.version <= after:
-            return head, ()
-        return tail_of(self._file.query(sql.SQLITE_TAIL, (after, namespace, session_id, limit)))
+            return head, Rows()
+        return tail_of(self._file.page(sql.SQLITE_TAIL, (after, namespace, session_id, limit), limit, 7))
 
     def head_row(self, namespace: str, session_id: str) -> HeadRow | None:
         """See Store."""
@@ -350,9 +354,10 @@ class SQLiteStore:
         rows = self._file.query(sql.SQLITE_TURN_AT, (namespace, session_id, version))
         return rows[0][0] if rows else 0
 
-    def marks(self, namespace: str, session_id: str) -> Sequence[StoredRow]:
+    def marks(self, namespace: str, session_id: str, after: int, until: int) -> Rows[StoredRow]:
         """See Store."""
-        return self._file.query(sql.SQLITE_MARKS, (namespace, session_id))
+        values = (namespace, session_id, after, until, PAGE_ROWS)
+        return self._file.page(sql.SQLITE_MARKS, values, PAGE_ROWS)
 
     def newest_of(
         self, namespace: str, session_id: str, types: Sequence[str], before: int
@@ -392,10 +397,9 @@ class SQLiteStore:
         """See Store: nobody ever does."""
         return ()
 
-    def feed(self, namespace: str, after: int, until: int, limit: int) -> Sequence[tuple[str, StoredRow]]:
+    def feed(self, namespace: str, after: int, until: int, limit: int) -> Rows[tuple[str, StoredRow]]:
         """See Store."""
-        rows = self._file.query(sql.SQLITE_FEED, (namespace, after, until, limit))
-        return [(row[0], row[1:]) for row in rows]
+        return feed_of(self._file.page(sql.SQLITE_FEED, (namespace, after, until, limit), limit, 1))
 
     def feed_count(self, namespace: str, after: int, limit: int) -> int:
         """See Store."""
@@ -528,14 +532,13 @@ class _Snapshot:
             yield from map(head_row_of, rows)
             return
         after = 0
-        while rows := self._driver.execute(sql.SQLITE_HEAD_ROWS, (namespace, after, _ERASE_PAGE)).fetchall():
+        while rows := self._driver.execute(sql.SQLITE_HEAD_ROWS, (namespace, after, _HEADS_PAGE)).fetchall():
             yield from (head_row_of(row[:-1]) for row in rows)
             after = rows[-1][-1]
 
-    def page(self, namespace: str, session_id: str, after: int, limit: int) -> Sequence[StoredRow]:
-        return self._driver.execute(
-            sql.SQLITE_ROWS, (namespace, session_id, after, 2**63 - 1, limit)
-        ).fetchall()
+    def page(self, namespace: str, session_id: str, after: int, limit: int) -> Rows[StoredRow]:
+        values = (namespace, session_id, after, 2**63 - 1, limit)
+        return page_from(self._driver.execute(sql.SQLITE_ROWS, values), limit)
 
     def orphans(self, namespace: str) -> Sequence[tuple[str, int]]:
         return self._driver.execute(sql.SQLITE_ORPHANS).fetchall()
@@ -675,7 +678,8 @@ def _moved(head: Head) -> tuple[Any, ...]:
 def _erase(driver: Driver, session: int, before: int) -> None:
     """Erase the content of all rows before a tombstone, page by page."""
     after = 0
-    while rows := driver.execute(sql.SQLITE_COVERED, (session, before, after, _ERASE_PAGE)).fetchall():
+    covered = sql.SQLITE_COVERED
+    while rows := page_from(driver.execute(covered, (session, before, after, PAGE_ROWS)), PAGE_ROWS):
         commits = [(chain.payload_commit(row[17], row[14], row[15]), session, row[0]) for row in rows]
         changed = driver.executemany(sql.SQLITE_ERASE, commits).rowcount
         if changed != len(rows):

@@ -12,7 +12,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -25,7 +25,7 @@ from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 from kern_events.clock import now_us
 from kern_events.errors import StoreBusy, StoreCorrupt, StoreError, StoreUnavailable
 from kern_events.store import migrate, sql
-from kern_events.store.base import logger
+from kern_events.store.base import Rows, logger, page_of
 from kern_events.store.connections import Connections, Lease, keep_inherited, survive_forks
 from kern_events.store.inodes import Identity, Inodes
 
@@ -129,13 +129,18 @@ class SQLiteFile:
 
     # --------------------------------------------------------------------------------- reading
 
-    def query(self, statement: str, values: tuple[Any, ...]) -> list[Any]:
+    def query(
+        self,
+        statement: str,
+        values: tuple[Any, ...],
+        fetch: Callable[[sqlite3.Cursor], list[Any]] = sqlite3.Cursor.fetchall,
+    ) -> list[Any]:
         """The rows of one read."""
         if not self._ready:
             self.ensure()
         lease = self._take_reader()
         try:
-            rows = lease.driver.execute(statement, values).fetchall()
+            rows = fetch(lease.driver.execute(statement, values))
         except sqlite3.Error as error:
             self._readers.drop(lease)
             raise self.translated(error) from error
@@ -143,7 +148,12 @@ class SQLiteFile:
             self._readers.drop(lease)
             raise
         self._readers.give(lease)
-        return rows  # type: ignore[no-any-return]
+        return rows
+
+    def page(self, statement: str, values: tuple[Any, ...], limit: int, at: int = 0) -> Rows[Any]:
+        """A page of the rows of one read, with events from a column on."""
+        page: Any = self.query(statement, values, lambda cursor: page_from(cursor, limit, at))
+        return page  # type: ignore[no-any-return]
 
     @contextmanager
     def reading(self) -> Iterator[Driver]:
@@ -443,6 +453,14 @@ def _restore_reader(checked_out: PoolProxiedConnection) -> None:
     driver = checked_out.driver_connection
     assert isinstance(driver, sqlite3.Connection)
     driver.isolation_level = checked_out.info.pop("kern_isolation_level")
+
+
+def page_from(cursor: sqlite3.Cursor, limit: int, at: int = 0) -> Rows[Any]:
+    """A page of the rows of a statement, which is stepped no further than that."""
+    try:
+        return page_of(cursor, limit, at)
+    finally:
+        cursor.close()
 
 
 def roll_back(driver: Driver) -> None:

@@ -212,7 +212,7 @@ def test_what_is_unknown_or_deleted_cannot_be_exported(log, delete):
 
 
 def test_a_session_that_is_deleted_while_it_is_exported_ends_with_its_deletion(open_log, memory, monkeypatch):
-    monkeypatch.setattr("kern_events.log._PAGE", 2)
+    monkeypatch.setattr("kern_events.log.PAGE_ROWS", 2)
     log = open_log()
     log.append("s", notes(5))
     lines = iter(sync_of(log).export("s"))

@@ -50,6 +50,7 @@ USES = {
     "a turn for its user": lambda log: log.turn("s8", user_id="ada").__enter__(),
     "a turn that others append beside": lambda log: _taken(log),
     "consumers": lambda log: _consumed(log),
+    "what is large": lambda log: _large(log),
     "delete": lambda log: log.delete("s6"),
     "delete what has forks": lambda log: log.delete("s5"),
 }
@@ -99,6 +100,16 @@ def _described(log):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(log, "_metadata", lambda one: (read(one), log.append(one, notes(1)))[0])
         log.describe("s9", metadata={"a": 1})
+
+
+def _large(log):
+    """By bytes, from then on."""
+    log.append("s9", [note("x" * 10_000)])
+    after = log.head("s9").version - 1
+    assert len(list(log.read("s9", after=after))) == len(list(log.read("s9", after=after, until=after + 1)))
+    log.branches("s9")
+    list(log.read_all(after=100))
+    log.delete("s9")
 
 
 def _taken(log):
@@ -305,10 +316,19 @@ def test_postgres_goes_back_by_version_and_sorts_nothing(explained, statement):
     USES["fork"](log)
     USES["tail"](log)
 
-    plan = plans[getattr(sql.PostgresSQL(""), statement)]
+    [plan] = [plans[text] for name, text in statements() if name in (statement, f"{statement}.by_rows")]
     assert re.search("Index Scan (Backward )?using kern_events_pkey", plan), plan
     assert "version" in "".join(re.findall(r"Index Cond: .*", plan)), plan
     assert statement == "tail" or "Sort" not in plan, plan
+
+
+def statements():
+    """Every statement by its name; those of pages are two each."""
+    for name, text in vars(sql.PostgresSQL("")).items():
+        if isinstance(text, str):
+            yield name, text
+        else:
+            yield from ((f"{name}.{way}", each) for way, each in text._asdict().items())
 
 
 UNEXPLAINED = {
@@ -326,7 +346,7 @@ def test_every_statement_about_a_session_is_explained_here(explained):
     for use in USES.values():
         use(log)
 
-    assert {name for name, text in vars(sql.PostgresSQL("")).items() if text not in plans} == UNEXPLAINED
+    assert {name for name, text in statements() if text not in plans} == UNEXPLAINED
 
 
 @pytest.mark.parametrize("dialect", ["postgres"], indirect=True)
