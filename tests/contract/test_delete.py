@@ -250,12 +250,12 @@ def gone(facade_kind, address, loop):
         yield sessions
 
 
-@pytest.mark.parametrize("verb", [*VERBS, *WRITES])
-def test_a_deleted_session_is_not_found_by_any_verb(gone, verb):
+def test_a_deleted_session_is_not_found_by_any_verb(gone):
     head = gone.head("s")
-    with pytest.raises(SessionNotFound) as caught:
-        {**VERBS, **WRITES}[verb](gone)
+    for verb, use in {**VERBS, **WRITES}.items():
+        with pytest.raises(SessionNotFound) as caught:
+            use(gone)
 
-    # What would begin a session that never was says that this one has to be begun anew.
-    assert isinstance(caught.value, SessionClosed) == (verb in WRITES)
+        # What would begin a session that never was says that this one has to be begun anew.
+        assert isinstance(caught.value, SessionClosed) == (verb in WRITES), verb
     assert (gone.head("s"), gone.head("t").version, gone.head("f").version) == (head, 0, 0)
