@@ -53,7 +53,7 @@ class MemoryCache:
         with self._lock:
             self._snapshots.pop(key, None)
 
-    def purge(self, namespace: str, session_id: str, epoch: int) -> None:
+    def purge(self, namespace: str, session_id: str, epoch: int = 0) -> None:
         """Forget what every projector made of a session, and keep nothing from before that epoch any more."""
         session = (namespace, session_id)
         with self._lock:
