@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from kern_events import Draft, Sessions, message
 from kern_events.store.base import StoredChunk
-from projections import MemoryCache, RedisCache, SessionProjector, chunks, loading
+from projections import MemoryCache, RedisCache, SessionProjector, chunks, history, loading
 from projections.caches import tiers
 from projections.caches.framing import seal
 from projections.caches.tiers import DurableTier, _identity, _place
@@ -165,6 +165,28 @@ def test_no_bytes_make_a_read_fail(tier: str, count: int, redis_url: str) -> Non
             if sessions.head("s").version > 120:
                 sessions.delete("s")
                 converse(sessions)
+
+
+@pytest.mark.parametrize("secret", [None, b"a secret"], ids=["checked", "signed"])
+@pytest.mark.parametrize("count", [30, pytest.param(2_000, marks=pytest.mark.long)])
+def test_no_row_that_was_changed_is_ever_shown(secret: bytes | None, count: int) -> None:
+    random_ = pick((secret, count))
+    with Sessions.open("memory:", cache=MemoryCache(0), secret=secret) as sessions:
+        converse(sessions)
+        key, codec, snapshot = true(sessions)
+        durable = DurableTier(sessions, secret)
+        rows = sessions._store._snapshots  # type: ignore[attr-defined]
+        for _ in range(count):
+            durable.store_all(codec, [(key, snapshot)])
+            (stored,) = rows.values()
+            for name in random_.sample(sorted(stored), random_.randrange(1, 3)):
+                one, other = stored[name], stored[random_.choice(sorted(stored))]
+                half = one.data[:40] + other.data[40:]
+                data = random_.choice([changed(one.data, random_), other.data, half])
+                stored[name] = one._replace(data=data)
+
+            assert sessions.load("s") == snapshot.view
+            assert sessions.history("s", last_turns=3) == history(snapshot.view, last_turns=3)
 
 
 BAD: Final[dict[str, Callable[[Any], Any]]] = {
