@@ -10,7 +10,6 @@ from sqlalchemy.exc import ArgumentError
 
 from kern_events.store.base import Store
 
-
 def open_store(
     url_or_engine: str | URL | Engine, *, schema: str | None, pool_size: int, lock_timeout_s: float
 ) -> Store:
@@ -57,6 +56,10 @@ def _parsed(url: Any) -> URL:
         raise ValueError(
             "this is not a database URL: use memory:, sqlite:///file.db or postgresql://..."
         ) from None
+    if parsed.get_backend_name() == "sqlite" and isinstance(url, str):
+        for option in filter(None, url.partition("?")[2].split("&")):
+            if "=" not in option:  # SQLAlchemy would drop it, and open the file named before the ?.
+                raise ValueError(f"a SQLite URL takes no {option}: a ? in the name of a file is written %3F")
     if "@" in (parsed.host or ""):  # The driver would tell the rest of the password as the host's name.
         raise ValueError("the password in the URL has an @: write %40")
     return parsed

@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.pool import PoolProxiedConnection
+from sqlalchemy.pool import AssertionPool, PoolProxiedConnection, SingletonThreadPool, StaticPool
 
 _PATIENCE_S: Final = 30.0  # before all connections in use is an error
 _POLL_S: Final = 0.1
@@ -36,7 +36,11 @@ class Lease:
 
 
 class Connections:
-    """Hands out leases. `prepare` gets a connection ready, `restore` undoes it for a caller's engine."""
+    """Hands out leases. `prepare` gets a connection ready, `restore` undoes it for a caller's engine.
+
+    Raises:
+        ValueError: The engine's pool gives one connection to several callers.
+    """
 
     def __init__(
         self,
@@ -47,6 +51,11 @@ class Connections:
         keep: int,
         limit: int | None = None,
     ) -> None:
+        if isinstance(engine.pool, (AssertionPool, SingletonThreadPool, StaticPool)):
+            raise ValueError(
+                f"the engine's pool is a {type(engine.pool).__name__}, which gives one connection to several "
+                "callers: use QueuePool or NullPool"
+            )
         self._engine = engine
         self._prepare = prepare
         self._restore = restore

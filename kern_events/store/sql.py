@@ -66,6 +66,10 @@ SQLITE_WRITES: Final = "PRAGMA query_only = OFF"
 SQLITE_BUSY_TIMEOUT: Final = "PRAGMA busy_timeout = {:d}"
 # Take the write lock now, not at the first write.
 SQLITE_BEGIN: Final = "BEGIN IMMEDIATE"
+# ... in a transaction that somebody else has begun: a write takes it, whatever it finds.
+SQLITE_TAKE_LOCK: Final = "UPDATE kern_consumers SET position = position WHERE FALSE"
+# The file that is open: an empty text for one in memory.
+SQLITE_FILE: Final = "SELECT file FROM pragma_database_list WHERE name = 'main'"
 # A consistent state to read.
 SQLITE_BEGIN_READ: Final = "BEGIN"
 # What an append in the caller's transaction writes goes together, or not at all.

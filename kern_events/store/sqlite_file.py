@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from sqlalchemy import URL, create_engine, event, text
 from sqlalchemy.engine import Connection, Engine
@@ -49,12 +49,15 @@ class SQLiteFile:
     """The connections to one file: a writer that is held, and readers."""
 
     def __init__(self, url: URL, engine: Engine | None, *, pool_size: int, lock_timeout_s: float) -> None:
-        if url.database in (None, "", ":memory:"):
+        name = str(url.database or "")
+        path = unquote(urlsplit(name).path) if name.startswith("file:") else name
+        if path in ("", ":memory:") or "memory" in url.query.get("mode", ""):
             raise ValueError("an in-memory SQLite is a database per connection: use the URL memory:")
         self._own = engine is None
         self._lock_timeout_s = lock_timeout_s
-        self._path = None if str(url.database).startswith("file:") else os.path.abspath(str(url.database))
-        self._engine = engine or self._create_engine(url, pool_size)
+        self._path = os.path.abspath(path)
+        self._read_only = url.query.get("mode") == "ro" or "immutable" in url.query
+        self._engine = engine or self._create_engine(_uri(url, self._path), pool_size)
         keep_private(self._engine)
         self._readers = Connections(
             self._engine, self._prepare_reader, _restore_reader, keep=pool_size if self._own else 0
@@ -191,7 +194,7 @@ class SQLiteFile:
 
     def _create_engine(self, url: URL, pool_size: int) -> Engine:
         return create_engine(
-            url if self._path is None else url.set(database=self._path),
+            url,
             poolclass=QueuePool,
             pool_size=pool_size,
             max_overflow=-1,
@@ -220,7 +223,7 @@ class SQLiteFile:
         if not self._ready:
             if sqlite3.sqlite_version_info < _OLDEST:
                 raise StoreError(f"SQLite 3.37 or newer is needed, this is {sqlite3.sqlite_version}")
-            if self._own and self._path and (kind := _network_filesystem(self._path)):
+            if self._own and (kind := _network_filesystem(self._path)):
                 raise StoreError(f"{self._path} is on a network file system ({kind}), where WAL is not safe")
             try:
                 self._migrate(self._writer.driver if self._writer else self._open_writer())
@@ -296,6 +299,9 @@ class SQLiteFile:
             for setting in sql.SQLITE_SETTINGS:
                 driver.execute(setting)
             self._wal_mode = driver.execute(sql.SQLITE_JOURNAL).fetchone()[0] == "wal"
+            self._path = driver.execute(sql.SQLITE_FILE).fetchone()[0] or self._path
+            if self._own and not (self._wal_mode or self._read_only):
+                raise StoreError(f"{self._path} cannot be used in WAL mode, which this log rests on")
             _tables(driver)  # Reading makes SQLite open the WAL; still with the driver's own wait.
             if self._replaced:
                 self._check_whole(driver)
@@ -371,11 +377,9 @@ class SQLiteFile:
 
     def _watch(self) -> None:
         """Note which files the writer has opened."""
-        self._watched = None
-        if self._path is not None:
-            suffixes = ("", "-wal", "-shm") if self._wal_mode else ("",)
-            self._watched = Inodes([self._path + suffix for suffix in suffixes])
-            self._opened = self._watched.now()
+        suffixes = ("", "-wal", "-shm") if self._wal_mode else ("",)
+        self._watched = Inodes([self._path + suffix for suffix in suffixes])
+        self._opened = self._watched.now()
 
     def translated(self, error: sqlite3.Error) -> StoreError:
         """What the driver's error is to the log; damage latches the store to failed."""
@@ -411,11 +415,17 @@ class SQLiteSinks:
 
     def begin(self, connection: Connection) -> None:
         """See Sinks."""
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, sqlite3.Connection)
         # The connection may have been one that only reads.
-        for setting in (*sql.SQLITE_SETTINGS, sql.SQLITE_WRITES):
-            connection.exec_driver_sql(setting)
-        connection.commit()  # SQLAlchemy has begun one, of which the driver knows nothing yet.
-        connection.exec_driver_sql(sql.SQLITE_BEGIN)
+        try:
+            for setting in (*sql.SQLITE_SETTINGS, sql.SQLITE_WRITES):
+                driver.execute(setting)
+        except sqlite3.Error as error:
+            raise self._file.translated(error) from error
+        connection.begin()
+        # An engine may be set up to tell the driver of that; a write then takes the lock.
+        connection.exec_driver_sql(sql.SQLITE_TAKE_LOCK if driver.in_transaction else sql.SQLITE_BEGIN)
 
     def is_over(self) -> bool:
         """See Sinks."""
@@ -473,6 +483,22 @@ def is_busy(error: sqlite3.Error) -> bool:
     """Whether somebody else holds the lock."""
     name = getattr(error, "sqlite_errorname", "") or ""
     return name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+
+
+_URI_OPTIONS: Final = frozenset({"cache", "immutable", "mode", "nolock", "psow", "vfs"})
+_DRIVER_OPTIONS: Final = frozenset({"uri", "timeout", "cached_statements", "check_same_thread"})
+
+
+def _uri(url: URL, path: str) -> URL:
+    """The URL by which SQLite opens a path, with the options that it takes itself."""
+    asked = set(url.query)
+    if unknown := asked - _URI_OPTIONS - _DRIVER_OPTIONS:
+        raise ValueError(f"a SQLite URL takes no {min(unknown)}: a ? in the name of a file is written %3F")
+    if str(url.database).startswith("file:"):
+        return url.update_query_dict({"uri": "true"})
+    if not asked & _URI_OPTIONS:
+        return url.set(database=path)
+    return url.set(database="file:" + quote(path)).update_query_dict({"uri": "true"})
 
 
 def keep_private(engine: Engine) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pydoc
+import re
 import sqlite3
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, event
+from sqlalchemy.pool import AssertionPool, SingletonThreadPool, StaticPool
 
 from kern_events import Draft, SessionLog
 from kern_events.errors import KernError, StoreCorrupt, StoreError, StoreUnavailable
@@ -520,3 +522,56 @@ def test_a_link_to_the_network_is_followed(tmp_path, monkeypatch):
 
     with SessionLog(f"sqlite:///{tmp_path}/here/log.db") as log, pytest.raises(StoreError, match="network"):
         log.append("s", notes(1))
+
+
+# --------------------------------------------------------------------------- how it is opened
+
+
+@pytest.mark.parametrize("form", ["file:{}?uri=true", "{}?mode=rwc", "{}"])
+def test_every_form_of_a_url_has_the_same_guards(path, form):
+    with SessionLog("sqlite:///" + form.format(path)) as log:
+        log.append("s", notes(1))
+        unlinked(path)
+        with suppress(KernError):
+            log.append("s", [note("not known")], idempotency_key="lost")
+        receipt = log.append("s", [note("later")], idempotency_key="later")
+        assert receipt.version in keyed_elsewhere(path)
+
+
+@pytest.mark.parametrize("form", ["{}?mode=ro", "file:{}?mode=ro&uri=true"])
+def test_a_url_for_reading_neither_makes_nor_writes_a_file(url, path, form):
+    with SessionLog("sqlite:///" + form.format(path)) as log:
+        with pytest.raises(StoreUnavailable, match=re.escape(f"cannot open {path}")):
+            log.head("s")
+        assert not path.exists()
+    with SessionLog(url) as writer, SessionLog("sqlite:///" + form.format(path)) as log:
+        writer.append("s", notes(1))
+        with pytest.raises(StoreUnavailable, match=re.escape(f"{path} cannot be written")):
+            log.append("s", notes(1))
+        assert log.head("s").version == 1
+
+
+@pytest.mark.parametrize("end", ["what?.db", "a.db?mode=memory", "a.db?journal=off", "a.db?x"])
+def test_a_url_that_means_another_file_is_refused(path, end):
+    with pytest.raises(ValueError, match="SQLite"):
+        SessionLog(f"sqlite:///{path.parent}/{end}")
+    assert not list(path.parent.iterdir())
+
+
+@pytest.mark.parametrize("pool", [StaticPool, SingletonThreadPool, AssertionPool])
+def test_an_engine_whose_pool_shares_a_connection_is_refused(path, pool):
+    with pytest.raises(ValueError, match=pool.__name__):
+        SessionLog(create_engine(f"sqlite:///{path}", poolclass=pool))
+
+
+def test_an_engine_that_tells_the_driver_to_begin_serves_consumers(path):
+    """SQLAlchemy's own recipe for transactions that are what they seem."""
+    engine = create_engine(f"sqlite:///{path}")
+    event.listen(engine, "connect", lambda driver, _: setattr(driver, "isolation_level", None))
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    with SessionLog(engine) as log:
+        log.append("s", notes(2))
+        assert log.consumer("plain", lambda events: None).run(until_idle=True) == 2
+        taken = log.consumer("sink", lambda events, connection: None, transactional=True)
+        assert taken.run(until_idle=True) == 2
+    engine.dispose()
