@@ -10,6 +10,7 @@ from sqlalchemy.exc import ArgumentError
 
 from kern_events.store.base import Store
 
+
 def open_store(
     url_or_engine: str | URL | Engine, *, schema: str | None, pool_size: int, lock_timeout_s: float
 ) -> Store:
