@@ -189,6 +189,24 @@ def test_no_row_that_was_changed_is_ever_shown(secret: bytes | None, count: int)
             assert sessions.history("s", last_turns=3) == history(snapshot.view, last_turns=3)
 
 
+@pytest.mark.parametrize("other", [None, b"another"])
+def test_a_row_without_the_signature_is_a_miss_and_goes(other: bytes | None) -> None:
+    with Sessions.open("memory:", cache=MemoryCache(0), secret=b"a secret") as sessions:
+        converse(sessions)
+        key, codec, snapshot = true(sessions)
+        dumped = codec.dump(replace(snapshot, view=replace(snapshot.view, user_id="mallory")))
+        body = len(dumped.head).to_bytes(4, "big") + dumped.head + dumped.open
+        durable = sessions._loader._durable
+        assert durable is not None
+        table = durable.table(key, codec)
+        head = seal(_identity(key, codec, b"head", b"%d" % snapshot.version), body, other)
+        assert table.put("s", 0, snapshot.version, head=head)
+
+        assert durable.newest(key, codec, 2**63 - 1) is None
+        assert table.names("s")[0] == []
+        assert sessions.load("s") == snapshot.view
+
+
 BAD: Final[dict[str, Callable[[Any], Any]]] = {
     "a size below zero": lambda snapshot: replace(snapshot, size_bytes=-1),
     "a value 900 deep": lambda snapshot: replace(snapshot, view=replace(snapshot.view, summary=deep(900))),
