@@ -159,8 +159,10 @@ def prepare(
     encoded = encode_plain([draft.payload for draft in drafts], max_payload_bytes)
     salts = os.urandom(16 * len(drafts))
     events: list[Prepared] = []
+    begins = False
     try:
         for i, draft in enumerate(drafts):
+            begins = begins or draft.type == "session.created"
             salt, payload = salts[16 * i : 16 * i + 16], encoded[i] if encoded else None
             events.append(
                 prepare_draft(draft, salt, max_payload_bytes, payload=payload, ref=ref, reserved=reserved)
@@ -170,7 +172,7 @@ def prepare(
     if len({draft.event_id for draft in drafts}) < len(drafts):
         raise InvalidEvent("the same draft twice in one append", "drafts")
     first = prepare_draft(opening, os.urandom(16), max_payload_bytes) if opening else None
-    user_id = _user_of([first, *events] if first else events)
+    user_id = _user_of([first, *events] if first else events) if first or begins else None
     scope = chain.scope(namespace, session_id)
     return Batch(
         namespace, session_id, scope, tuple(events), first, idempotency_key, branch, turn, fence, user_id

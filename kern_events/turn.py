@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 import msgspec
 
 from kern_events.batch import Fence
-from kern_events.codec import MAX_BATCH
+from kern_events.codec import MAX_BATCH, check_id
 from kern_events.errors import AppendUnresolved, InvalidEvent, KernError, VersionConflict
 from kern_events.events import (
     Draft,
@@ -42,7 +42,8 @@ logger: Final = logging.getLogger("kern_events")
 _MAX_ERROR_CHARS: Final = 10_000
 _MAX_BUFFER: Final = MAX_BATCH - 2  # with its end, and a session.created
 _RUN_IDS: Final = ("run_id", "parent_run_id")
-_TAKING: Final = (Kind.TURN_END, Kind.TURN_RESUME)
+_TAKING: Final = (int(Kind.TURN_END), int(Kind.TURN_RESUME))  # plain, without the cost of an enum
+_TAKING_NESTED: Final = (_TAKING[1], _TAKING[1])  # the turn that it is counted to may end before it does
 _CANCELLED: Final = (KeyboardInterrupt, asyncio.CancelledError, GeneratorExit)
 
 
@@ -179,7 +180,8 @@ class TurnState:
 
     def _note_branch(self) -> None:
         """A buffered turn records nothing yet, but a restore from now on abandons it too."""
-        self._log._prepare(self.session_id, [self._opening])  # So that a bad id is refused here.
+        for field, value in self._opening.payload.items():
+            check_id(value, field)  # So that a bad one is refused here.
         user_id = self._opening.payload.get("user_id")
         self._branch = self._log._head_for(self.session_id, user_id).branch
 
@@ -225,15 +227,16 @@ class TurnState:
             turn=self.number or 0,
             fence=self._fence(),
         )
-        self._own.update(event.draft.event_id for event in batch.events if event.kind in _TAKING)
+        for event in batch.events:
+            if event.kind in _TAKING:
+                self._own.add(event.draft.event_id)
         return batch
 
     def _fence(self) -> Fence | None:
         """What this turn must not write behind. Up to its last commit there was nothing of the kind."""
         if self.number is None or self.receipt is None:
             return None
-        # Of a nested run, the turn that it is counted to may end before it does.
-        kinds = (Kind.TURN_RESUME,) * 2 if is_nested(self._started, self._meta) else _TAKING
+        kinds = _TAKING_NESTED if is_nested(self._started, self._meta) else _TAKING
         return Fence(self.receipt.version, self.number, kinds, self._own)
 
     def _flushed(self, closing: Draft) -> Batch:
