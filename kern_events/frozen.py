@@ -55,6 +55,8 @@ DICTS: Final = frozenset({dict, FrozenDict})
 LISTS: Final = frozenset({list, FrozenList})
 """The types of a JSON array."""
 
+_NESTED: Final = frozenset({dict, list})
+
 NOTHING: Final[FrozenDict[str, Any]] = FrozenDict()
 """The empty object."""
 
@@ -63,9 +65,12 @@ def freeze(value: Json) -> Frozen:
     """A frozen copy of a JSON value."""
     kind = type(value)
     if kind is dict:
-        return FrozenDict({key: freeze(item) for key, item in value.items()})
+        for item in value.values():  # Most are flat: a call for each value would cost more than all the rest.
+            if type(item) in _NESTED:
+                return FrozenDict({k: freeze(v) if type(v) in _NESTED else v for k, v in value.items()})
+        return FrozenDict(value)
     if kind is list:
-        return FrozenList([freeze(item) for item in value])
+        return FrozenList([freeze(item) if type(item) in _NESTED else item for item in value])
     return value
 
 

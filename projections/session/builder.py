@@ -17,7 +17,7 @@ from projections.chunks import Editor
 from projections.frozen import NOTHING, FrozenDict, freeze
 from projections.session.content import content_bytes
 from projections.session.view import Message, ToolCall, Turn, Usage, View
-from projections.session.waiting import Paused, Pending
+from projections.session.waiting import Paused, pending_of
 
 MAX_PROBLEMS: Final = 20
 MESSAGE_BYTES: Final = 64  # a message beside its content
@@ -48,8 +48,8 @@ class Builder:
         self.states = States(view)
         self._more_calls: list[ToolCall] = []  # of the last message, which has them once it is looked at
         self.turns = view.turns.edit()
-        self.usage = view.usage
-        self.pending = Pending(view.pending_calls)
+        self.usage: Usage | dict[str, int | float] = view.usage
+        self.pending = pending_of(view.pending_calls)
         self.paused = Paused(view.paused)
         self.name = view.name
         self.metadata = view.metadata
@@ -74,7 +74,7 @@ class Builder:
             state,
             agent_state,
             self.turns.freeze(),
-            self.usage,
+            self.usage if type(self.usage) is FrozenDict else FrozenDict(self.usage),
             self.pending.finish(),
             self.paused.finish(),
             self.name,
@@ -170,8 +170,10 @@ class Builder:
 
     def add_usage(self, usage: Mapping[str, int | float], sign: int = 1) -> None:
         """Count usage in the session's sum, or take it out again."""
-        if usage:
-            self.usage = summed(self.usage, usage, sign)
+        if type(self.usage) is FrozenDict and usage:
+            self.usage = dict(self.usage)
+        for key, value in usage.items():
+            self.usage[key] = self.usage.get(key, 0) + sign * value
 
 
 class States:
@@ -218,13 +220,13 @@ def message_bytes(message: Message) -> int:
     return size
 
 
-def summed(a: Usage, b: Mapping[str, int | float], sign: int = 1) -> Usage:
-    """Two usages added up, or the second taken from the first, field by field."""
-    if not a and sign == 1:
+def summed(a: Usage, b: Mapping[str, int | float]) -> Usage:
+    """Two usages added up, field by field."""
+    if not a:
         return FrozenDict(b)
     total = dict(a)
     for key, value in b.items():
-        total[key] = total.get(key, 0) + sign * value
+        total[key] = total.get(key, 0) + value
     return FrozenDict(total)
 
 

@@ -100,7 +100,7 @@ def called(builder: Builder, event: Event, payload: Payload) -> str | None:
     if call is None:
         return problem
     message = _extended(builder, event, call) or _carrier(builder, event, call)
-    builder.pending.append(
+    builder.pending = builder.pending.append(
         PendingCall(call.id, call.name, call.arguments, message.id, event.turn, event.version, event.version)
     )
     return problem
@@ -177,7 +177,7 @@ def _named(builder: Builder, payload: Payload) -> Message | None:
 
 def _add_pending(builder: Builder, message: Message, event: Event, calls: tuple[ToolCall, ...]) -> None:
     for call in calls:
-        builder.pending.append(
+        builder.pending = builder.pending.append(
             PendingCall(call.id, call.name, call.arguments, message.id, event.turn, event.version, None)
         )
 

@@ -12,21 +12,69 @@ from msgspec.structs import replace
 
 from projections.session.view import Pause, PendingCall
 
-_FEW: Final = 64  # calls that are not worth a list
+_FEW: Final = 64
+
+
+def pending_of(given: tuple[PendingCall, ...]) -> Pending:
+    """The calls of a view, free to change."""
+    return Pending(given) if len(given) <= _FEW else ManyPending(given)
 
 
 class Pending:
-    """The calls without an outcome, in order.
+    """The calls without an outcome, in order. A list of a few is gone through quicker than it is indexed."""
+
+    __slots__ = ("_calls",)
+
+    def __init__(self, given: tuple[PendingCall, ...]) -> None:
+        self._calls = list(given)
+
+    def finish(self) -> tuple[PendingCall, ...]:
+        """The calls as they are now."""
+        return tuple(self._calls)
+
+    def append(self, call: PendingCall) -> Pending:
+        """One more, the latest; returns what holds them from now on."""
+        self._calls.append(call)
+        return self if len(self._calls) <= _FEW else ManyPending(tuple(self._calls))
+
+    def last(self) -> PendingCall | None:
+        """The latest."""
+        return self._calls[-1] if self._calls else None
+
+    def take(self, call_id: str) -> PendingCall | None:
+        """Take the latest call of that id out."""
+        calls = self._calls
+        for index in range(len(calls) - 1, -1, -1):
+            if calls[index].id == call_id:
+                return calls.pop(index)
+        return None
+
+    def start(self, call_id: str, version: int) -> bool:
+        """Say of the latest call of that id that its tool was started; False if there is none."""
+        calls = self._calls
+        for index in range(len(calls) - 1, -1, -1):
+            if calls[index].id == call_id:
+                calls[index] = replace(calls[index], called=version)
+                return True
+        return False
+
+    def drop(self, message_id: str, kept: Container[str] = ()) -> None:
+        """Take out the calls of a message, but for those of the ids that are kept."""
+        self._calls = [call for call in self._calls if call.message_id != message_id or call.id in kept]
+
+
+class ManyPending(Pending):
+    """The same for many.
 
     A call is looked for from the end, where it mostly is; once that has cost as much as listing them
     all, all are listed.
     """
 
-    __slots__ = ("_calls", "_given", "_listed", "_looked", "_next", "_of_messages")
+    __slots__ = ("_given", "_listed", "_looked", "_next", "_numbered", "_of_messages")
 
     def __init__(self, given: tuple[PendingCall, ...]) -> None:
         self._given = given
-        self._calls: dict[int, PendingCall] | None = None  # by numbers that rise; None while as given
+        self._numbered: dict[int, PendingCall] | None = None  # by numbers that rise; None while as given
         self._next = len(given)
         self._looked = 0
         # Numbers by call id and by message id. Some are of calls that have gone since.
@@ -34,29 +82,30 @@ class Pending:
         self._of_messages: dict[str, list[int]] = {}
 
     def finish(self) -> tuple[PendingCall, ...]:
-        """The calls as they are now."""
-        return self._given if self._calls is None else tuple(self._calls.values())
+        """See Pending; what was given, where nothing has changed."""
+        return self._given if self._numbered is None else tuple(self._numbered.values())
 
-    def append(self, call: PendingCall) -> None:
-        """One more, the latest."""
+    def append(self, call: PendingCall) -> Pending:
+        """See Pending."""
         self._changing()[self._next] = call
         if self._listed is not None:
             self._list(self._next, call)
         self._next += 1
+        return self
 
     def last(self) -> PendingCall | None:
-        """The latest."""
-        if self._calls is None:
-            return self._given[-1] if self._given else None
-        return self._calls[next(reversed(self._calls))] if self._calls else None
+        """See Pending."""
+        if self._numbered is None:
+            return self._given[-1]
+        return self._numbered[next(reversed(self._numbered))] if self._numbered else None
 
     def take(self, call_id: str) -> PendingCall | None:
-        """Take the latest call of that id out."""
+        """See Pending."""
         number = self._latest(call_id)
         return None if number is None else self._taken(number)
 
     def start(self, call_id: str, version: int) -> bool:
-        """Say of the latest call of that id that its tool was started; False if there is none."""
+        """See Pending."""
         number = self._latest(call_id)
         if number is not None:
             calls = self._changing()
@@ -64,9 +113,7 @@ class Pending:
         return number is not None
 
     def drop(self, message_id: str, kept: Container[str] = ()) -> None:
-        """Take out the calls of a message, but for those of the ids that are kept."""
-        if not (self._given if self._calls is None else self._calls):
-            return
+        """See Pending."""
         calls = self._changing()
         if self._is_listed(len(calls)):
             numbers = [number for number in self._of_messages.get(message_id, ()) if number in calls]
@@ -77,8 +124,6 @@ class Pending:
                 self._taken(number)
 
     def _latest(self, call_id: str) -> int | None:
-        if not (self._given if self._calls is None else self._calls):
-            return None
         calls = self._changing()
         if self._listed is None:
             for looks, number in enumerate(reversed(calls), 1):
@@ -95,7 +140,7 @@ class Pending:
     def _is_listed(self, looks: int) -> bool:
         """Whether the calls are listed; they are once that costs no more than having looked has."""
         self._looked += looks
-        if self._listed is None and self._looked > 4 * len(self._changing()) + _FEW:
+        if self._listed is None and self._looked > 4 * len(self._changing()):
             self._listed = {}
             for number, call in self._changing().items():
                 self._list(number, call)
@@ -107,9 +152,9 @@ class Pending:
         self._of_messages.setdefault(call.message_id, []).append(number)
 
     def _changing(self) -> dict[int, PendingCall]:
-        if self._calls is None:
-            self._calls = dict(enumerate(self._given))
-        return self._calls
+        if self._numbered is None:
+            self._numbered = dict(enumerate(self._given))
+        return self._numbered
 
     def _taken(self, number: int) -> PendingCall:
         calls = self._changing()
