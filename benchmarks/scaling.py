@@ -177,17 +177,17 @@ def _timed(work: Callable[[], object]) -> float:
 # ---------------------------------------------------------------------------------------- one log
 
 
-def _forked(n: int) -> Sessions:
+def _forked(n: int, version: int | None = None) -> Sessions:
     log = Sessions("memory:", durable=False)
     log.append("f0", [message("user", "first")])
     for number in range(n):
-        log.fork(f"f{number}", f"f{number + 1}", version=1)
+        log.fork(f"f{number}", f"f{number + 1}", version=version)
     return log
 
 
-def _forks_made(n: int) -> float:
+def _forks_made(n: int, version: int | None = None) -> float:
     started = time.perf_counter()
-    with _forked(n):
+    with _forked(n, version):
         return time.perf_counter() - started
 
 
@@ -211,6 +211,7 @@ def _restored(n: int) -> float:
 
 LOGS: Final[dict[str, Callable[[int], float]]] = {
     "make a chain of forks": _forks_made,
+    "make a chain of forks of one version": lambda n: _forks_made(n, 1),
     "verify a chain of forks": _forks_verified,
     "restore and load again and again": _restored,
 }

@@ -389,6 +389,7 @@ class _Session:
             walk.created_us,
             self.section.fork_parent,
             self.section.fork_version,
+            self._beginning.owner if self._beginning else None,
             parent_epoch=epoch,
             erasures=erasures,
             erase_before=walk.deleted if walk.deleted > before else 0,
@@ -432,7 +433,7 @@ def _beginning(log: SessionLog, section: Section) -> Beginning:
     def turn_at(version: int) -> int:
         return lineage.turn_at(store, namespace, parent, version)
 
-    return Beginning(Head(version, genesis, turn_at(version), at_us=rows[0][8]), turn_at, parent)
+    return Beginning(Head(version, genesis, turn_at(version), at_us=rows[0][8]), turn_at, parent, owner)
 
 
 def _epoch_of(log: SessionLog, parent: str | None) -> int:

@@ -35,11 +35,13 @@ class Beginning(msgspec.Struct, frozen=True):
             the parent's turn and time there.
         turn_at: The highest turn started at a version of the parent.
         parent: The session that it was forked from.
+        owner: The session in whose rows a fork's origin lies.
     """
 
     head: Head
     turn_at: TurnAt = lambda version: 0
     parent: str | None = None
+    owner: str | None = None
 
 
 class Incoming:

@@ -8,7 +8,7 @@ in the rows of one session. Nothing here reads a payload.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from kern_events.errors import SessionNotFound, StoreCorrupt
@@ -48,16 +48,39 @@ class Mark(NamedTuple):
 
 def live_path(store: Store, namespace: str, session_id: str, version: int) -> list[Range]:
     """The versions that a version's state is made of, in order; nothing for version 0."""
-    ranges: list[Range] = []
-    for owner, lineage in _line(store, namespace, session_id):
+    parts = list(live_parts(store, namespace, session_id, version))
+    return [part for owned in reversed(parts) for part in owned]
+
+
+def live_parts(store: Store, namespace: str, session_id: str, version: int) -> Iterator[list[Range]]:
+    """The live path of a version, taken apart by whose rows it lies in: the session's own part comes first.
+
+    Each part is in order and asked for when it is called for, so whoever knows the state at the end of
+    one need not go on to where the path begins.
+    """
+    for owner, lineage in _owners(store, namespace, session_id):
+        ranges: list[Range] = []
         version = _walk(owner, lineage, version, ranges)
+        if ranges:
+            yield ranges[::-1]
         if version == 0:
-            break
-    ranges.reverse()
-    return ranges
+            return
 
 
-def _line(store: Store, namespace: str, session_id: str) -> Iterator[tuple[str, Lineage]]:
+def _owners(store: Store, namespace: str, session_id: str) -> Iterator[tuple[str, Lineage]]:
+    """A session and those in whose rows its versions lie, each with its lineage.
+
+    Those between, which share all that the session shares, are passed over.
+    """
+    return _line(store, namespace, session_id, lambda lineage: lineage.owner)
+
+
+def _line(
+    store: Store,
+    namespace: str,
+    session_id: str,
+    above: Callable[[Lineage], str | None] = lambda lineage: lineage.parent,
+) -> Iterator[tuple[str, Lineage]]:
     """A session and those that it was forked from, each with its lineage.
 
     Raises:
@@ -71,7 +94,7 @@ def _line(store: Store, namespace: str, session_id: str) -> Iterator[tuple[str, 
         seen.add(owner)
         lineage = store.lineage(namespace, owner)
         yield owner, lineage
-        owner = lineage.parent
+        owner = above(lineage)
 
 
 def _walk(session_id: str, lineage: Lineage, version: int, ranges: list[Range]) -> int:
@@ -91,7 +114,7 @@ def _walk(session_id: str, lineage: Lineage, version: int, ranges: list[Range]) 
 
 def owner_of(store: Store, namespace: str, session_id: str, version: int) -> str:
     """The session in whose rows a version of this session lies."""
-    line = _line(store, namespace, session_id)
+    line = _owners(store, namespace, session_id)
     return next((owner for owner, lineage in line if version > lineage.origin), session_id)
 
 
@@ -149,7 +172,7 @@ def turn_start(
 def version_at(store: Store, namespace: str, session_id: str, at_us: int) -> int:
     """The highest version recorded by a time, whatever became of its branch; 0 if there is none."""
     last: int | None = None
-    for owner, lineage in _line(store, namespace, session_id):
+    for owner, lineage in _owners(store, namespace, session_id):
         version = store.version_at(namespace, owner, at_us)
         if version or lineage.parent is None:
             return version if last is None else min(version, last)

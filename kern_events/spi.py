@@ -7,7 +7,7 @@ version, as recorded; `log.types.upcast` makes of them what they are today.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
@@ -45,6 +45,7 @@ __all__ = [
     "freeze",
     "hash_at",
     "in_thread",
+    "live_parts",
     "live_path",
     "own_path",
     "page",
@@ -109,6 +110,11 @@ def page(
 def live_path(log: SessionLog, session_id: str, version: int) -> Sequence[Range]:
     """The versions that count at a version, in order: ranges in the rows of this session and its parents."""
     return lineage.live_path(log._store, log.namespace, check_id(session_id, "session_id"), version)
+
+
+def live_parts(log: SessionLog, session_id: str, version: int) -> Iterator[Sequence[Range]]:
+    """live_path by session, from its end: this session's part, then its parent's, as asked for."""
+    return lineage.live_parts(log._store, log.namespace, check_id(session_id, "session_id"), version)
 
 
 def restores(log: SessionLog, session_id: str) -> Sequence[tuple[int, int]]:

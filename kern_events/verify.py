@@ -80,9 +80,10 @@ def verify_snapshot(
     """Verify one session or all of a namespace in one consistent state."""
     findings: list[Finding] = []
     sessions = events = 0
+    ancestry = _Ancestry(snapshot, namespace)
     for head in snapshot.head_rows(namespace, session_id):
         try:
-            walk = _Walk(namespace, head, _beginning(snapshot, namespace, head))
+            walk = _Walk(namespace, head, ancestry.beginning(head))
         except UnicodeEncodeError:
             findings.append(_damaged(head))
             continue
@@ -109,36 +110,83 @@ class _Beginning(NamedTuple):
 
     hash: bytes
     epoch: int = 0
+    owner: str | None = None
 
 
-def _beginning(snapshot: Snapshot, namespace: str, head: HeadRow) -> _Beginning:
-    scope = chain.scope(namespace, head.session_id)
-    if head.fork_parent is None or head.fork_version is None:
-        return _Beginning(chain.genesis(scope))
-    parent = _head_row(snapshot, namespace, head.fork_parent)
-    epoch = parent.epoch if parent else 0
-    if head.fork_version < 1:
-        return _Beginning(b"", epoch)  # Nothing begins there.
-    owner = _owner(snapshot, namespace, parent, head.fork_version)
-    rows = snapshot.page(namespace, owner, head.fork_version - 1, 1)
-    parent_hash = rows[0][18] if rows and rows[0][0] == head.fork_version else b""
-    genesis = chain.fork_genesis(scope, head.fork_parent, head.fork_version, parent_hash)
-    return _Beginning(genesis, epoch)
+class _Origin(NamedTuple):
+    """What a head row says of where its session comes from."""
+
+    epoch: int
+    parent: str | None
+    version: int
 
 
-def _owner(snapshot: Snapshot, namespace: str, session: HeadRow | None, version: int) -> str:
-    """The session in whose rows a version of this one lies: itself, or one that it was forked from."""
-    seen: set[str] = set()
-    while session is not None and session.session_id not in seen:
-        seen.add(session.session_id)  # A damaged head row may name its own child as its parent.
-        if session.fork_parent is None or version > (session.fork_version or 0):
-            return session.session_id
-        session = _head_row(snapshot, namespace, session.fork_parent)
-    return ""
+class _Ancestry:
+    """Where forks come from, over all of one snapshot: each head row that forks share is read once."""
 
+    def __init__(self, snapshot: Snapshot, namespace: str) -> None:
+        self._snapshot = snapshot
+        self._namespace = namespace
+        self._origins: dict[str, _Origin | None] = {}
+        self._skips: dict[str, str | None] = {}
 
-def _head_row(snapshot: Snapshot, namespace: str, session_id: str) -> HeadRow | None:
-    return next(iter(snapshot.head_rows(namespace, session_id)), None)
+    def beginning(self, head: HeadRow) -> _Beginning:
+        """What a session's first event goes on from."""
+        scope = chain.scope(self._namespace, head.session_id)
+        if head.fork_parent is None or head.fork_version is None:
+            return _Beginning(chain.genesis(scope))
+        parent = self._origin(head.fork_parent)
+        epoch = parent.epoch if parent else 0
+        if head.fork_version < 1:
+            return _Beginning(b"", epoch)  # Nothing begins there.
+        owner = self._owner(head.fork_parent, head.fork_version)
+        rows = self._snapshot.page(self._namespace, owner, head.fork_version - 1, 1)
+        parent_hash = rows[0][18] if rows and rows[0][0] == head.fork_version else b""
+        genesis = chain.fork_genesis(scope, head.fork_parent, head.fork_version, parent_hash)
+        return _Beginning(genesis, epoch, owner)
+
+    def _owner(self, session_id: str, version: int) -> str:
+        """The session in whose rows a version of this one lies: itself, or one that it was forked from."""
+        owner: str | None = session_id
+        while owner is not None and (origin := self._origin(owner)) is not None:
+            if origin.parent is None or version > origin.version:
+                return owner
+            owner = self._skip(owner)
+        return ""
+
+    def _skip(self, session_id: str) -> str | None:
+        """The nearest ancestor that shares less with its own parent than this session does.
+
+        What a session shares, none of those between has in rows of its own. None if there is no such
+        ancestor: a head row is missing, or a damaged one names its own child as its parent.
+        """
+        waiting: dict[str, _Origin] = {}
+        node: str | None = session_id
+        while node is not None and node not in self._skips and node not in waiting:
+            origin = self._origin(node)
+            if origin is None or origin.parent is None:
+                break
+            waiting[node] = origin
+            node = origin.parent
+        for node, origin in reversed(waiting.items()):
+            above = origin.parent
+            while above is not None and self._shares(above, origin.version):
+                above = self._skips.get(above)
+            self._skips[node] = above
+        return self._skips[session_id]
+
+    def _shares(self, session_id: str, version: int) -> bool:
+        origin = self._origin(session_id)
+        return origin is not None and origin.parent is not None and origin.version >= version
+
+    def _origin(self, session_id: str) -> _Origin | None:
+        if session_id not in self._origins:
+            try:
+                row = next(iter(self._snapshot.head_rows(self._namespace, session_id)), None)
+            except UnicodeEncodeError:  # An id that is no text any more; its own fork is reported.
+                row = None
+            self._origins[session_id] = row and _Origin(row.epoch, row.fork_parent, row.fork_version or 0)
+        return self._origins[session_id]
 
 
 class _Walk:
@@ -150,7 +198,7 @@ class _Walk:
         self._head = head
         self._scope = chain.scope(namespace, head.session_id)
         self._version = head.fork_version or 0
-        self._hash, self._epoch = beginning
+        self._hash, self._epoch, self._owner = beginning
         self._turn = self._branch = self._at = self._created = 0
         self._status = "open"
         self._listing: dict[str, str | None] = dict.fromkeys(LISTING)
@@ -230,9 +278,8 @@ class _Walk:
                 self._find(version, "changed", "payload", "valid listing columns", "others")
 
     def _check_erasures(self) -> None:
-        for version in self._erased:
-            if not any(first <= version <= last for first, last in self._covered):
-                self._find(version, "erased_without_tombstone", "payload", "a tombstone", "none")
+        for version in uncovered(self._erased, self._covered):
+            self._find(version, "erased_without_tombstone", "payload", "a tombstone", "none")
 
     def _check_head(self) -> None:
         head, hour = self._head, self._at // HOUR_US
@@ -247,11 +294,25 @@ class _Walk:
             ("updated_at", self._at, head.updated_at),
             ("updated_hour", hour, head.updated_hour),
             ("fork_version", head.fork_parent is not None, head.fork_version is not None),
+            # Of a fork that was made before this column there is none.
+            ("fork_owner", self._owner if head.fork_owner is not None else None, head.fork_owner),
             *zip(LISTING, self._listing.values(), head.listing, strict=True),
         ]
         for field, expected, found in columns:
             if expected != found:
                 self._find(head.version, "head", field, expected, found)
+
+
+def uncovered(versions: Sequence[int], ranges: Sequence[tuple[int, int]]) -> Iterator[int]:
+    """Which versions lie in none of the ranges, both ends included; the lowest first."""
+    waiting = iter(sorted(ranges))
+    reach = next(waiting, None)
+    covered = -1
+    for version in sorted(versions):
+        while reach is not None and reach[0] <= version:
+            covered, reach = max(covered, reach[1]), next(waiting, None)
+        if covered < version:
+            yield version
 
 
 def _ranges(row: StoredRow) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
@@ -288,24 +288,33 @@ class Loader:
         if _is_linear(projector, tail, version):
             rest = [Range(key.session_id, version + 1, target)] if target > version else []
             return _Way(base, rest, tail)
-        whole = spi.own_path if projector.scope == "log" else spi.live_path
-        path = whole(self._log, key.session_id, target)
-        rest_of_path = behind(path, key.session_id, version) if base is not None else None
-        if rest_of_path is not None:
-            return _Way(base, rest_of_path, tail)
-        return _Way(*self._base_on(key, codec, path), None)
+        parts = self._parts(projector, key.session_id, target)
+        if version:
+            own = next(parts, ())
+            rest_of_path = behind(own, key.session_id, version)
+            if rest_of_path is not None:
+                return _Way(base, rest_of_path, tail)
+            parts = chain([own], parts)
+        return _Way(*self._base_on(key, codec, parts), None)
+
+    def _parts(self, projector: Projector[Any], session_id: str, target: int) -> Iterator[Sequence[Range]]:
+        """What counts at a version, by whose rows it lies in, from its end."""
+        if projector.scope == "log":
+            return iter([spi.own_path(self._log, session_id, target)])
+        return spi.live_parts(self._log, session_id, target)
 
     def _base_on(
-        self, key: SnapshotKey, codec: Codec | None, path: Sequence[Range]
+        self, key: SnapshotKey, codec: Codec | None, parts: Iterator[Sequence[Range]]
     ) -> tuple[Snapshot | None, Sequence[Range]]:
-        """The newest snapshot that lies on a path, of this session or of one that it was forked from."""
-        for owner, parts in reversed(
-            [(owner, list(g)) for owner, g in groupby(path, lambda p: p.session_id)]
-        ):
-            for snapshot in self._snapshots_on(key._replace(session_id=owner), codec, parts):
+        """The newest snapshot that lies on a path, of this session or of one that it was forked from, and
+        what follows on it."""
+        later: list[Sequence[Range]] = []
+        for own in filter(None, parts):
+            owner = own[0].session_id
+            for snapshot in self._snapshots_on(key._replace(session_id=owner), codec, own):
                 head = self._log.head(owner)
                 agrees = head.epoch == snapshot.epoch and head.status != "deleted"
-                rest = behind(path, owner, snapshot.version)
+                rest = behind(own, owner, snapshot.version)
                 if (
                     rest is not None
                     and agrees
@@ -314,8 +323,9 @@ class Loader:
                     if owner != key.session_id:
                         # What is stored of the other session is not stored of this one.
                         snapshot = replace(snapshot, durable=0, listings=None)
-                    return snapshot, rest
-        return None, path
+                    return snapshot, [*rest, *chain.from_iterable(reversed(later))]
+            later.append(own)
+        return None, [*chain.from_iterable(reversed(later))]
 
     def _snapshots_on(
         self, key: SnapshotKey, codec: Codec | None, parts: Sequence[Range]

@@ -7,7 +7,7 @@ between them is passed over.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Final, NamedTuple
 
 from kern_events import Event, SessionLog, spi
@@ -15,6 +15,9 @@ from kern_events.errors import StoreCorrupt
 from kern_events.spi import Range
 
 PAGE: Final = 1_000  # more are slower: so many dicts at once make the garbage collector look at them again
+
+
+_WIDE: Final = 64  # of so many abandoned events: to ask once more costs less than to read them
 
 
 class Page(NamedTuple):
@@ -46,21 +49,32 @@ def events_on(log: SessionLog, path: Sequence[Range]) -> Iterator[Page]:
 
 
 def _events_of(log: SessionLog, session_id: str, parts: list[Range]) -> Iterator[Page]:
-    index, after, last = 0, parts[0].first - 1, parts[-1].last
+    index, after = 0, parts[0].first - 1
     while index < len(parts):
-        events, size_bytes = spi.page(log, session_id, after, last, PAGE)
+        begin = index
+        events, size_bytes = spi.page(log, session_id, after, _reach(parts, index), PAGE)
         kept: list[Event] = []
         for event in events:
             if index < len(parts) and event.version >= parts[index].first:
                 kept.append(event)
                 index += event.version == parts[index].last
         read = events[-1].version if events else after
-        if not _is_whole(kept, parts, after, read) or not events:
+        if not _is_whole(kept, parts[begin : index + 1], after, read) or not events:
             raise gap(session_id, after + 1)
         if kept:
             yield Page(kept, size_bytes * len(kept) // len(events))
         # What was abandoned is skipped as a whole where it reaches beyond this page.
         after = read if index == len(parts) else max(read, parts[index].first - 1)
+
+
+def _reach(parts: Sequence[Range], index: int) -> int:
+    """Where the ranges end that are read together from one on: before a wide gap, or where a page may end."""
+    last, enough = parts[index].last, parts[index].first + PAGE
+    for part in islice(parts, index + 1, None):
+        if part.first - last > _WIDE or last > enough:
+            break
+        last = part.last
+    return last
 
 
 def _is_whole(kept: Sequence[Event], parts: Sequence[Range], after: int, read: int) -> bool:

@@ -106,6 +106,7 @@ class HeadRow(NamedTuple):
     created_at: int
     updated_at: int
     updated_hour: int
+    fork_owner: str | None
 
     @property
     def head(self) -> Head:
@@ -125,12 +126,14 @@ class Lineage(NamedTuple):
     """Where a session comes from, and the restores in it.
 
     `origin` is the last version that it shares with its parent, 0 where it has none. `restores` are
-    (version, target), the oldest first.
+    (version, target), the oldest first. `owner` is the session in whose rows `origin` lies, or one on the
+    way there: the parent, or one that the parent itself was forked from, at that version or behind it.
     """
 
     parent: str | None
     origin: int
     restores: Sequence[tuple[int, int]]
+    owner: str | None
 
 
 class Origin(NamedTuple):
@@ -162,6 +165,7 @@ class Adoption(NamedTuple):
     created_us: int
     fork_parent: str | None
     fork_version: int | None
+    fork_owner: str | None
     parent_epoch: int
     erasures: int
     erase_before: int
@@ -612,10 +616,10 @@ def head_row_of(row: Sequence[Any]) -> HeadRow:
     """A row of the HEAD_ROWS statements."""
     session_id, version, hash, turn, branch, epoch, status, updated_at, *rest = row
     listing = tuple(rest[: len(LISTING)])
-    parent, fork_version, created_at, updated_hour = rest[len(LISTING) :]
+    parent, fork_version, created_at, updated_hour, owner = rest[len(LISTING) :]
     return HeadRow(
         session_id, version, hash, turn, branch, epoch, status, listing, parent, fork_version,
-        created_at, updated_at, updated_hour,
+        created_at, updated_at, updated_hour, owner,
     )  # fmt: skip
 
 

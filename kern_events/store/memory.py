@@ -65,9 +65,19 @@ class _Session:
         self.head = head
         self.listing: dict[str, str | None] = dict.fromkeys(LISTING)
         self.parent: str | None = None
+        self.owner: str | None = None
         self.origin = 0
         self.created_us = 0
         self.rows: list[StoredRow] = []
+        self._restores: list[tuple[int, int]] = []
+        self._looked_at = 0  # so many rows for restores
+
+    def restores(self) -> list[tuple[int, int]]:
+        """Version and target of every restore."""
+        new = self.rows[self._looked_at :]
+        self._restores += [(row[0], row[7]) for row in new if row[5] == Kind.RESTORE]
+        self._looked_at = len(self.rows)
+        return self._restores[:]
 
     def after(self, version: int, until: int | None, limit: int) -> list[StoredRow]:
         start = bisect_right(self.rows, version, key=lambda row: row[0])
@@ -196,7 +206,7 @@ class MemoryStore:
             head = fork_head(batch, origin, parent.head.epoch, row[18], row[8])
             result = self._write(batch, link(batch, head, now_us()))
             child = self._sessions[batch.namespace, batch.session_id]
-            child.parent, child.origin = origin.parent, origin.version
+            child.parent, child.origin, child.owner = origin.parent, origin.version, origin.owner
             return result
 
     def adopt(self, adoption: Adoption) -> bool:
@@ -215,6 +225,7 @@ class MemoryStore:
                 session = self._sessions[key]
                 session.created_us = adoption.created_us
                 session.parent, session.origin = parent, adoption.fork_version or 0
+                session.owner = adoption.fork_owner
             if adoption.erasures:
                 self._erase(*key, adoption.erase_before, adoption.erasures)
             return True
@@ -256,9 +267,9 @@ class MemoryStore:
         with self._locked():
             session = self._sessions.get((namespace, session_id))
             if session is None:
-                return Lineage(None, 0, ())
-            restores = [(row[0], row[7]) for row in session.rows if row[5] == Kind.RESTORE]
-            return Lineage(session.parent, session.origin, restores)
+                return Lineage(None, 0, (), None)
+            owner = session.owner or session.parent
+            return Lineage(session.parent, session.origin, session.restores(), owner)
 
     def turn_starts(self, namespace: str, session_id: str, turn: int) -> Sequence[int]:
         """See Store."""
@@ -448,9 +459,12 @@ class MemoryStore:
 
     def head_rows(self, namespace: str, session_id: str | None) -> Iterator[HeadRow]:
         """See Snapshot."""
-        for key, session in sorted(self._sessions.items()):
-            if key[0] == namespace and session_id in (None, key[1]):
-                yield _head_row(key[1], session)
+        if session_id is None:
+            keys = sorted(key for key in self._sessions if key[0] == namespace)
+        else:
+            keys = [key for key in [(namespace, session_id)] if key in self._sessions]
+        for key in keys:
+            yield _head_row(key[1], self._sessions[key])
 
     def page(self, namespace: str, session_id: str, after: int, limit: int) -> Rows[StoredRow]:
         """See Snapshot."""
@@ -542,5 +556,5 @@ def _head_row(session_id: str, session: _Session) -> HeadRow:
     return HeadRow(
         session_id, head.version, head.hash, head.turn, head.branch, head.epoch, head.status,
         tuple(session.listing.values()), session.parent, session.origin or None, session.created_us,
-        head.at_us, head.at_us // HOUR_US,
+        head.at_us, head.at_us // HOUR_US, session.owner,
     )  # fmt: skip

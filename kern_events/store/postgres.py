@@ -252,7 +252,7 @@ class PostgresStore:
             head = fork_head(batch, origin, parent[4], row[18], row[8])
             linked = link(batch, head, now_us())
             bases.append(head)
-            values = (*_created(batch, linked), origin.parent, origin.version)
+            values = (*_created(batch, linked), origin.parent, origin.version, origin.owner)
             rows = cursor.execute(self._sql.fork, (*values, *_row_values(batch, head, linked))).fetchall()
             return landed(batch, linked, max(row[0] for row in rows)) if rows else Refused(head)
 
@@ -294,7 +294,8 @@ class PostgresStore:
             return True
         values = list(_created(adoption.whose, linked))
         values[10] = adoption.created_us
-        cursor.execute(self._sql.adopt_head, (*values, adoption.fork_parent, adoption.fork_version))
+        origin = (adoption.fork_parent, adoption.fork_version, adoption.fork_owner)
+        cursor.execute(self._sql.adopt_head, (*values, *origin))
         return cursor.rowcount == 1
 
     def _head_for(self, batch: Batch, base: Base) -> Head:
@@ -491,9 +492,9 @@ class PostgresStore:
         """See Store."""
         scope = (namespace, session_id)
         rows = self._server.query(self._sql.parent, scope)
-        parent, origin = rows[0] if rows else (None, None)
+        parent, origin, owner = rows[0] if rows else (None, None, None)
         restores = self._server.query(self._sql.restores, scope) if rows else []
-        return Lineage(parent, origin or 0, sorted(restores))
+        return Lineage(parent, origin or 0, sorted(restores), owner)
 
     def turn_starts(self, namespace: str, session_id: str, turn: int) -> Sequence[int]:
         """See Store."""

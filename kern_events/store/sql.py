@@ -24,7 +24,7 @@ _INFO: Final = (
     "session_id, status, version, turn, " + _LISTING + ", fork_parent, fork_version, created_at, updated_at"
 )
 _HEAD_ROW: Final = (
-    "session_id, " + HEAD + ", " + _LISTING + ", fork_parent, fork_version, created_at, updated_hour"
+    f"session_id, {HEAD}, {_LISTING}, fork_parent, fork_version, created_at, updated_hour, fork_owner"
 )
 
 
@@ -149,12 +149,13 @@ SQLITE_ERASE: Final = (
 # A new fork.
 SQLITE_FORK_HEAD: Final = (
     f"INSERT INTO kern_sessions (namespace, session_id, {HEAD}, updated_hour, created_at, {_LISTING}, "
-    f"fork_parent, fork_version) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {', '.join('?' * len(LISTING))}, "
-    "?, ?) RETURNING id"
+    f"fork_parent, fork_version, fork_owner) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, "
+    f"{', '.join('?' * len(LISTING))}, ?, ?, ?) RETURNING id"
 )
 # Where a session comes from.
 SQLITE_PARENT: Final = (
-    "SELECT fork_parent, fork_version FROM kern_sessions WHERE namespace = ? AND session_id = ?"
+    "SELECT fork_parent, fork_version, coalesce(fork_owner, fork_parent) FROM kern_sessions "
+    "WHERE namespace = ? AND session_id = ?"
 )
 # Its restores, from the skeleton index.
 SQLITE_RESTORES: Final = (
@@ -348,8 +349,8 @@ _CREATE: Final = (
     f"VALUES (%b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, {', '.join(['%b'] * len(LISTING))}) "
     "ON CONFLICT DO NOTHING"
 )
-_FORK: Final = _CREATE.replace(f"{_LISTING})", f"{_LISTING}, fork_parent, fork_version)").replace(
-    ") ON CONFLICT", ", %b, %b) ON CONFLICT"
+_FORK: Final = _CREATE.replace(f"{_LISTING})", f"{_LISTING}, fork_parent, fork_version, fork_owner)").replace(
+    ") ON CONFLICT", ", %b, %b, %b) ON CONFLICT"
 )
 
 
@@ -473,7 +474,8 @@ class PostgresSQL:
         self.parent_head = self.head + " FOR KEY SHARE"
         # Where a session comes from.
         self.parent = filled(
-            "SELECT fork_parent, fork_version FROM {s}kern_sessions WHERE namespace = %b AND session_id = %b"
+            "SELECT fork_parent, fork_version, coalesce(fork_owner, fork_parent) FROM {s}kern_sessions "
+            "WHERE namespace = %b AND session_id = %b"
         )
         # Its restores, from the skeleton index.
         self.restores = filled(

@@ -172,7 +172,7 @@ class SQLiteStore:
             head = fork_head(batch, origin, parent[4], row[18], row[8])
             linked = link(batch, head, now_us())
             bases.append(head)
-            values = (*_head_values(batch, linked), origin.parent, origin.version)
+            values = (*_head_values(batch, linked), origin.parent, origin.version, origin.owner)
             session: int = driver.execute(sql.SQLITE_FORK_HEAD, values).fetchone()[0]
             return landed(batch, linked, _insert_rows(driver, linked, session))
 
@@ -338,8 +338,8 @@ class SQLiteStore:
         with self._file.reading() as driver:
             row = driver.execute(sql.SQLITE_PARENT, scope).fetchone()
             restores = driver.execute(sql.SQLITE_RESTORES, scope).fetchall() if row else []
-        parent, origin = row or (None, None)
-        return Lineage(parent, origin or 0, sorted(restores))
+        parent, origin, owner = row or (None, None, None)
+        return Lineage(parent, origin or 0, sorted(restores), owner)
 
     def turn_starts(self, namespace: str, session_id: str, turn: int) -> Sequence[int]:
         """See Store."""
@@ -652,7 +652,7 @@ def _adopt_head(driver: Driver, adoption: Adoption, session: int | None) -> int:
         return session
     values = list(_head_values(adoption.whose, linked))
     values[10] = adoption.created_us
-    place = (adoption.fork_parent, adoption.fork_version)
+    place = (adoption.fork_parent, adoption.fork_version, adoption.fork_owner)
     created: int = driver.execute(sql.SQLITE_FORK_HEAD, (*values, *place)).fetchone()[0]
     return created
 

@@ -20,6 +20,8 @@ PINNED = {
     "0002_forks.sqlite.sql": "0b8ab3b89b2c811b0dcc4ce071f29c2de7f916769bb432b52c816ee4e5db8209",
     "0003_parked.postgres.sql": "cc8b70eef8b0e45a31ba65e1a3a638f7a47a9f8df017bd0bac9ad6f9d2f6c294",
     "0003_parked.sqlite.sql": "bceda7b0b3aa759495fe023e0f3793039bc560989008bd811fcdef74ba5fc3f4",
+    "0004_fork_owners.postgres.sql": "13f9faa90500282fe6d015937c42a0b182e2283474d80a4d7de50a5aa586c285",
+    "0004_fork_owners.sqlite.sql": "21df1472a6d13bf804e6306b67bf57172cfef05a1e72650e51bc3b3de7aa75e5",
 }
 DIALECTS = ("sqlite", "postgres")
 
