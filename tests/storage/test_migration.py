@@ -93,7 +93,9 @@ def test_everything_is_as_it_was_recorded(log, raw):
     before = raw.dump()
     log.migrate()
 
-    assert raw.dump() == before
+    heads, events = raw.dump()
+    # A head row has a column more since, of which nothing is known.
+    assert [heads, events] == [[f"{row[:-1]}, None)" for row in before[0]], before[1]]
     assert log.verify().ok
     assert texts(log.read("s")) == [0, 1, 2]
     assert [info.user_id for info in log.sessions()] == ["ada"]
