@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from itertools import count
 from typing import Any, Final, NamedTuple
 
@@ -42,6 +42,13 @@ _CHECKS: Final[Mapping[str, Callable[[Mapping[str, Any], str], None]]] = {"state
 """What a payload of the vocabulary is held against on write; each raises InvalidEvent with the path."""
 
 _DESCRIBING: Final = frozenset({"session.created", "session.described", "session.forked"})
+DESCRIBING: Final = (*sorted(_DESCRIBING), "session.renamed", "session.restored", "session.deleted")
+"""The types that say what a session is, beside what was said in it; six, see SQLITE_DESCRIBING."""
+
+HANDED_DOWN: Final = frozenset({Kind.RESTORE, Kind.FORK})
+"""The kinds of a fork's events that an erasure in what it was forked from covers: see handed_down."""
+
+_CARRIED: Final = ("user_id", "name", "metadata")  # what a restore says, because it is not rewound
 _RESERVED: Final = frozenset({Kind.RESTORE, Kind.FORK, Kind.ERASURE})
 _MAX_TYPE_VERSION: Final = 2**31 - 1
 
@@ -299,6 +306,42 @@ def listing_of(type: str, payload: Mapping[str, Any]) -> dict[str, str | None] |
         if value is not None:
             (check_text if key == "name" else check_id)(value, f"payload.{key}")
     return columns
+
+
+def handed_down(rows: Iterable[StoredRow]) -> tuple[list[StoredRow], dict[str, str | None]]:
+    """What a fork's rows say of the session that it was forked from, which goes when that is erased.
+
+    Args:
+        rows: Those of the fork that are of DESCRIBING types, in order.
+
+    Returns:
+        The rows that say so: `session.forked`, and each restore that carries on what was never described
+        here; and the listing columns without them.
+    """
+    gone: list[StoredRow] = []
+    listing: dict[str, str | None] = dict.fromkeys(LISTING)
+    own: set[str] = set()
+    for row in rows:
+        type, payload = row[3], _readable(row)
+        if type == "session.deleted":
+            own, listing = set(_CARRIED), dict.fromkeys(LISTING)
+        elif payload is None:
+            continue
+        elif type == "session.forked":
+            gone.append(row)
+        elif type != "session.restored":
+            own |= payload.keys()
+            listing |= listing_of(type, payload) or {}
+        elif any(payload.get(key) and key not in own for key in _CARRIED):
+            gone.append(row)
+    return gone, listing
+
+
+def _readable(row: StoredRow) -> dict[str, Any] | None:
+    if row[14] is None or row[12] != JSON:
+        return None
+    payload = decode(row[14])
+    return payload if type(payload) is dict else None
 
 
 def link(batch: Batch, head: Head, now_us: int) -> Linked:

@@ -433,7 +433,9 @@ def _beginning(log: SessionLog, section: Section) -> Beginning:
     def turn_at(version: int) -> int:
         return lineage.turn_at(store, namespace, parent, version)
 
-    return Beginning(Head(version, genesis, turn_at(version), at_us=rows[0][8]), turn_at, parent, owner)
+    start = Head(version, genesis, turn_at(version), at_us=rows[0][8])
+    erased = lineage.is_handed_down_erased(store, namespace, parent, version)
+    return Beginning(start, turn_at, parent, owner, erased)
 
 
 def _epoch_of(log: SessionLog, parent: str | None) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from kern_events import chain
-from kern_events.batch import LISTING, TOMBSTONES, StoredRow, expected_hash, listing_of
+from kern_events.batch import HANDED_DOWN, LISTING, TOMBSTONES, StoredRow, expected_hash, listing_of
 from kern_events.codec import JSON, MAX_PAYLOAD_BYTES, check_id, decode, encode
 from kern_events.errors import InvalidEvent
 from kern_events.events import LAST_US, Head, Kind, Status, kind_of
@@ -36,12 +36,14 @@ class Beginning(msgspec.Struct, frozen=True):
         turn_at: The highest turn started at a version of the parent.
         parent: The session that it was forked from.
         owner: The session in whose rows a fork's origin lies.
+        handed_down_erased: Whether what it was handed down may have been erased with its parent.
     """
 
     head: Head
     turn_at: TurnAt = lambda version: 0
     parent: str | None = None
     owner: str | None = None
+    handed_down_erased: bool = False
 
 
 class Incoming:
@@ -165,6 +167,8 @@ class Incoming:
             self._lasting.append(version)
         if payload is None:
             self._erased.append(version)
+            if kind in HANDED_DOWN and self._begins.handed_down_erased:
+                self._covered.append((version, version))
         if type.startswith("session."):
             self._follow_session(version, type, payload, meta)
 

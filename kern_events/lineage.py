@@ -13,10 +13,9 @@ from typing import Final, NamedTuple
 
 from kern_events.errors import SessionNotFound, StoreCorrupt
 from kern_events.events import Branch, Branches, Fork, Head
-from kern_events.store.base import Lineage, Store
+from kern_events.store.base import ERASING, Lineage, Store
 
 _LAST: Final = 2**63 - 1
-_TOMBSTONES: Final = (*["session.erased"] * 4, "session.deleted")  # five, see newest_of
 
 
 class Range(NamedTuple):
@@ -134,8 +133,19 @@ def segments(store: Store, namespace: str, session_id: str, version: int) -> lis
 
 def erased_until(store: Store, namespace: str, session_id: str) -> int:
     """The version of the last tombstone in the rows of a session; 0 if there is none."""
-    row = store.newest_of(namespace, session_id, _TOMBSTONES, _LAST)
+    row = store.newest_of(namespace, session_id, ERASING, _LAST)
     return row[0] if row else 0
+
+
+def is_handed_down_erased(store: Store, namespace: str, parent: str, version: int) -> bool:
+    """Whether what a fork of `parent` at a version was handed down may be gone: with an erasure above it."""
+    if erased_until(store, namespace, parent) > version:
+        return True
+    above = store.lineage(namespace, parent)
+    if above.parent is None:
+        return False
+    rows = store.rows(namespace, parent, above.origin, above.origin + 1, 1)
+    return bool(rows) and rows[0][14] is None
 
 
 def turn_at(store: Store, namespace: str, session_id: str, version: int) -> int:

@@ -8,16 +8,18 @@ show that; this module alone cannot.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from kern_events import chain
-from kern_events.batch import LISTING, TOMBSTONES, StoredRow, expected_hash, listing_of
+from kern_events.batch import HANDED_DOWN, LISTING, TOMBSTONES, StoredRow, expected_hash, listing_of
 from kern_events.codec import decode
 from kern_events.errors import ChainBroken, InvalidEvent
 from kern_events.events import Kind
-from kern_events.store.base import HOUR_US, PAGE_ROWS, HeadRow, Snapshot
+from kern_events.store.base import ERASING, HOUR_US, PAGE_ROWS, HeadRow, Snapshot
+
+_LAST: Final = 2**63 - 1
 
 Progress = Callable[[int, int], None]
 
@@ -121,6 +123,20 @@ class _Origin(NamedTuple):
     version: int
 
 
+def _is_parent_erased(snapshot: Snapshot, namespace: str, head: HeadRow) -> bool:
+    """Whether a fork's parent was erased since, or has lost what it was handed down itself."""
+    if head.fork_parent is None:
+        return False
+    tombstone = snapshot.newest_of(namespace, head.fork_parent, ERASING, _LAST)
+    if tombstone is not None and tombstone[0] > (head.fork_version or 0):
+        return True
+    parent = next(iter(snapshot.head_rows(namespace, head.fork_parent)), None)
+    if parent is None or parent.fork_version is None:
+        return False
+    first = snapshot.page(namespace, parent.session_id, parent.fork_version, 1)
+    return bool(first) and first[0][5] == Kind.FORK and first[0][14] is None
+
+
 class _Ancestry:
     """Where forks come from, over all of one snapshot: each head row that forks share is read once."""
 
@@ -203,13 +219,14 @@ class _Walk:
         self._status = "open"
         self._listing: dict[str, str | None] = dict.fromkeys(LISTING)
         self._erased: list[int] = []
+        self._handed_down: list[int] = []  # of those, what may have gone with the parent
         self._covered: list[tuple[int, int]] = []
         self._findings: list[Finding] = []
 
     def run(self, snapshot: Snapshot) -> list[Finding]:
         for row in self._rows(snapshot):
             self._event(row)
-        self._check_erasures()
+        self._check_erasures(snapshot)
         self._check_head()
         return self._findings
 
@@ -254,6 +271,8 @@ class _Walk:
     def _payload(self, row: StoredRow) -> Any:
         if row[14] is None:
             self._erased.append(row[0])
+            if row[5] in HANDED_DOWN:
+                self._handed_down.append(row[0])
             return None
         try:
             return decode(row[14]) if row[12] == 0 else None
@@ -277,7 +296,9 @@ class _Walk:
             except InvalidEvent:
                 self._find(version, "changed", "payload", "valid listing columns", "others")
 
-    def _check_erasures(self) -> None:
+    def _check_erasures(self, snapshot: Snapshot) -> None:
+        if self._handed_down and _is_parent_erased(snapshot, self._namespace, self._head):
+            self._covered += [(version, version) for version in self._handed_down]
         for version in uncovered(self._erased, self._covered):
             self._find(version, "erased_without_tombstone", "payload", "a tombstone", "none")
 

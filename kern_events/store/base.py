@@ -23,6 +23,7 @@ logger: Final = logging.getLogger("kern_events")
 logger.addHandler(logging.NullHandler())
 
 HOUR_US: Final = 3_600_000_000
+ERASING: Final = (*["session.erased"] * 4, "session.deleted")  # five, see newest_of
 
 PAGE_BYTES: Final = 8 << 20
 """Rows are read in pages that end where their contents come to so much: the last row may go beyond it."""
@@ -324,6 +325,11 @@ class Snapshot(Protocol):
 
     def page(self, namespace: str, session_id: str, after: int, limit: int) -> Rows[StoredRow]:
         """Events of one session by version."""
+
+    def newest_of(
+        self, namespace: str, session_id: str, types: Sequence[str], before: int
+    ) -> StoredRow | None:
+        """As in Store."""
 
     def orphans(self, namespace: str) -> Sequence[tuple[str, int]]:
         """Sessions that have events and no head row, with how many."""
@@ -637,6 +643,17 @@ def newest_version(head: Head | None, at_us: int, probe: Callable[[int], tuple[i
         else:
             high = middle - 1
     return low
+
+
+def parents_first(session_id: str, parents: Mapping[str, str]) -> list[str]:
+    """The forks of a session and theirs, given the parent of each, in an order of descent."""
+    forks: dict[str, list[str]] = {}
+    for fork, parent in sorted(parents.items()):
+        forks.setdefault(parent, []).append(fork)
+    found = list(forks.get(session_id, ()))
+    for fork in found:
+        found += forks.get(fork, ())
+    return found
 
 
 def nothing() -> None:

@@ -17,7 +17,17 @@ from msgspec.structs import replace
 from sqlalchemy.engine import Connection
 
 from kern_events import chain
-from kern_events.batch import LISTING, TOMBSTONES, Batch, Linked, Row, StoredRow, link
+from kern_events.batch import (
+    DESCRIBING,
+    LISTING,
+    TOMBSTONES,
+    Batch,
+    Linked,
+    Row,
+    StoredRow,
+    handed_down,
+    link,
+)
 from kern_events.clock import now_us
 from kern_events.errors import StoreError
 from kern_events.events import Head, Kind, SessionInfo
@@ -89,6 +99,13 @@ class _Session:
             if row[11] == key:
                 return self.rows[i : i + count]
         return []
+
+    def forget_parent(self) -> None:
+        gone, listing = handed_down(row for row in self.rows if row[3] in DESCRIBING)
+        if gone:
+            versions = {row[0] for row in gone}
+            self.rows[:] = [_without_content(row) if row[0] in versions else row for row in self.rows]
+            self.listing = listing
 
     def erased_after(self, version: int) -> bool:
         return any(row[3] in TOMBSTONES for row in self.after(version, None, len(self.rows)))
@@ -190,6 +207,8 @@ class MemoryStore:
         for other in touched:
             fork = self._sessions[namespace, other]
             fork.head = replace(fork.head, epoch=fork.head.epoch + erasures)
+            if before:
+                fork.forget_parent()
         for key in [key for key in self._snapshots if key[0] == namespace]:
             if key[1] == session_id or key[1] in touched:
                 del self._snapshots[key]
@@ -530,8 +549,10 @@ def _stored(row: Row, position: int, commit: bytes | None) -> StoredRow:
 
 
 def _erased(row: StoredRow, before: int) -> StoredRow:
-    if not tombstone_covers(row, before):
-        return row
+    return _without_content(row) if tombstone_covers(row, before) else row
+
+
+def _without_content(row: StoredRow) -> StoredRow:
     commit = chain.payload_commit(row[17], row[14], row[15])
     return (*row[:14], None, None, commit, None, row[18])
 

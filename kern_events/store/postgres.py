@@ -21,7 +21,7 @@ from sqlalchemy import URL
 from sqlalchemy.engine import Connection, Engine
 
 from kern_events import chain
-from kern_events.batch import LISTING, Batch, Linked, StoredRow, link
+from kern_events.batch import DESCRIBING, LISTING, Batch, Linked, StoredRow, handed_down, link
 from kern_events.clock import now_us
 from kern_events.errors import FeedUnavailable, InvalidEvent, StoreError
 from kern_events.events import Head, SessionInfo
@@ -55,6 +55,7 @@ from kern_events.store.base import (
     newest_version,
     nothing,
     page_of,
+    parents_first,
     refuses,
     rewrites_listing,
     tail_of,
@@ -209,7 +210,7 @@ class PostgresStore:
         outcome = self._write(cursor, batch, head)
         assert isinstance(outcome, Landed)
         self._erase(cursor, batch, outcome.head.version)
-        self._touch(cursor, batch)
+        self._erase_from_forks(cursor, batch, self._touch(cursor, batch))
         self._remember(batch, None)
         return outcome
 
@@ -223,8 +224,8 @@ class PostgresStore:
             raise ValueError("the connection has no open transaction: begin one first")
         return binary_cursor(driver)
 
-    def _touch(self, cursor: Cursor, batch: Batch, erasures: int = 1) -> None:
-        """What an erasure does beyond its own session: its forks are of another epoch now."""
+    def _touch(self, cursor: Cursor, batch: Batch, erasures: int = 1) -> list[str]:
+        """What an erasure does beyond its own session: its forks, returned, are of another epoch now."""
         scope = {"namespace": batch.namespace, "session_id": batch.session_id}
         forks: list[str] = []
         while True:
@@ -237,6 +238,19 @@ class PostgresStore:
         for _ in range(erasures if forks else 0):
             cursor.execute(self._sql.touch, (batch.namespace, text_array(forks)))
         cursor.execute(self._sql.forget, (batch.namespace, text_array([batch.session_id, *forks])))
+        return forks
+
+    def _erase_from_forks(self, cursor: Cursor, whose: Batch, forks: Sequence[str]) -> None:
+        """Erase what the forks of an erased session say of it; those are held."""
+        namespace, types = whose.namespace, text_array(DESCRIBING)
+        found = cursor.execute(self._sql.parents, (namespace, text_array(forks))) if forks else ()
+        for fork in parents_first(whose.session_id, {row[0]: row[1] for row in found}):
+            gone, listing = handed_down(cursor.execute(self._sql.describing, (namespace, fork, types)))
+            if gone:
+                commits = bytea_array([chain.payload_commit(row[17], row[14], row[15]) for row in gone])
+                versions = int8_array([row[0] for row in gone])
+                cursor.execute(self._sql.erase, (versions, commits, namespace, fork))
+                cursor.execute(self._sql.relist, (*listing.values(), namespace, fork))
 
     def fork(self, batch: Batch, origin: Origin) -> Landed | Refused | None:
         """See Store."""
@@ -279,7 +293,9 @@ class PostgresStore:
             _adopt_rows(cursor, self._sql.adopt, adoption)
             if adoption.erasures:
                 self._erase(cursor, whose, adoption.erase_before)
-                self._touch(cursor, whose, adoption.erasures)
+                forks = self._touch(cursor, whose, adoption.erasures)
+                if adoption.erase_before:
+                    self._erase_from_forks(cursor, whose, forks)
             self._remember(whose, None)
             return True
 
@@ -768,6 +784,12 @@ class _Snapshot:
         scope = (namespace, session_id)
         values = (*scope, after, _FOREVER, min(limit, PAGE_ROWS))
         return self._pages.read(functools.partial(_fetched, self._cursor), self._sql.rows, values, scope)
+
+    def newest_of(
+        self, namespace: str, session_id: str, types: Sequence[str], before: int
+    ) -> StoredRow | None:
+        values = (namespace, session_id, before, text_array(types))
+        return self._cursor.execute(self._sql.newest_of, values).fetchone()
 
     def orphans(self, namespace: str) -> Sequence[tuple[str, int]]:
         return self._cursor.execute(self._sql.orphans, (namespace,)).fetchall()

@@ -212,6 +212,21 @@ SQLITE_FORGET: Final = (
     f"WITH RECURSIVE {_SQLITE_FOUND} DELETE FROM kern_snapshots WHERE namespace = ?1 "
     "AND session_id IN (SELECT ?2 UNION ALL SELECT session_id FROM found)"
 )
+# What says what a session is.
+SQLITE_DESCRIBING: Final = (
+    f"SELECT {_STORED_E}, e.session FROM kern_events AS e WHERE {_OF_SESSION} "
+    "AND e.type IN (?, ?, ?, ?, ?, ?) ORDER BY e.version"
+)
+# The listing columns of a session that goes on without what it was handed down.
+SQLITE_RELIST: Final = (
+    "UPDATE kern_sessions SET " + ", ".join(f"{column} = ?" for column in LISTING) + " WHERE id = ?"
+)
+# Copy what is in the WAL into the file and empty it, if nobody is in the way; never waits by itself.
+SQLITE_CHECKPOINT: Final = "PRAGMA wal_checkpoint(TRUNCATE)"
+# Whether what is deleted is overwritten (1), where that costs nothing (2), or not (0).
+SQLITE_SECURE_DELETE: Final = "PRAGMA secure_delete"
+# ... from now on, on this connection; a PRAGMA takes no bound values.
+SQLITE_OVERWRITES: Final = "PRAGMA secure_delete = {:d}"
 # The newest head among stored snapshots; @ sorts after digits and before letters, as chunks are named.
 SQLITE_SNAPSHOT_HEAD: Final = (
     "SELECT chunk, version, data FROM kern_snapshots WHERE namespace = ? AND session_id = ? "
@@ -535,6 +550,22 @@ class PostgresSQL:
         self.touch = filled(
             "UPDATE {s}kern_sessions SET epoch = epoch + 1 "
             "WHERE namespace = %b AND session_id = ANY(%b::text[])"
+        )
+        # Where forks come from.
+        self.parents = filled(
+            "SELECT session_id, fork_parent FROM {s}kern_sessions "
+            "WHERE namespace = %b AND session_id = ANY(%b::text[])"
+        )
+        # What says what a session is.
+        self.describing = filled(
+            f"SELECT {_STORED} FROM {{s}}kern_events WHERE namespace = %b AND session_id = %b "
+            "AND type = ANY(%b::text[]) ORDER BY version"
+        )
+        # The listing columns of a session that goes on without what it was handed down.
+        self.relist = filled(
+            "UPDATE {s}kern_sessions SET "
+            + ", ".join(f"{column} = %b" for column in LISTING)
+            + " WHERE namespace = %b AND session_id = %b"
         )
         # ... and none that was stored before may stay.
         self.forget = filled(

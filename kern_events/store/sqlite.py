@@ -16,7 +16,7 @@ from sqlalchemy import URL
 from sqlalchemy.engine import Connection, Engine
 
 from kern_events import chain
-from kern_events.batch import LISTING, Batch, Linked, StoredRow, link
+from kern_events.batch import DESCRIBING, LISTING, Batch, Linked, StoredRow, handed_down, link
 from kern_events.clock import now_us
 from kern_events.errors import InvalidEvent, KernError, StoreError, StoreUnavailable
 from kern_events.events import Head, SessionInfo
@@ -65,6 +65,7 @@ from kern_events.store.sqlite_file import (
     SQLiteFile,
     SQLiteSinks,
     has_wal_reset_bug,
+    overwriting,
     page_from,
     roll_back,
 )
@@ -91,6 +92,7 @@ class SQLiteStore:
     def __init__(self, url: URL, engine: Engine | None, *, pool_size: int, lock_timeout_s: float) -> None:
         self._file = SQLiteFile(url, engine, pool_size=pool_size, lock_timeout_s=lock_timeout_s)
         self._group = GroupCommit(self._commit_group)
+        self._has_erased = False  # Since the last commit; only the thread that commits looks at it.
         self.on_commit: Callable[[], None] = nothing
         self.consumers: Consumers = SQLConsumers(SQLiteSinks(self._file))
         survive_forks(self)
@@ -142,6 +144,7 @@ class SQLiteStore:
         """See Store."""
 
         def work(driver: Driver, bases: list[Head]) -> Landed | None:
+            self._has_erased = True
             return _deleted(driver, bases, namespace, session_id, tombstone)
 
         outcome: Landed | None = self._group.run(work)
@@ -153,7 +156,8 @@ class SQLiteStore:
         """See Store."""
         driver = self._joined(connection)
         try:
-            return _saved(driver, lambda: _deleted(driver, [], namespace, session_id, tombstone))
+            with overwriting(driver):
+                return _saved(driver, lambda: _deleted(driver, [], namespace, session_id, tombstone))
         except sqlite3.Error as error:
             raise self._file.translated(error) from error
 
@@ -195,10 +199,13 @@ class SQLiteStore:
             session = _adopt_head(driver, adoption, row[7] if row else None)
             _adopt_rows(driver, adoption, session)
             if adoption.erasures:
+                self._has_erased = True
                 _erase(driver, session, adoption.erase_before)
                 driver.execute(sql.SQLITE_FORGET, scope)
             for _ in range(adoption.erasures):
                 driver.execute(sql.SQLITE_TOUCH, scope)
+            if adoption.erase_before:
+                _erase_from_forks(driver, *scope)
             return True
 
         adopted: bool = self._group.run(work)
@@ -269,6 +276,9 @@ class SQLiteStore:
         except (sqlite3.Error, StoreError) as error:
             self._commit_failed(driver, group, results, error)
             return
+        if self._has_erased:
+            self._has_erased = False
+            self._file.checkpoint(driver)
         for job, result in zip(group, results, strict=True):
             _settle(job, result)
         self.on_commit()
@@ -540,6 +550,13 @@ class _Snapshot:
         values = (namespace, session_id, after, 2**63 - 1, limit)
         return page_from(self._driver.execute(sql.SQLITE_ROWS, values), limit)
 
+    def newest_of(
+        self, namespace: str, session_id: str, types: Sequence[str], before: int
+    ) -> StoredRow | None:
+        values = (namespace, session_id, before, *types)
+        row: StoredRow | None = self._driver.execute(sql.SQLITE_NEWEST_OF, values).fetchone()
+        return row
+
     def orphans(self, namespace: str) -> Sequence[tuple[str, int]]:
         return self._driver.execute(sql.SQLITE_ORPHANS).fetchall()
 
@@ -606,6 +623,7 @@ def _deleted(
     _erase(driver, row[7], linked.head.version)
     driver.execute(sql.SQLITE_FORGET, (namespace, session_id))
     driver.execute(sql.SQLITE_TOUCH, (namespace, session_id))
+    _erase_from_forks(driver, namespace, session_id)
     return landed(batch, linked, position)
 
 
@@ -685,6 +703,18 @@ def _erase(driver: Driver, session: int, before: int) -> None:
         if changed != len(rows):
             raise StoreError(f"{changed} of {len(rows)} events were erased; nothing was")
         after = rows[-1][0]
+
+
+def _erase_from_forks(driver: Driver, namespace: str, session_id: str) -> None:
+    """Erase what the forks of an erased session say of it; parents come before their forks."""
+    for (fork,) in driver.execute(sql.SQLITE_DESCENDANTS, (namespace, session_id)).fetchall():
+        rows = driver.execute(sql.SQLITE_DESCRIBING, (namespace, fork, *DESCRIBING)).fetchall()
+        gone, listing = handed_down(rows)
+        if gone:
+            session = gone[0][-1]
+            commits = [(chain.payload_commit(row[17], row[14], row[15]), session, row[0]) for row in gone]
+            driver.executemany(sql.SQLITE_ERASE, commits)
+            driver.execute(sql.SQLITE_RELIST, (*listing.values(), session))
 
 
 def _look_up(driver: Driver, batch: Batch, base: int, count: int) -> Found:

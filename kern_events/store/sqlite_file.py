@@ -365,6 +365,16 @@ class SQLiteFile:
                 "what is there now is opened by the next call"
             )
 
+    def checkpoint(self, driver: Driver) -> None:
+        """Leave nothing of what was erased in the WAL, if nobody is in the way.
+
+        A reader of an older state needs the WAL, and is not waited for: the text stays in it until the next
+        checkpoint that empties it, or until the last connection is closed.
+        """
+        if self._wal_mode:
+            with suppress(sqlite3.Error):  # The erasure itself is done.
+                driver.execute(sql.SQLITE_CHECKPOINT).fetchall()
+
     def _check_whole(self, driver: Driver) -> None:
         """What was put in the place of an open file may not fit to what of it is still in use."""
         found = driver.execute(sql.SQLITE_QUICK_CHECK).fetchall()
@@ -471,6 +481,17 @@ def page_from(cursor: sqlite3.Cursor, limit: int, at: int = 0) -> Rows[Any]:
         return page_of(cursor, limit, at)
     finally:
         cursor.close()
+
+
+@contextmanager
+def overwriting(driver: Driver) -> Iterator[None]:
+    """On a connection of the caller's: what is erased within is overwritten in the file."""
+    before = driver.execute(sql.SQLITE_SECURE_DELETE).fetchone()[0]
+    driver.execute(sql.SQLITE_OVERWRITES.format(1))
+    try:
+        yield
+    finally:
+        driver.execute(sql.SQLITE_OVERWRITES.format(before))
 
 
 def roll_back(driver: Driver) -> None:
