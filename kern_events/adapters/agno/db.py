@@ -8,6 +8,7 @@ run is written with the session that it changed, and a run that is new comes aft
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import logging
 import sqlite3
@@ -15,7 +16,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from agno.db.utils import json_serializer
+from agno.db.utils import deserialize_session, json_serializer
 from cachetools import LRUCache
 from sqlalchemy import URL, Table
 from sqlalchemy.engine import Connection, Engine
@@ -212,10 +213,13 @@ class KernDb:
                 self._missed[session_id] = self._missed.get(session_id, 0) + 1
 
     def get_sessions(self, *args: Any, **options: Any) -> Any:
-        """See Agno; what was restored, forked or deleted elsewhere shows at once."""
+        """See Agno; what was restored, forked or deleted elsewhere shows at once.
+
+        A session of which Agno cannot make an object is left out and logged; it is where it was.
+        """
         this: Any = super()
         self._kern.show_all()
-        found = this.get_sessions(*args, **options)
+        found = _listed(this.get_sessions, args, options)
         if isinstance(found, list):
             for session in found:
                 self._based(session)
@@ -433,7 +437,8 @@ class KernDb:
         """See Agno; what was said is erased in the log too, whose chain stays."""
         this: Any = super()
         if not _is_recordable(session_id):
-            return bool(this.delete_session(session_id, user_id))
+            with self._kern._begun(self._kern.tables):
+                return bool(this.delete_session(session_id, user_id))
 
         def work(connection: Connection, held: Mapping[str, Held]) -> Any:
             return this.delete_session(session_id, user_id)
@@ -471,6 +476,24 @@ class KernDb:
             if self._on_error is not None:
                 self._on_error(failure)
             raise failure from error
+
+
+def _listed(get_sessions: Callable[..., Any], args: Sequence[Any], options: Mapping[str, Any]) -> Any:
+    """What Agno lists; where it cannot read all of it, what it can."""
+    try:
+        return get_sessions(*args, **options)
+    except Exception:
+        asked = inspect.signature(get_sessions).bind(*args, **options).arguments
+        if not asked.get("deserialize", True):
+            raise
+        records, _ = get_sessions(**{**asked, "deserialize": False})
+    found = []
+    for record in records:
+        try:
+            found.append(deserialize_session(asked.get("session_type"), record))
+        except Exception as error:  # Its text may be content.
+            logger.error("session %r cannot be listed: %s", record.get("session_id"), type(error).__name__)
+    return found
 
 
 def _is_recordable(session_id: str) -> bool:

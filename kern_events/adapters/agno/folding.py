@@ -2,6 +2,9 @@
 
 `Fold` is what an event does to them. Recording uses it too: what it does not make of the events, the last
 of them says as ops in its native, so whatever Agno stores comes back exactly.
+
+It is total: events and natives may have been recorded by anybody, and what is of another shape is passed
+over. What it makes of them costs what they say, whatever they repeat.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import msgspec
 
 from kern_events import Event
 from kern_events.adapters.agno.native import PART, load
+from kern_events.codec import MAX_DEPTH
 from kern_events.delta import apply_ops
 from kern_events.spi import Kind
 
@@ -122,17 +126,17 @@ class Fold:
             self.session = apply_ops(self.session or {}, said["session"])
         if "message" in said:
             self.messages.append(apply_ops(message_of(type, payload), said["message"]))
-        if "run" in said:
-            self._run(type, said)
-        elif type == RUN_DELETED:
-            self.runs.pop(payload.get("run_id", ""), None)
+        run_id = said.get("run")
+        if isinstance(run_id, str):
+            self._run(type, run_id, said)
+        elif type == RUN_DELETED and isinstance(payload.get("run_id"), str):
+            self.runs.pop(payload["run_id"], None)
 
-    def _run(self, type: str, said: Mapping[str, Any]) -> None:
-        run_id = said["run"]
+    def _run(self, type: str, run_id: str, said: Mapping[str, Any]) -> None:
         before = self.runs.get(run_id)
         messages = placed(said.get("messages"), before, self.messages)
         after = run_after(self.session, self._session_id, run_id, before, type, messages)
-        self.runs[run_id] = apply_ops(after, said["ops"])
+        self.runs[run_id] = apply_ops(after, said.get("ops"))
         self.messages = []
         turn = self.turns.get(run_id)
         if turn and type in STATUS:
@@ -201,22 +205,24 @@ def _metadata_like(session: Row, payload: Mapping[str, Any]) -> Row:
     return {**session, "user_id": payload.get("user_id"), "metadata": metadata}
 
 
-def message_of(type: str, payload: Mapping[str, Any]) -> Row:
+def message_of(event_type: str, payload: Mapping[str, Any]) -> Row:
     """Agno's message as far as our event says it."""
-    if type in _RESULTS:
+    if event_type in _RESULTS:
         return {
             "role": "tool",
-            "content": payload.get(_RESULTS[type]),
+            "content": payload.get(_RESULTS[event_type]),
             "tool_call_id": payload.get("call_id"),
             **({"tool_name": payload["name"]} if "name" in payload else {}),
         }
     message = {
         key: payload[key] for key in ("id", "role", "content", "name", "tool_call_id") if key in payload
     }
-    if "tool_calls" in payload:
+    calls = payload.get("tool_calls")
+    if type(calls) is list:
         message["tool_calls"] = [
             {"id": call.get("id"), "type": "function", "function": _function(call)}
-            for call in payload["tool_calls"]
+            for call in calls
+            if type(call) is dict
         ]
     return message
 
@@ -225,14 +231,20 @@ def _function(call: Mapping[str, Any]) -> Row:
     return {"name": call.get("name"), "arguments": call.get("arguments")}
 
 
-def placed(layout: Sequence[Any] | None, before: Row | None, added: Messages) -> Messages | None:
+def placed(layout: Any, before: Row | None, added: Messages) -> Messages | None:
     """A run's messages: ranges of those it had followed by those recorded since, or messages in full."""
-    if layout is None:
+    if type(layout) is not list:
         return None
     known = [*(had_messages(before) or ()), *added]
     messages: Messages = []
+    left = len(known)  # Each is placed once, so a layout makes no more of them than there are.
     for item in layout:
-        messages += known[item[0] : item[1]] if type(item) is list else [item]
+        if type(item) is not list:
+            messages.append(item)
+        elif len(item) == 2 and all(type(each) is int and each >= 0 for each in item):
+            part = known[item[0] : min(item[1], item[0] + left)]
+            messages += part
+            left -= len(part)
     return messages
 
 
@@ -253,7 +265,7 @@ def run_after(
 ) -> Row:
     """A run's row as far as its events and what was known before say it."""
     row = dict(before or NO_RUN)
-    data = dict(row["run_data"]) if isinstance(row["run_data"], dict) else {}
+    data = dict(row["run_data"]) if isinstance(row.get("run_data"), dict) else {}
     data["run_id"], data["session_id"] = run_id, session_id
     if type in STATUS:
         row["status"] = data["status"] = STATUS[type]
@@ -294,10 +306,12 @@ def forked_id(session_id: str, run_id: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_OID, json.dumps([session_id, run_id])))
 
 
-def _renamed(value: Any, names: Mapping[str, str], sessions: Mapping[str, str]) -> Any:
+def _renamed(value: Any, names: Mapping[str, str], sessions: Mapping[str, str], depth: int = 0) -> Any:
     """A run's row in a fork: its own ids and those of runs that came along, wherever Agno names them."""
+    if depth > MAX_DEPTH:
+        return value  # Agno names nothing so deep down.
     if type(value) is list:
-        return [_renamed(item, names, sessions) for item in value]
+        return [_renamed(item, names, sessions, depth + 1) for item in value]
     if type(value) is not dict:
         return value
     renamed = {}
@@ -309,7 +323,7 @@ def _renamed(value: Any, names: Mapping[str, str], sessions: Mapping[str, str]) 
         elif key in _SAID:
             renamed[key] = item
         else:
-            renamed[key] = _renamed(item, names, sessions)
+            renamed[key] = _renamed(item, names, sessions, depth + 1)
     return renamed
 
 

@@ -29,7 +29,7 @@ def load(data: bytes, parts: list[bytes]) -> dict[str, Any]:
 def _object(data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if type(value) is dict else {}
 

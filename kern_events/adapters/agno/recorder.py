@@ -7,9 +7,10 @@ records the difference. Agno's methods open their own transactions; here they jo
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sqlalchemy.engine import Connection, Engine
@@ -25,6 +26,7 @@ from kern_events.adapters.agno.tables import AS_NOTED, CHANGED, DELETED, NO_ROW,
 from kern_events.codec import MAX_BATCH
 from kern_events.delta import apply_ops, state_ops
 from kern_events.errors import InvalidEvent, StoreBusy, StoreError, StoreUnavailable, VersionConflict
+from kern_events.store import sql
 from projections.paths import events_on
 
 if TYPE_CHECKING:
@@ -218,6 +220,7 @@ class Recorder:
                 connection = connection.execution_options(isolation_level=_LEVEL)
             with connection.begin():
                 if self._engine.dialect.name == "sqlite" and not reading and not _is_begun(connection):
+                    connection.exec_driver_sql(sql.SQLITE_OVERWRITES.format(1))
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
                 self.current.connection, self.current.tables = connection, tables
                 self.current.mode = "create_savepoint" if savepoint else "rollback_only"
@@ -323,6 +326,19 @@ class Recorder:
         self.tables.forget(connection, session_id)
         self._outdate_forks(connection, session_id)
         return self._noted(connection, session_id, NO_ROW)
+
+    def leave_nothing(self) -> None:
+        """After a deletion on a connection of Agno's: empty the WAL, if nobody is in the way."""
+        if self._engine.dialect.name != "sqlite":
+            return
+        with self._engine.connect() as connection, suppress(sqlite3.Error):  # The deletion itself is done.
+            driver: Any = connection.connection.driver_connection
+            waited = driver.execute("PRAGMA busy_timeout").fetchone()[0]
+            try:
+                driver.execute(sql.SQLITE_BUSY_TIMEOUT.format(0))
+                driver.execute(sql.SQLITE_CHECKPOINT).fetchall()
+            finally:
+                driver.execute(sql.SQLITE_BUSY_TIMEOUT.format(waited))
 
     def _outdate_forks(self, connection: Connection, session_id: str) -> None:
         """What forks share with a deleted session is erased for them too, which their rows have to show."""
@@ -514,8 +530,10 @@ class Recorder:
             for session_id in page:
                 self._try_to_adopt(session_id, erasing=True)
             if len(page) < _PAGE:
-                return done
+                break
             after = page[-1]
+        self.leave_nothing()
+        return done
 
 
 def adopt(drafting: Drafting, before: Row | None, after: Row, changes: Sequence[RunChange]) -> None:

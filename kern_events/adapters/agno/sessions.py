@@ -50,6 +50,7 @@ class AgnoSessions(Sessions):
         self._loader.erased(session_id)
         for touched in (session_id, *spi.descendants(self, session_id)):
             self._kern.settle(touched)
+        self._kern.leave_nothing()
 
     def load(self, session_id: str, **options: Any) -> Any:
         """See Sessions.load."""
