@@ -713,7 +713,8 @@ class SessionLog:
         """End a session and erase its content for good; its chain stays and still verifies.
 
         One `session.deleted` event is the tombstone. Versions and turns go on if the session is
-        created again. What forks share with it is erased for them too.
+        created again. What forks share with it is erased for them too, and so are the name, user id and
+        metadata that they were handed down; what they have described themselves stays.
 
         Raises:
             SessionNotFound: The session has no events or is deleted already.

@@ -532,6 +532,7 @@ class Recorder:
             if len(page) < _PAGE:
                 break
             after = page[-1]
+        self.show_all()  # Forks of what others have deleted.
         self.leave_nothing()
         return done
 
