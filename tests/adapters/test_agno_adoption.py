@@ -11,6 +11,7 @@ from sqlalchemy import text
 from kern_events.errors import SessionNotFound
 from tests.agno_replay import check_replay
 from tests.agno_scenarios import SCENARIOS, _agent, call, note
+from tests.writers import PATIENCE_S, eventually
 
 
 def say(db, words, session_id="s", **options):
@@ -153,6 +154,14 @@ def test_runs_from_before_agno_3_are_taken_over(place):
     assert [run.run_id for run in place.plain().get_session("s").runs] == ["old"]
 
 
+def is_waiting(db):
+    """Whether somebody waits for a lock in this database."""
+    with db.db_engine.connect() as connection:
+        return connection.execute(text(
+            "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )).first() is not None  # fmt: skip
+
+
 def test_a_write_of_others_during_one_of_ours_is_found(place):
     """On Postgres both can be under way at the same time; SQLite has one writer."""
     db, plain = place.open(), place.plain()
@@ -166,12 +175,13 @@ def test_a_write_of_others_during_one_of_ours_is_found(place):
         thread = threading.Thread(target=meanwhile)
         thread.start()
         if place.backend == "postgres":
-            thread.join(0.3)  # It waits for us to end, or it is done.
+            eventually(lambda: is_waiting(plain) or not thread.is_alive())
         theirs.append(thread)
 
     db._kern.write(["s"], work)
-    theirs[0].join(30)
+    theirs[0].join(PATIENCE_S)
 
+    assert not theirs[0].is_alive()
     assert db.sessions.stored("s").runs[run.run_id]["run_data"]["content"] == "theirs"
     check_replay(db, "s")
 
