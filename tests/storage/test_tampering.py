@@ -325,7 +325,7 @@ def forked(raw, log):
 FORK = {
     "fork_parent": ["other", "grandchild", "child", "nobody", None],
     "fork_version": [3, 5, 0, -1, -(2**63), 2**63 - 1, None],
-    "epoch": [0, 2], "version": [4, 6, 8], "branch": [5, 4], "turn": [0, 2], "user_id": ["eve", None],
+    "epoch": [0, 2], "version": [4, 6, 8], "branch": [5, 4], "turn": [0, 2], "user_id": ["eve", "ada"],
     "created_at": [1],
 }  # fmt: skip
 
