@@ -27,7 +27,7 @@ import msgspec
 from kern_events.batch import STORED_COLUMNS, StoredRow
 from kern_events.codec import check_id
 from kern_events.errors import InvalidEvent
-from kern_events.transcript import MAX_LINE_BYTES
+from kern_events.lines import check_keys
 
 FORMAT: Final = "kern-events"
 FORMAT_VERSION: Final = 1
@@ -127,7 +127,8 @@ def is_header(line: bytes) -> bool:
 
 def namespace_of(line: bytes) -> str:
     """Whose events a file holds, by its first line; InvalidEvent where it cannot be read here."""
-    found = _decoded(_headers, line.removeprefix(BOM_UTF8))
+    line = line.removeprefix(BOM_UTF8)
+    found = _unique(line, _decoded(_headers, line))
     if (found.format, found.version) != (FORMAT, FORMAT_VERSION):
         raise InvalidEvent(f"not a file of {FORMAT}, version {FORMAT_VERSION}", "line 1")
     return check_id(found.namespace, "namespace")
@@ -140,12 +141,15 @@ def parse(line: bytes) -> Section | StoredRow:
         InvalidEvent: It says neither. The reason tells no content.
     """
     if len(line) < _LONGEST_SECTION:
+        found = None
         with suppress(ValueError, RecursionError):
-            return _section(_sections.decode(line))
+            found = _sections.decode(line)
+        if found is not None:
+            return _section(_unique(line, found))
     if line.startswith(b'{"session_id"'):
-        return _section(_decoded(_sections, line))
-    found = _decoded(_rows, line)
-    return tuple(_value(column, getattr(found, column)) for column in STORED_COLUMNS)
+        return _section(_unique(line, _decoded(_sections, line)))
+    row = _unique(line, _decoded(_rows, line))
+    return tuple(_value(column, getattr(row, column)) for column in STORED_COLUMNS)
 
 
 def _section(found: _SectionLine) -> Section:
@@ -192,9 +196,13 @@ def _value(column: str, value: Any) -> Any:
         raise InvalidEvent("not bytes in this form", column) from None
 
 
+def _unique(line: bytes, found: Any) -> Any:
+    """What was read of a line in which no key stands twice."""
+    check_keys(line, found)
+    return found
+
+
 def _decoded(decoder: Any, line: bytes) -> Any:
-    if len(line) > MAX_LINE_BYTES:
-        raise InvalidEvent(f"longer than {MAX_LINE_BYTES >> 20} MiB", "line")
     try:
         return decoder.decode(line)
     except msgspec.ValidationError as error:

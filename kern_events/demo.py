@@ -29,7 +29,6 @@ from kern_events.cli.reports import put_imported, put_sessions, put_verified
 from kern_events.cli.show import put_conversation
 from kern_events.cli.text import console, counted, one_line, put
 from kern_events.cli.travel import put_forked, put_restored
-from kern_events.transcript import lines_of
 from kern_events.transfer import import_transcripts
 
 if TYPE_CHECKING:
@@ -173,7 +172,7 @@ def _agent(out: Console, sessions: Sessions, db: str) -> str:
 def _own(out: Console, sessions: Sessions, file: IO[bytes]) -> str | None:
     """Import the user's conversations, and look at one; None if there is none."""
     _title(out, "Your conversations are recorded")
-    put_imported(out, out, import_transcripts(sessions, lines_of(file)))
+    put_imported(out, out, import_transcripts(sessions, file))
     page = sessions.sessions(limit=10)
     _title(out, "The sessions, the most recently active first")
     put_sessions(page, more=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Final
 
@@ -21,6 +21,7 @@ from kern_events.bundle import Section, namespace_of, parse, row_line
 from kern_events.errors import InvalidEvent
 from kern_events.events import Head
 from kern_events.incoming import Beginning, Incoming
+from kern_events.lines import MAX_LINE_BYTES, Line, Source, TooLong, lines_of
 from kern_events.store.base import Adoption, AnswerLost
 from kern_events.transfer import MAX_PROBLEMS, Problem
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from kern_events.log import SessionLog
 
 _PART_EVENTS: Final = 10_000  # in one transaction
-_PART_BYTES: Final = 64 << 20
+_PART_BYTES: Final = 8 << 20
+_ROW_BYTES: Final = 64 << 10  # what a line takes beside its contents, and more
 _ATTEMPTS: Final = 5  # at one session that others append to
 
 
@@ -77,8 +79,9 @@ class EventsReport(msgspec.Struct):
 
 def import_events(
     log: SessionLog,
-    lines: Iterable[bytes],
+    lines: Source,
     *,
+    max_line_bytes: int | None = None,
     link_parents: bool = False,
     progress: Callable[[EventsReport], None] | None = None,
 ) -> EventsReport:
@@ -89,12 +92,14 @@ def import_events(
     reported, and so is a session with a line that does not hash to what it says or could not have
     been recorded: nothing of it is written, the others go on. Positions are new ones.
 
-    A session is one transaction, if it has at most 10,000 events and 64 MiB, and else several, each
+    A session is one transaction, if it has at most 10,000 events and 8 MiB, and else several, each
     with events that go on from those before. An import that was cut off is completed by another one.
 
     Args:
         log: Where to; its namespace has to be the one of the events, which is part of their hashes.
-        lines: The lines of a file, up to 64 MiB each; empty ones are skipped. See `lines_of`.
+        lines: What was exported: a path, a file, or an iterable of lines. Empty ones are skipped.
+        max_line_bytes: A longer line is reported as bad; what is over it is never in memory. By default
+            16 MiB, or what the largest event that the log takes can come to.
         link_parents: Whether a fork whose parent is not in the file may go on from one that is recorded
             here already, if both are of the same user or of none. Its hash is all that a file has to know
             of that parent, and whoever reads the fork reads what was said there. Without it, a parent has
@@ -109,10 +114,11 @@ def import_events(
             of another namespace. Nothing was written.
         StoreError: The database failed. What is recorded is whole.
     """
-    importer = _Importer(log, link_parents)
+    limit = max_line_bytes or max(MAX_LINE_BYTES, 4 * log._max_payload_bytes + _ROW_BYTES)
+    importer = _Importer(log, link_parents, limit)
     started = time.perf_counter()
     try:
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(lines_of(lines, limit), 1):
             importer.take(number, line)
             if progress:
                 importer.report.seconds = time.perf_counter() - started
@@ -136,16 +142,23 @@ class _Failed(Exception):
 class _Importer:
     """Takes lines, records a session when its last one was read, and counts."""
 
-    def __init__(self, log: SessionLog, link_parents: bool) -> None:
+    def __init__(self, log: SessionLog, link_parents: bool, max_line_bytes: int) -> None:
         self.report = EventsReport()
         self._log = log
+        self._max_line_bytes = max_line_bytes
         self._link_parents = link_parents
         self._whole: dict[str, int] = {}  # the sessions that are in the file from version 1, and up to where
         self._begun = False
         self._session: _Session | None = None
 
-    def take(self, number: int, line: bytes) -> None:
+    def take(self, number: int, line: Line) -> None:
         """One line of the file, from 1."""
+        if isinstance(line, TooLong):
+            self.report.size_bytes += line.size_bytes
+            if not self._begun:
+                raise line.error(self._max_line_bytes)
+            self._bad(number, line.error(self._max_line_bytes))
+            return
         self.report.size_bytes += len(line)
         if not line.strip():
             return

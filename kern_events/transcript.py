@@ -5,20 +5,26 @@ So importing it again is comparing, see transfer.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import IO, Any, Final, NamedTuple
+from itertools import chain
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from kern_events.errors import InvalidEvent
 from kern_events.events import Draft
+from kern_events.lines import MAX_LINE_BYTES, check_keys
 
 ORIGIN: Final = {"origin": "import"}
 """The meta of what an import says about a session."""
 
-MAX_LINE_BYTES: Final = 64 << 20
-"""A longer line is reported as bad."""
+_WHOLE_BYTES: Final = 256 << 10  # of a line, up to which all of it is taken apart at once
+_PIECE_BYTES: Final = 1 << 20  # of the messages that are taken apart together in a longer one
+_PIECE_MESSAGES: Final = 250
+_SMALLEST: Final = 128  # bytes that a message and its values take, where a line may be full of them
+_TOKENS: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},]', re.DOTALL)
 
 _TIMES: Final = ("timestamp", "created_at")
 
@@ -26,28 +32,23 @@ _TIMES: Final = ("timestamp", "created_at")
 class Conversation(NamedTuple):
     """A transcript as it is recorded.
 
-    `about` is the payload of its `session.created`, without the session type; `drafts` are the
-    events of its messages. Of the same transcript the payloads are always the same.
+    `about` is the payload of its `session.created`, without the session type; `pieces` are the events
+    of its messages, so many together as are worth a megabyte. They can be gone through again: of a long
+    transcript they are made anew. Of the same transcript the payloads are always the same.
     """
 
     session_id: str
     about: dict[str, Any]
-    drafts: list[Draft]
+    pieces: Iterable[list[Draft]]
     messages: int
     turns: int
     tool_calls: int
     tool_calls_paired: int
 
-
-def lines_of(file: IO[bytes]) -> Iterator[bytes]:
-    """The lines of a binary file, without ever holding more than 64 MiB of one.
-
-    A longer line is cut one byte behind the limit, for import_transcripts to report.
-    """
-    while line := file.readline(MAX_LINE_BYTES + 1):
-        yield line
-        while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
-            line = file.readline(MAX_LINE_BYTES + 1)
+    @property
+    def drafts(self) -> Iterator[Draft]:
+        """The events of its messages, one after the other."""
+        return chain.from_iterable(self.pieces)
 
 
 def conversation_of(transcript: Mapping[str, Any]) -> Conversation:
@@ -62,21 +63,63 @@ def conversation_of(transcript: Mapping[str, Any]) -> Conversation:
     rest = dict(transcript)
     session_id = _typed(rest.pop("id", None), str, "id")
     messages = _typed(rest.pop("messages", None), list, "messages")
+    about, events = _about(rest), _Events()
+    [drafts] = _pieces(events, [messages])
+    return _conversation(session_id, about, [drafts], len(messages), events)
+
+
+def _about(rest: dict[str, Any]) -> dict[str, Any]:
     metadata = rest.pop("metadata", None)
     about: dict[str, Any] = {}
     if metadata is not None:
         about["metadata"] = _typed(metadata, dict, "metadata")
     if rest:
         about["extra"] = rest
-    events = _Events()
-    for index, message in enumerate(messages):
-        try:
-            events.add(message)
-        except InvalidEvent as error:
-            raise InvalidEvent(error.reason, f"messages[{index}]{error.path}") from None
-    return Conversation(
-        session_id, about, events.drafts, len(messages), events.turns, events.calls, events.paired
-    )
+    return about
+
+
+def _conversation(
+    session_id: str, about: dict[str, Any], pieces: Iterable[list[Draft]], messages: int, events: _Events
+) -> Conversation:
+    return Conversation(session_id, about, pieces, messages, events.turns, events.calls, events.paired)
+
+
+def _pieces(events: _Events, pieces: Iterable[Iterable[Any]]) -> Iterator[list[Draft]]:
+    """The events of messages, piece by piece."""
+    index = 0
+    for piece in pieces:
+        for message in piece:
+            try:
+                events.add(message)
+            except InvalidEvent as error:
+                raise InvalidEvent(error.reason, f"messages[{index}]{error.path}") from None
+            index += 1
+        drafts, events.drafts = events.drafts, []
+        yield drafts
+
+
+class _Long:
+    """The messages of a long line, which are taken apart a piece at a time, as often as wanted."""
+
+    def __init__(self, messages: list[msgspec.Raw]) -> None:
+        self._messages = messages
+
+    def __iter__(self) -> Iterator[list[Draft]]:
+        return _pieces(_Events(), self.decoded())
+
+    def decoded(self) -> Iterator[list[Any]]:
+        """The messages themselves."""
+        piece: list[Any] = []
+        size_bytes = 0
+        for raw in self._messages:
+            data = bytes(raw)
+            piece.append(_unique(data, msgspec.json.decode(data)))
+            size_bytes += len(data)
+            if size_bytes >= _PIECE_BYTES or len(piece) >= _PIECE_MESSAGES:
+                yield piece
+                piece, size_bytes = [], 0
+        if piece:
+            yield piece
 
 
 class _Events:
@@ -196,13 +239,61 @@ def _call(call: Any, path: str) -> dict[str, Any]:
     return payload
 
 
-def parse(line: bytes) -> Conversation:
+def parse(line: bytes, max_line_bytes: int = MAX_LINE_BYTES) -> Conversation:
     """The conversation of a line; InvalidEvent where it is not one that can be recorded."""
-    if len(line) > MAX_LINE_BYTES:
-        raise InvalidEvent(f"longer than {MAX_LINE_BYTES >> 20} MiB", "line")
     try:
+        if len(line) > _WHOLE_BYTES:
+            return _parsed_long(line, max_line_bytes // _SMALLEST)
         # Not orjson: it would round integers of more than 64 bits, here they are refused later.
         transcript = msgspec.json.decode(line)
+    except InvalidEvent:
+        raise
     except (ValueError, RecursionError) as error:
         raise InvalidEvent(f"not JSON ({error})", "line") from None
-    return conversation_of(_typed(transcript, dict, "line"))
+    return conversation_of(_unique(line, _typed(transcript, dict, "line")))
+
+
+def _parsed_long(line: bytes, most: int) -> Conversation:
+    """As parse, with as little of it in memory at a time as possible."""
+    _check_values(line, most)
+    fields = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+    if sum(1 + key.count(":") + bytes(raw).count(b":") for key, raw in fields.items()) != line.count(b":"):
+        check_keys(line, None)
+    session_id = _typed(msgspec.json.decode(fields.pop("id", b"null")), str, "id")
+    found = bytes(fields.pop("messages", b"null"))
+    if not found.startswith(b"["):
+        _typed(msgspec.json.decode(found), list, "messages")
+    messages = msgspec.json.decode(found, type=list[msgspec.Raw])
+    rest = {key: bytes(raw) for key, raw in fields.items()}
+    about = _about({key: _unique(data, msgspec.json.decode(data)) for key, data in rest.items()})
+    events, long = _Events(), _Long(messages)
+    for _ in _pieces(events, long.decoded()):
+        pass  # Every message is looked at before anything is recorded.
+    return _conversation(session_id, about, long, len(messages), events)
+
+
+def _unique(data: bytes, value: Any) -> Any:
+    check_keys(data, value)
+    return value
+
+
+def _check_values(line: bytes, most: int) -> None:
+    """Refuse a line that would take a hundred times its size in memory, before it is taken apart.
+
+    Commas and brackets are counted, each of which stands for a value at most; in text too, at first.
+    """
+    if line.count(b",") + line.count(b"[") + line.count(b"{") <= most:
+        return
+    depth = members = values = 0
+    for token in _TOKENS.finditer(line):
+        match line[token.start()]:
+            case 0x5B | 0x7B:
+                depth, values = depth + 1, values + 1
+            case 0x5D | 0x7D:
+                depth -= 1
+            case 0x2C if depth <= 2:  # Between the fields of the line, or between messages.
+                members, values = members + 1, 0
+            case 0x2C:
+                values += 1
+        if members > most or values > most:
+            raise InvalidEvent(f"more than {most:,} messages, or values in one of them", "line")

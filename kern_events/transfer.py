@@ -9,15 +9,17 @@ from __future__ import annotations
 import re
 import time
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 import orjson
 
+from kern_events.batch import event_of
 from kern_events.codec import MAX_BATCH
 from kern_events.errors import DecodeError, InvalidEvent, SessionClosed, SessionNotFound, VersionConflict
 from kern_events.events import Draft, Event, Head
+from kern_events.lines import MAX_LINE_BYTES, Line, Source, TooLong, lines_of
 from kern_events.transcript import ORIGIN, Conversation, parse
 
 if TYPE_CHECKING:
@@ -28,9 +30,13 @@ MAX_PROBLEMS: Final = 1_000
 """A report lists so many problems; its counts go on."""
 
 _GROUP_EVENTS: Final = 4_000  # in one transaction; more is not faster
+_GROUP_BYTES: Final = 4 << 20
 _ATTEMPTS: Final = 3  # at one conversation that others append to
 _TYPES: Final = frozenset({"turn.started", "turn.completed", "message.added", "tool.called", "tool.returned"})
 _ABOUT_TYPES: Final = ("session.created", "session.described")
+_ABOUT: Final = (*["session.created"] * 4, "session.described")  # five, see newest_of
+_DELETED: Final = ("session.deleted",) * 5
+_LAST: Final = 2**63 - 1
 _MESSAGE_TYPES: Final = ("message.added", "tool.returned")
 
 
@@ -105,7 +111,11 @@ class ImportReport(msgspec.Struct):
 
 
 def import_transcripts(
-    log: SessionLog, lines: Iterable[bytes], *, progress: Callable[[ImportReport], None] | None = None
+    log: SessionLog,
+    lines: Source,
+    *,
+    max_line_bytes: int = MAX_LINE_BYTES,
+    progress: Callable[[ImportReport], None] | None = None,
 ) -> ImportReport:
     """Record conversations in OpenAI chat form: `{"id", "metadata"?, "messages": [...]}` a line.
 
@@ -115,11 +125,15 @@ def import_transcripts(
     what is recorded is reported and not mixed in, and so is a line that cannot be recorded exactly;
     the rest goes on.
 
-    Many conversations share a transaction. If the import is cut off, importing again completes it.
+    Many conversations share a transaction, and a long one has several. If the import is cut off, importing
+    again completes it. However long the file is, about as much of it is in memory as one line takes,
+    twice: a line is taken apart a megabyte at a time.
 
     Args:
         log: Where to; the id of a conversation becomes the id of its session.
-        lines: JSON lines in UTF-8, up to 64 MiB each; empty ones are skipped. See `lines_of`.
+        lines: JSON lines in UTF-8: a path, a file, or an iterable of lines. Empty ones are skipped.
+        max_line_bytes: A longer line is reported as bad, and so is one with more messages than this by
+            128, or with a message of more values. What is over it is never in memory.
         progress: Called after every line with the report so far.
 
     Returns:
@@ -128,9 +142,9 @@ def import_transcripts(
     Raises:
         StoreError: The database failed. What is recorded is whole.
     """
-    importer = _Importer(log)
+    importer = _Importer(log, max_line_bytes)
     started = time.perf_counter()
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines_of(lines, max_line_bytes), 1):
         importer.take(number, line)
         if progress:
             importer.report.seconds = time.perf_counter() - started
@@ -146,8 +160,14 @@ class _Job(NamedTuple):
     line: int
     conversation: Conversation
     head: Head
-    batches: list[Batch]
+    batches: Iterable[Batch]  # of a long conversation, made anew whenever it is gone through
     events: int
+    size_bytes: int
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is too much for one append."""
+        return not isinstance(self.batches, list) or len(self.batches) > 1
 
 
 class _Refused(Exception):
@@ -165,21 +185,26 @@ class _Refused(Exception):
 class _Importer:
     """Takes lines, records them in groups, and counts."""
 
-    def __init__(self, log: SessionLog) -> None:
+    def __init__(self, log: SessionLog, max_line_bytes: int) -> None:
         self.report = ImportReport()
         self._log = log
+        self._max_line_bytes = max_line_bytes
         self._group: dict[str, _Job] = {}
-        self._group_events = 0
+        self._group_events = self._group_bytes = 0
 
-    def take(self, number: int, line: bytes) -> None:
+    def take(self, number: int, line: Line) -> None:
         """Record one line, now or with a later one."""
+        if isinstance(line, TooLong):
+            self.report.size_bytes += line.size_bytes
+            self._bad(number, line.error(self._max_line_bytes))
+            return
         self.report.size_bytes += len(line)
         if number == 1:
             line = line.removeprefix(BOM_UTF8)
         if not line.strip():
             return
         try:
-            conversation = parse(line)
+            conversation = parse(line, self._max_line_bytes)
         except InvalidEvent as error:
             self._bad(number, error)
             return
@@ -191,9 +216,9 @@ class _Importer:
     def flush(self) -> None:
         """Record the group in one transaction; if one of it is refused, each on its own."""
         jobs = list(self._group.values())
-        self._group, self._group_events = {}, 0
+        self._group, self._group_events, self._group_bytes = {}, 0, 0
         try:
-            self._log._record_batches([(job.batches[0], job.head) for job in jobs])
+            self._log._record_batches([(batch, job.head) for job in jobs for batch in job.batches])
         except (VersionConflict, SessionClosed):
             for job in jobs:
                 self._record_alone(job)
@@ -203,12 +228,13 @@ class _Importer:
                 self._settle(job)
 
     def _enqueue(self, job: _Job) -> None:
-        if len(job.batches) > 1:
+        if job.alone:
             self._record_alone(job)
             return
         self._group[job.conversation.session_id] = job
         self._group_events += job.events
-        if self._group_events >= _GROUP_EVENTS:
+        self._group_bytes += job.size_bytes
+        if self._group_events >= _GROUP_EVENTS or self._group_bytes >= _GROUP_BYTES:
             self.flush()
 
     def _record_alone(self, job: _Job) -> None:
@@ -235,15 +261,19 @@ class _Importer:
         """What is to be recorded of a conversation; None, and counted, if nothing is."""
         try:
             head = self._log.head(conversation.session_id)
-            drafts = _missing(self._log, conversation, head)
-            batches = _prepared(self._log, conversation, drafts)
+            batches = _Batches(self._log, conversation, _missing(self._log, conversation, head))
+            made = list(batches) if isinstance(conversation.pieces, list) else batches
+            events = size_bytes = 0
+            for batch in made:  # Of a long one too: nothing of it is recorded if its end cannot be.
+                events += len(batch.events)
+                size_bytes += sum(len(event.payload) for event in batch.events)
         except InvalidEvent as error:
             self._bad(line, error, conversation.session_id)
         except _Refused as refused:
             self._refuse(line, conversation, refused)
         else:
-            if drafts:
-                return _Job(line, conversation, head, batches, len(drafts))
+            if events:
+                return _Job(line, conversation, head, made, events, size_bytes)
             self._count(conversation)
             self.report.unchanged += 1
         return None
@@ -281,56 +311,74 @@ class _Importer:
             self.report.problems.append(problem)
 
 
-def _missing(log: SessionLog, conversation: Conversation, head: Head) -> list[Draft]:
-    """The drafts that are not recorded yet; _Refused if they cannot follow what is."""
+class _Missing(NamedTuple):
+    """What is to be recorded of a conversation: something about it, and its drafts but for so many."""
+
+    about: list[Draft]
+    recorded: int
+
+
+def _missing(log: SessionLog, conversation: Conversation, head: Head) -> _Missing:
+    """What is not recorded yet; _Refused if it cannot follow what is."""
     if head.version == 0:
         created = {"session_type": "agent", **conversation.about}
-        return [Draft("session.created", created, meta=ORIGIN), *conversation.drafts]
+        return _Missing([Draft("session.created", created, meta=ORIGIN)], 0)
     if head.status == "deleted":
         raise _Refused("the session was deleted")
+    session_id = conversation.session_id
+    deleted = log._store.newest_of(log.namespace, session_id, _DELETED, _LAST)
+    begun = deleted[0] if deleted else 0
     try:
-        recorded, about = _recorded(log.read(conversation.session_id))
+        recorded = (event for event in log.read(session_id, after=begun) if event.type in _TYPES)
+        count, more = _compared(recorded, conversation.drafts)
+        said = _said(log, session_id, begun)
     except (DecodeError, SessionNotFound) as error:
         raise _Refused(str(error)) from None
-    drafts = _behind(recorded, conversation.drafts)
-    if conversation.about and not _same(about, conversation.about):
-        drafts.insert(0, Draft("session.described", conversation.about, meta=ORIGIN))
-    if drafts and head.status == "closed":
+    about: list[Draft] = []
+    if conversation.about and not _same(said, conversation.about):
+        about = [Draft("session.described", conversation.about, meta=ORIGIN)]
+    if (about or more) and head.status == "closed":
         raise _Refused("there is more to import, but the session was closed")
-    if drafts and head.branch:
+    if (about or more) and head.branch:
         raise _Refused(f"there is more to import, but version {head.branch} restored an earlier state")
-    return drafts
+    return _Missing(about, count)
 
 
-def _recorded(events: Iterable[Event]) -> tuple[list[Event], dict[str, Any]]:
-    """The events of the types that an import records, and what imports said about the session."""
-    ours: list[Event] = []
-    about: dict[str, Any] = {}
-    for event in events:
-        if event.type in _TYPES:
-            ours.append(event)
-        elif event.type == "session.deleted":
-            ours.clear()
-        elif event.type in _ABOUT_TYPES and event.meta == ORIGIN and not event.erased:
-            # The application may describe the session otherwise; importing again does not undo that.
-            about = {key: value for key, value in event.payload.items() if key != "session_type"}
-    return ours, about
+def _said(log: SessionLog, session_id: str, after: int) -> dict[str, Any]:
+    """What the last import said about a session.
+
+    The application may describe it otherwise; importing again does not undo that.
+    """
+    before = _LAST
+    while row := log._store.newest_of(log.namespace, session_id, _ABOUT, before):
+        if row[0] <= after:
+            break
+        event = event_of(log.namespace, session_id, row)
+        if event.meta == ORIGIN and not event.erased:
+            return {key: value for key, value in event.payload.items() if key != "session_type"}
+        before = row[0]
+    return {}
 
 
-def _behind(recorded: Sequence[Event], drafts: Sequence[Draft]) -> list[Draft]:
-    """The drafts behind those that are recorded; none if more is recorded."""
-    for index, (event, draft) in enumerate(zip(recorded, drafts, strict=False)):
+def _compared(recorded: Iterable[Event], drafts: Iterator[Draft]) -> tuple[int, bool]:
+    """How many of the drafts are recorded, and whether there are more."""
+    count = messages = 0
+    for event in recorded:
+        draft = next(drafts, None)
+        if draft is None:
+            return count, False
         if event.type != draft.type:
             reason = f"{event.type} is recorded at version {event.version}, the file has {draft.type}"
         elif not event.erased and not _same(event.payload, draft.payload):
             reason = f"another {event.type} is recorded at version {event.version}"
         else:
+            count, messages = count + 1, messages + (draft.type in _MESSAGE_TYPES)
             continue
-        message = _message_index(drafts, index)
+        message = messages - (draft.type == "tool.called")
         raise _Refused(
             f"message {message} differs: {reason}", kind="diverged", version=event.version, message=message
         )
-    return list(drafts[len(recorded) :])
+    return count, next(drafts, None) is not None
 
 
 def _same(recorded: Any, derived: Any) -> bool:
@@ -342,30 +390,53 @@ def _sorted(value: Any) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
 
-def _message_index(drafts: Sequence[Draft], index: int) -> int:
-    """The message that a draft comes from; a call follows its message, a turn precedes it."""
-    before = sum(draft.type in _MESSAGE_TYPES for draft in drafts[:index])
-    return before - 1 if drafts[index].type == "tool.called" else before
+class _Batches:
+    """What is missing of a conversation, prepared: made anew whenever it is gone through.
 
+    Raises:
+        InvalidEvent: From the iterator; names the message.
+    """
 
-def _prepared(log: SessionLog, conversation: Conversation, drafts: Sequence[Draft]) -> list[Batch]:
-    batches = []
-    for start in range(0, len(drafts), MAX_BATCH):
-        chunk = drafts[start : start + MAX_BATCH]
+    def __init__(self, log: SessionLog, conversation: Conversation, missing: _Missing) -> None:
+        self._log = log
+        self._conversation = conversation
+        self._missing = missing
+
+    def __iter__(self) -> Iterator[Batch]:
+        about, recorded = self._missing
+        messages = 0
+        for piece in self._conversation.pieces:
+            passed, piece = piece[:recorded], piece[recorded:]
+            recorded -= len(passed)
+            messages += _messages(passed)
+            drafts, about = [*about, *piece] if piece else [], about if not piece else []
+            for start in range(0, len(drafts), MAX_BATCH):
+                chunk = drafts[start : start + MAX_BATCH]
+                yield self._prepared(chunk, messages)
+                messages += _messages(chunk)
+        if about:
+            yield self._prepared(about, messages)
+
+    def _prepared(self, chunk: list[Draft], messages: int) -> Batch:
         try:
-            batches.append(log._prepare(conversation.session_id, chunk))
+            return self._log._prepare(self._conversation.session_id, chunk)
         except InvalidEvent as error:
-            raise _in_source(error, chunk, conversation.drafts) from None
-    return batches
+            raise _in_source(error, chunk, messages) from None
 
 
-def _in_source(error: InvalidEvent, chunk: Sequence[Draft], drafts: Sequence[Draft]) -> InvalidEvent:
+def _messages(drafts: Sequence[Draft]) -> int:
+    return sum(draft.type in _MESSAGE_TYPES for draft in drafts)
+
+
+def _in_source(error: InvalidEvent, chunk: Sequence[Draft], messages: int) -> InvalidEvent:
     """The error with the message instead of the draft, which whoever wrote the file does not know."""
     place = re.match(r"drafts\[(\d+)\]\.(?:payload)?(.*)", error.path, re.DOTALL)
     if place is None:
         return error
-    draft = chunk[int(place[1])]
+    index = int(place[1])
+    draft = chunk[index]
     if draft.type in _ABOUT_TYPES:
         return InvalidEvent(error.reason, place[2].removeprefix("."))
-    message = _message_index(drafts, drafts.index(draft))
+    # A call follows its message, a turn precedes it.
+    message = messages + _messages(chunk[:index]) - (draft.type == "tool.called")
     return InvalidEvent(error.reason, f"messages[{message}]{place[2]}")

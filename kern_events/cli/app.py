@@ -59,9 +59,17 @@ def cli() -> None:
     is_flag=True,
     help="Let forks go on from sessions of the same user that are recorded here, and not in FILE.",
 )
+@click.option(
+    "--max-line-bytes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="A longer line is bad, and passed over; 16 MiB by default.",
+)
 @database
 @as_json
-def import_(file: IO[bytes], link_parents: bool, db: str, namespace: str, as_json: bool) -> None:
+def import_(
+    file: IO[bytes], link_parents: bool, max_line_bytes: int | None, db: str, namespace: str, as_json: bool
+) -> None:
     """Record FILE (- is stdin): conversations, one JSON line each, in OpenAI chat form; or an export.
 
     The first line tells which. Importing a file again records only what is new. Exit code 1: a line
@@ -70,7 +78,9 @@ def import_(file: IO[bytes], link_parents: bool, db: str, namespace: str, as_jso
     from kern_events.cli.reports import import_file
 
     with sessions_at(db, namespace, create=True) as sessions:
-        ok = import_file(sessions, file, link_parents=link_parents, as_json=as_json)
+        ok = import_file(
+            sessions, file, link_parents=link_parents, max_line_bytes=max_line_bytes, as_json=as_json
+        )
     raise click.exceptions.Exit(0 if ok else 1)
 
 

@@ -19,7 +19,7 @@ from kern_events.bundle import is_header
 from kern_events.cli.text import console, counted, moment, one_line, put_json
 from kern_events.events import SessionInfo
 from kern_events.imports import EventsReport, import_events
-from kern_events.transcript import lines_of
+from kern_events.lines import MAX_LINE_BYTES, Line, lines_of
 from kern_events.transfer import MAX_PROBLEMS, ImportReport, Problem, import_transcripts
 from kern_events.verify import Finding, Report
 
@@ -84,23 +84,31 @@ def put_verified(out: Console, report: Report) -> None:
 
 
 def import_file(
-    log: SessionLog, file: IO[bytes], *, link_parents: bool = False, as_json: bool = False
+    log: SessionLog,
+    file: IO[bytes],
+    *,
+    link_parents: bool = False,
+    max_line_bytes: int | None = None,
+    as_json: bool = False,
 ) -> bool:
     """Import transcripts or an export, and print what became of it; whether all of it is recorded."""
-    lines = lines_of(file)
+    limit = max_line_bytes or MAX_LINE_BYTES
+    lines = lines_of(file, limit)
     first = next(lines, b"")
-    if is_header(first):
-        return _import_events(log, file, chain([first], lines), link_parents=link_parents, as_json=as_json)
-    return _import_transcripts(log, file, chain([first], lines), as_json=as_json)
+    whole = chain([first], lines)
+    if isinstance(first, bytes) and is_header(first):
+        return _import_events(log, file, whole, limit, link_parents=link_parents, as_json=as_json)
+    return _import_transcripts(log, file, whole, limit, as_json=as_json)
 
 
 def _import_events(
-    log: SessionLog, file: IO[bytes], lines: Iterable[bytes], *, link_parents: bool, as_json: bool
+    log: SessionLog, file: IO[bytes], lines: Iterable[Line], limit: int, *, link_parents: bool, as_json: bool
 ) -> bool:
     with progress("importing", _size_bytes(file)) as advance:
         report = import_events(
             log,
             lines,
+            max_line_bytes=limit,
             link_parents=link_parents,
             progress=lambda report: advance(
                 report.size_bytes,
@@ -129,11 +137,14 @@ def put_imported_events(out: Console, errors: Console, report: EventsReport) -> 
     )
 
 
-def _import_transcripts(log: SessionLog, file: IO[bytes], lines: Iterable[bytes], *, as_json: bool) -> bool:
+def _import_transcripts(
+    log: SessionLog, file: IO[bytes], lines: Iterable[Line], limit: int, *, as_json: bool
+) -> bool:
     with progress("importing", _size_bytes(file)) as advance:
         report = import_transcripts(
             log,
             lines,
+            max_line_bytes=limit,
             progress=lambda report: advance(
                 report.size_bytes,
                 f"{counted(report.messages, 'message')}, {report.messages_per_s:,.0f} per second",

@@ -263,3 +263,14 @@ def test_ctrl_c_leaves_no_half_file(url: str, log: SessionLog, tmp_path: Path) -
 
         assert process.returncode == 130
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("log.db")] == []
+
+
+def test_a_line_over_a_limit_of_ones_own_is_passed_over(run: Run, log: SessionLog) -> None:
+    log.append("s", notes(1))
+    log.append("t", [message("user", "x" * 2_000)])
+    data = b"".join([*log.export("s"), *list(log.export("t"))[1:]])
+    result = run("import", "-", "--max-line-bytes", "1000", input=data, db="sqlite:///other.db")
+
+    assert result.exit_code == 1
+    assert "line 5 (t): bad line: longer than 1,000 bytes" in result.stderr
+    assert "2 sessions: 1 new, 1 failed" in result.stdout

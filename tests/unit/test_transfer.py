@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from kern_events import Draft, SessionLog, Sessions, message, transcript
+from kern_events import Draft, SessionLog, Sessions, message
 from kern_events.errors import InvalidEvent
-from kern_events.transcript import conversation_of, lines_of
+from kern_events.transcript import conversation_of
 from kern_events.transfer import import_transcripts
 from tests.transcripts import Transcript, conversations, jsonl, source_messages
 
@@ -69,7 +69,7 @@ def test_given_conversations_equal_their_source(backend_url: str) -> None:
 @pytest.mark.skipif("KERN_EVENTS_TRANSCRIPTS" not in os.environ, reason="the file is not at hand")
 def test_given_conversations_are_counted(log: SessionLog) -> None:
     with open(os.environ["KERN_EVENTS_TRANSCRIPTS"], "rb") as file:
-        report = import_transcripts(log, lines_of(file))
+        report = import_transcripts(log, file)
 
     assert (report.new, report.turns, report.messages) == (100, 757, 2658)
     assert (report.tool_calls, report.tool_calls_paired) == (572, 572)
@@ -284,11 +284,10 @@ def test_a_message_over_the_limit_is_named(memory: SessionLog) -> None:
     assert memory.head("chat").version == 0
 
 
-def test_a_line_over_the_limit_is_read_over(memory: SessionLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transcript, "MAX_LINE_BYTES", 100)
+def test_a_line_over_the_limit_is_read_over(memory: SessionLog) -> None:
     lines = jsonl([chat(said("user", "x" * length), id=str(length)) for length in (1, 1_000, 2)])
 
-    report = import_transcripts(memory, lines_of(io.BytesIO(b"".join(lines))))
+    report = import_transcripts(memory, io.BytesIO(b"".join(lines)), max_line_bytes=100)
 
     assert [(problem.line, problem.reason[:11]) for problem in report.problems] == [(2, "longer than")]
     assert report.new == 2
@@ -435,7 +434,7 @@ def test_a_custom_tool_call_is_a_tool_call() -> None:
 
     conversation = conversation_of(chat(said("assistant", tool_calls=[call])))
 
-    assert conversation.drafts[0].payload["tool_calls"] == [
+    assert next(conversation.drafts).payload["tool_calls"] == [
         {"id": "c", "name": "sql", "arguments": "SELECT 1", "extra": {"type": "custom"}}
     ]
 
