@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import redis
 
-from kern_events import Draft, SessionLog, message, tool_called, tool_returned
+from kern_events import Draft, SessionLog, message
 from kern_events.errors import SessionNotFound
 from projections import DeleteReceipt, MemoryCache, RedisCache, Sessions
 from projections.caches import redis_link
-from tests import facade, servers
+from tests import canaries, facade, servers
 from tests.canaries import CANARY, in_memory, in_redis
 from tests.writers import eventually
 
@@ -31,7 +31,7 @@ class Words:
 
 
 WORDS = Words()
-IDS = ("s", "fork", "fork of it")
+IDS = ("s", "s-fork", "s-fork-fork")
 
 
 @pytest.fixture
@@ -65,16 +65,8 @@ def beside(sessions: Any, url: str) -> Iterator[Any]:
 
 
 def plant(sessions: Any) -> None:
-    """The text in messages, tool results, state, name and metadata of a session with forks, and in caches."""
-    sessions.append("s", [Draft("session.created", {"user_id": "alice"})])
-    for number in range(3):
-        with sessions.turn("s") as turn:
-            turn.message("user", f"{CANARY} {number}")
-            turn.record(tool_called("c", "look", {"for": CANARY}), tool_returned("c", {"found": CANARY}))
-            turn.set_state("deep", {"er": [CANARY]})
-    sessions.fork("s", "fork")
-    sessions.fork("fork", "fork of it")
-    sessions.describe("s", name=CANARY, metadata={"m": CANARY})
+    """The text in all that can be erased of a session with forks, and in every cache."""
+    canaries.plant(sessions, "s", CANARY)
     load_all(sessions)
 
 
@@ -140,7 +132,7 @@ def test_a_stale_load_never_shows_what_this_process_has_deleted(open_at, redis_u
 
     with pytest.raises(SessionNotFound):
         sessions.load("s", stale_ok=True)
-    assert CANARY not in repr(sessions.load("fork", stale_ok=True).to_dict())
+    assert CANARY not in repr(sessions.load("s-fork", stale_ok=True).to_dict())
 
 
 def test_a_session_made_again_takes_all_of_before_with_it(open_at, redis_url):
