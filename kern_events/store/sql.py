@@ -432,13 +432,13 @@ class PostgresSQL:
             f"SELECT {HEAD}, user_id, current_setting('transaction_isolation') FROM {{s}}kern_sessions "
             "WHERE namespace = %b AND session_id = %b FOR UPDATE"
         )
-        # Events of one session by version.
         of_session = "FROM {s}kern_events WHERE namespace = %b AND session_id = %b "
+        # Events of one session by version.
         self.rows = paged("", of_session + "AND version > %b AND version <= %b")
-        # The head and what is recorded after a version: the freshness check of every load.
         behind = (
             "FROM {s}kern_events WHERE namespace = s.namespace AND session_id = s.session_id AND version > %b"
         )
+        # The head and what is recorded after a version: the freshness check of every load.
         self.tail = Paged(
             *(
                 filled(

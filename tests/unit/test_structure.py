@@ -75,8 +75,14 @@ def test_sql_is_told_from_prose(text):
 def test_every_statement_says_what_it_is_for():
     """A comment stands above it, or above the group that it belongs to."""
     source = (PACKAGES[0] / "store" / "sql.py").read_text(encoding="utf-8")
-    lines, bare = source.splitlines(), []
-    for node in ast.walk(ast.parse(source)):
+    lines, bare, tree = source.splitlines(), [], ast.parse(source)
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    local = {id(node) for function in functions for node in ast.walk(function)}
+    for node in ast.walk(tree):
+        if id(node) in local and isinstance(getattr(node, "targets", [None])[0], ast.Name):
+            continue  # It is a part of a statement.
+        if isinstance(node, ast.AnnAssign) and node.value is None:
+            continue
         targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
         for target in targets:
             name = getattr(target, "attr", None) or getattr(target, "id", "_")
