@@ -18,10 +18,10 @@ _OURS = os.path.dirname(kern_events.__file__)
 
 
 class Interrupt:
-    """Raises KeyboardInterrupt at the n-th place of our code after `arm`; `where` says which that was."""
+    """Raises an exception at the n-th place of our code after `arm`; `where` says which that was."""
 
-    def __init__(self, place: int) -> None:
-        self._left = place
+    def __init__(self, place: int, kind: type[BaseException] = KeyboardInterrupt) -> None:
+        self._left, self._kind = place, kind
         self.where: tuple[str, str] | None = None
 
     def arm(self) -> None:
@@ -34,11 +34,11 @@ class Interrupt:
         self._left -= 1
         if self._left < 0 and self.where is None:
             self.where = (frame.f_code.co_qualname, event)
-            raise KeyboardInterrupt
+            raise self._kind
 
 
 def at_every_place(
-    act: Callable[[int, Interrupt], Any], step: int = 1
+    act: Callable[[int, Interrupt], Any], step: int = 1, kind: type[BaseException] = KeyboardInterrupt
 ) -> Iterator[tuple[int, tuple[str, str]]]:
     """Interrupt `act(place, interrupt)` at one place after the other, until it comes to its end.
 
@@ -46,10 +46,10 @@ def at_every_place(
     """
     place = 0
     while True:
-        interrupt, raised = Interrupt(place), False
+        interrupt, raised = Interrupt(place, kind), False
         try:
             act(place, interrupt)
-        except KeyboardInterrupt:
+        except kind:
             raised = True
         finally:
             sys.setprofile(None)

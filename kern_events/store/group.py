@@ -56,6 +56,10 @@ class Job(Generic[D]):
             else:
                 self.future.set_result(self._result)
 
+    def failed_with(self, kind: type[BaseException]) -> bool:
+        """Whether its outcome is an error of this type."""
+        return type(self._error) is kind
+
     def result(self) -> Any:
         """The outcome, for the thread that waited."""
         if self._error is not None:

@@ -293,6 +293,8 @@ class SQLiteStore:
         for job in group:
             job.bases.clear()
             self._commit_group([job])
+        if not isinstance(error, sqlite3.Error) and not any(job.failed_with(type(error)) for job in group):
+            raise error  # None of the jobs failed: a signal handler raised it, and its thread is to see it.
 
     def _commit_failed(
         self, driver: Driver, group: list[Job[Driver]], results: list[Any], error: Exception

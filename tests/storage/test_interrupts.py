@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
+import threading
 
 from kern_events import SessionLog
 from tests.interrupts import at_every_place
-from tests.writers import note
+from tests.writers import PATIENCE_S, eventually, note, texts
+
+
+class TimeIsUp(Exception):
+    """What a signal handler of an application raises."""
 
 
 def test_an_interrupted_append_leaves_nobody_waiting(tmp_path):
@@ -28,3 +34,46 @@ def test_an_interrupted_append_leaves_nobody_waiting(tmp_path):
         other.close()
         log.append("s", [note("last")])
         assert log.verify().ok
+
+
+def test_what_a_signal_handler_raises_is_seen_by_its_thread(tmp_path):
+    """Also where that thread is committing for others: they get their receipts."""
+    other = sqlite3.connect(tmp_path / "log.db", isolation_level=None, check_same_thread=False)
+    with SessionLog(f"sqlite:///{tmp_path}/log.db", lock_timeout_s=PATIENCE_S) as log:
+        log.append("s", [note("begins")])
+        group, expected = log._store._group, ["begins"]
+
+        def act(place, interrupt):
+            gone = threading.Event()
+            other.execute("BEGIN IMMEDIATE")
+            first = threading.Thread(target=log.append, args=("s", [note(f"{place} first")]))
+            first.start()
+            eventually(lambda: group._leader is not None and not group._queue, "somebody leads")
+
+            def follow():
+                eventually(lambda: group._queue or gone.is_set(), "the thread that leads next waits")
+                log.append("s", [note(f"{place} follows")])
+
+            def let_go():
+                eventually(lambda: len(group._queue) == 2 or gone.is_set(), "both wait")
+                other.execute("ROLLBACK")
+
+            threads = [first, *(threading.Thread(target=work) for work in (follow, let_go))]
+            for thread in threads[1:]:
+                thread.start()
+            try:
+                interrupt.arm()
+                log.append("s", [note(f"{place} leads")])
+            finally:
+                sys.setprofile(None)
+                gone.set()
+                for thread in threads:
+                    thread.join(PATIENCE_S)
+                    assert not thread.is_alive()
+
+        for place, _ in at_every_place(act, step=3, kind=TimeIsUp):
+            expected += [f"{place} first", f"{place} follows"]
+        assert {text for text in expected} <= set(texts(log.read("s")))
+        assert len(texts(log.read("s"))) == len(set(texts(log.read("s"))))
+        assert log.verify().ok
+    other.close()
