@@ -26,11 +26,11 @@ def engine(url: str) -> Engine:
 
 
 @contextmanager
-def database(server: str) -> Iterator[str]:
-    """A new database while the context lasts; its URL."""
+def database(server: str, options: str = "") -> Iterator[str]:
+    """A new database while the context lasts, with these options of CREATE DATABASE; its URL."""
     name = f"kern_shared_{uuid.uuid4().hex}"
     with connect(server) as admin:
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE template0")
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 {options}".encode())
     yield make_url(server).set(database=name).render_as_string(hide_password=False)
     with connect(server) as admin:
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -192,8 +192,11 @@ class PostgresServer:
     def migrate(self) -> tuple[int, int]:
         """The schema numbers before and after bringing the tables up to date."""
         before = self._applied()
-        with self._migrating() as cursor:
-            self._migrate(cursor)
+        if before is None or migrate.pending("postgres", before[0]):
+            with self._migrating() as cursor:
+                self._migrate(cursor)
+        else:  # By a role, perhaps, that may make nothing.
+            migrate.check_writer("postgres", *before)
         self._ready = True
         return (before or (0, 0))[0], migrate.latest("postgres")
 
@@ -225,6 +228,7 @@ class PostgresServer:
         """The schema number and the lowest that may write; None if there are no tables."""
 
         def read(session: Session) -> tuple[int, int] | None:
+            _check_encoding(session.connection)
             cursor = session.cursor
             tables = {row[0] for row in cursor.execute(sql.POSTGRES_TABLES, (self._schema,))}
             migrate.check_foreign(tables)
@@ -256,7 +260,9 @@ class PostgresServer:
     def _migrate(self, cursor: psycopg.Cursor[Any]) -> None:
         """Apply what is missing; another process may have been first while this one waited."""
         if self._schema:
-            cursor.execute(sql.POSTGRES_CREATE_SCHEMA.format(name=f'"{self._schema}"').encode())
+            # IF NOT EXISTS asks for the right to make one also where it is there.
+            if not cursor.execute(sql.POSTGRES_SCHEMA_EXISTS, (self._schema,)).fetchall():
+                cursor.execute(sql.POSTGRES_CREATE_SCHEMA.format(name=f'"{self._schema}"').encode())
             cursor.execute(sql.POSTGRES_SCHEMA, (f'"{self._schema}"',))
         tables = {row[0] for row in cursor.execute(sql.POSTGRES_TABLES, (self._schema,))}
         migrate.check_foreign(tables)
@@ -309,6 +315,8 @@ def _create_engine(url: URL, pool_size: int, lock_timeout_ms: int) -> Engine:
         connect_args["options"] = f"{given} {options}" if given else options
     if "connect_timeout" not in url.query:
         connect_args["connect_timeout"] = 10
+    # Not what the environment says; and of a database in SQL_ASCII no text could be read else, nor told.
+    connect_args["client_encoding"] = "utf8"
     engine = create_engine(
         url.set(drivername="postgresql+psycopg"),
         poolclass=QueuePool,
@@ -330,6 +338,17 @@ def _prepare(checked_out: PoolProxiedConnection, lock_timeout_ms: int | None) ->
     if lock_timeout_ms is None:
         return Session(connection, binary_cursor(connection))
     return Session(connection, made_binary(pooler.TransactionCursor(connection, lock_timeout_ms)))
+
+
+def _check_encoding(connection: psycopg.Connection[Any]) -> None:
+    """Ids and texts may hold any character, so anything but UTF-8 would fail at one of them some day."""
+    for setting in ("server_encoding", "client_encoding"):
+        found = connection.info.parameter_status(setting) or "UTF8"
+        if found.upper() not in ("UTF8", "UNICODE"):
+            raise StoreError(
+                f"the database's {setting} is {found}, and this log needs UTF8: "
+                "make a database with ENCODING 'UTF8' TEMPLATE template0"
+            )
 
 
 def _restore(checked_out: PoolProxiedConnection) -> None:

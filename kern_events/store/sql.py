@@ -734,6 +734,8 @@ POSTGRES_LOCK_TIMEOUT: Final = "SELECT set_config('lock_timeout', %b, true)"
 POSTGRES_MIGRATION_LOCK: Final = "SELECT pg_advisory_xact_lock(7308332046109602405)"
 # Where the tables of a migration go.
 POSTGRES_SCHEMA: Final = "SELECT set_config('search_path', %s, true)"
+# Whether there is a schema of that name.
+POSTGRES_SCHEMA_EXISTS: Final = "SELECT 1 FROM pg_namespace WHERE nspname = %s"
 # The schema that the caller named; only ever a checked, quoted identifier.
 POSTGRES_CREATE_SCHEMA: Final = "CREATE SCHEMA IF NOT EXISTS {name}"
 # Which of our tables there are.

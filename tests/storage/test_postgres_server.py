@@ -47,6 +47,22 @@ def test_the_tables_may_be_in_a_schema_of_their_own(postgres_url, schema):
     assert run(postgres_url, query) == [(6,)]
 
 
+def test_a_schema_that_was_given_to_the_role_is_used(postgres_url):
+    """`IF NOT EXISTS` asks for a right on the database, which the role has not."""
+    run(postgres_url, "CREATE ROLE guest LOGIN", "CREATE SCHEMA given AUTHORIZATION guest")
+    try:
+        address = make_url(postgres_url).set(username="guest")
+        with SessionLog(address, schema="given") as log:
+            assert log.append("s", notes(1)).version == 1
+        run(postgres_url, "REVOKE CREATE ON SCHEMA given FROM guest", "ALTER SCHEMA given OWNER TO postgres")
+        run(postgres_url, "GRANT USAGE ON SCHEMA given TO guest")
+        with SessionLog(address, schema="given") as log:
+            before, after = log.migrate()
+            assert before == after
+    finally:
+        run(postgres_url, "DROP OWNED BY guest CASCADE", "DROP ROLE guest")
+
+
 def test_schemas_see_nothing_of_each_other(postgres_url):
     with SessionLog(postgres_url, schema="a") as a, SessionLog(postgres_url, schema="b") as b:
         a.append("s", [note("a")])
@@ -368,3 +384,19 @@ def test_an_error_of_the_server_shows_no_payload(postgres_url):
 
     assert "nothing_new" in str(caught.value)
     assert "my-secret-text" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_that_is_not_utf8_is_refused(postgres_server, encoding):
+    options = f"ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
+    with databases.database(postgres_server, options) as url, SessionLog(url) as log:
+        for use in (lambda: log.append("s", notes(1)), lambda: log.head("s"), log.migrate):
+            with pytest.raises(StoreError, match=f"server_encoding is {encoding}, .* needs UTF8"):
+                use()
+
+
+def test_the_environment_does_not_choose_the_clients_encoding(url, monkeypatch):
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    with SessionLog(url) as log:
+        assert log.append("旅行", [note("日本")]).version == 1
+        assert texts(log.read("旅行")) == ["日本"]
