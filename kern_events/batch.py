@@ -370,6 +370,8 @@ def link(batch: Batch, head: Head, now_us: int) -> Linked:
         if draft.type.startswith("session."):
             listing, status = _listing_after(event, status, listing)
             epoch += draft.type in TOMBSTONES
+            if draft.type == "session.deleted":
+                branch = version  # What is begun after it belongs to no turn of before.
         links.append((event.header, stamp, event.ref, event.trailer, key, event.commit))
         key = None
     hashes = chain.extend(head.hash, batch.scope, head.version, at_us, links)

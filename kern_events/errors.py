@@ -84,17 +84,17 @@ class VersionConflict(KernError):
 
 
 class TurnAbandoned(VersionConflict):
-    """The session was restored to a point before this turn while the turn was running.
+    """The session was restored to a point before this turn, or deleted, while the turn was running.
 
-    `branch` is the version of the restore that abandoned it, `turn` is 0 if the turn was buffered
-    and had no number yet.
+    Nothing was written. `branch` is the version of the restore or deletion that abandoned it, `turn` is 0
+    if the turn was buffered and had no number yet.
     """
 
     def __init__(self, session_id: str, turn: int, branch: int, expected: int, actual: int) -> None:
         KernError.__init__(
             self,
-            f"{f'turn {turn}' if turn else 'a turn'} of session {session_id!r} was abandoned by the restore "
-            f"at version {branch}",
+            f"{f'turn {turn}' if turn else 'a turn'} of session {session_id!r} was abandoned by the "
+            f"restore or deletion at version {branch}",
         )
         self.session_id = session_id
         self.turn = turn

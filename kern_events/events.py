@@ -205,7 +205,7 @@ class Head(msgspec.Struct, frozen=True):
         version: The last version; 0 if the session is unknown.
         hash: The chain hash at that version (the genesis hash at version 0).
         turn: The highest turn started on the live path.
-        branch: The version of the last restore, 0 if there was none.
+        branch: The version of the last restore or deletion, 0 if there was none.
         epoch: How many erasures touched the session.
         status: open, closed or deleted.
         at_us: When the last event was recorded, microseconds since 1970, UTC.

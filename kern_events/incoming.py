@@ -161,7 +161,7 @@ class Incoming:
         if kind in _KEEPERS:
             self.turn = row[6]
             self._turns.append((version, row[6]))
-        if kind == Kind.RESTORE:
+        if kind == Kind.RESTORE or type == "session.deleted":
             self.branch = version
         if kind in _LASTING:
             self._lasting.append(version)

@@ -264,6 +264,8 @@ class _Walk:
             self._turn, self._branch = turn, version
         elif kind == Kind.FORK:
             self._turn = turn
+        elif type == "session.deleted":
+            self._branch = version
         payload = self._payload(row)
         if type.startswith("session."):
             self._follow_session(type, version, payload, row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from kern_events import Draft, SessionLog, chain, message, spi
@@ -80,8 +80,15 @@ def everything(log: Any, session_ids: Iterable[str]) -> dict[str, Any]:
     store, namespace = sync_of(log)._store, log.namespace
     with store.snapshot() as snapshot:
         heads = {id: next(iter(snapshot.head_rows(namespace, id)), None) for id in session_ids}
-        rows = {id: [_unplaced(row) for row in snapshot.page(namespace, id, 0, 10_000)] for id in heads}
+        rows = {id: [_unplaced(row) for row in _rows(snapshot, namespace, id)] for id in heads}
     return {id: (heads[id], rows[id]) for id in heads}
+
+
+def _rows(snapshot: Any, namespace: str, session_id: str) -> Iterator[StoredRow]:
+    after = 0
+    while page := snapshot.page(namespace, session_id, after, 10_000):
+        yield from page
+        after = page[-1][0]
 
 
 def _unplaced(row: StoredRow) -> StoredRow:

@@ -83,7 +83,16 @@ class Model:
             for version, event in told.events.items()
         }
         told.events[tombstone.version] = tombstone
+        self._take_back(session_id)
         self._states.clear()
+
+    def _take_back(self, parent: str) -> None:
+        """What the forks of a session say of it goes with it: name, user and metadata, and how they began."""
+        for session_id, told in self.sessions.items():
+            if told.parent == parent:
+                for event in _handed_down(told):
+                    told.events[event.version] = replace(event, payload=ERASED)
+                self._take_back(session_id)
 
     def version_of_turn(self, session_id: str, turn: int) -> int:
         """Before the next turn of the live path started."""
@@ -97,6 +106,25 @@ class Model:
         """The highest version recorded by a time."""
         versions = range(1, self.sessions[session_id].version + 1)
         return max((v for v in versions if self.event(session_id, v).at_us <= at_us), default=0)
+
+
+def _handed_down(told: Told) -> list[Event]:
+    """The first event of a fork, and restores that carry on what was never described in the fork itself."""
+    gone, own = [], set()
+    for event in map(told.events.__getitem__, sorted(told.events)):
+        if event.type == "session.deleted":
+            own = {"name", "user_id", "metadata"}
+        elif event.erased:
+            continue
+        elif event.type == "session.forked":
+            gone.append(event)
+        elif event.type in ("session.created", "session.described", "session.renamed"):
+            own |= event.payload.keys()
+        elif event.type == "session.restored" and any(
+            event.payload.get(key) for key in {"name", "user_id", "metadata"} - own
+        ):
+            gone.append(event)
+    return gone
 
 
 def _before(event: Event) -> int:

@@ -358,6 +358,8 @@ def _same_base(batch: Batch, expected: Expected, found: Found) -> None:
 def _check_open(batch: Batch, found: Found) -> None:
     """Raise what bars the batch from the session, wherever it stands by now."""
     head, fence = found.head, batch.fence
+    if head.status == "deleted" and batch.at(head)[0].draft.type != "session.created":
+        raise SessionDeleted(batch.session_id)
     if batch.branch is not None and head.branch != batch.branch:
         raise TurnAbandoned(batch.session_id, batch.turn, head.branch, batch.branch, head.version)
     if fence is not None and found.barred is not None:
@@ -366,9 +368,7 @@ def _check_open(batch: Batch, found: Found) -> None:
         raise TurnTaken(batch.session_id, fence.turn, head.branch, found.barred, fence.seen, head.version)
     if batch.user_id is not None and is_of_another(batch, found.user_id):
         raise OwnerMismatch(batch.session_id, batch.user_id)
-    if head.status != "open" and batch.at(head)[0].draft.type != "session.created":
-        if head.status == "deleted":
-            raise SessionDeleted(batch.session_id)
+    if head.status == "closed" and batch.at(head)[0].draft.type != "session.created":
         raise SessionClosed(batch.session_id, head.status)
 
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 from kern_events import Draft, Erased
-from kern_events.errors import SessionClosed, SessionNotFound, VersionConflict
+from kern_events.errors import SessionClosed, SessionDeleted, SessionNotFound, TurnAbandoned, VersionConflict
 from tests import facade
 from tests.writers import in_threads, note, notes, texts
 
@@ -259,3 +259,32 @@ def test_a_deleted_session_is_not_found_by_any_verb(gone):
         # What would begin a session that never was says that this one has to be begun anew.
         assert isinstance(caught.value, SessionClosed) == (verb in WRITES), verb
     assert (gone.head("s"), gone.head("t").version, gone.head("f").version) == (head, 0, 0)
+
+
+@pytest.mark.parametrize("buffered", [False, True])
+def test_a_turn_of_before_a_deletion_says_nothing_in_the_session_after_it(log, buffered):
+    """It may belong to another user."""
+    with pytest.raises(TurnAbandoned), log.turn("s", user_id="ada", buffered=buffered) as turn:
+        turn.message("user", "from ada")
+        if buffered:
+            log.append("s", [Draft("session.created", {"user_id": "ada"})])
+        log.delete("s")
+        log.append("s", [Draft("session.created", {"user_id": "bob"})])
+        turn.message("assistant", "to ada")
+        turn.complete()
+
+    assert [event.type for event in log.read("s", after=log.head("s").version - 2)] == [
+        "session.deleted",
+        "session.created",
+    ]
+    assert log.verify().ok
+
+
+@pytest.mark.parametrize("buffered", [False, True])
+def test_a_turn_in_a_session_that_is_deleted_is_told_so(log, buffered):
+    log.append("s", notes(1))
+    with pytest.raises(SessionDeleted), log.turn("s", buffered=buffered) as turn:
+        log.delete("s")
+        turn.message("user", "late")
+        turn.complete()
+    assert log.head("s").status == "deleted"

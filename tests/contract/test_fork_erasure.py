@@ -149,7 +149,8 @@ def test_a_snapshot_that_is_stored_during_an_erasure_does_not_survive_it(log):
     assert epoch == 5
     for name in table.names("child")[1]:
         assert name.endswith(f"a{epoch}")
-    assert table.head("child", 9) in (None, (3, b"5"))
+    found = table.head("child", 9)
+    assert found is None or (found.version, found.data) == (3, b"5")
 
 
 def test_of_eight_who_fork_into_one_session_one_does(log):
@@ -189,8 +190,8 @@ def test_a_table_of_snapshots_keeps_what_it_is_given(log):
     table.put("s", 0, 3, chunks={"aa": b"1", "bb": b"2"}, head=b"three")
     table.put("s", 0, 9, chunks={"cc": bytes(100_000)}, head=b"nine")
 
-    assert table.head("s", 8) == (3, b"three")
-    assert table.head("s", 2**62) == (9, b"nine")
+    assert table.head("s", 8)[1:] == (3, b"three")
+    assert table.head("s", 2**62)[1:] == (9, b"nine")
     assert table.head("s", 2) is None and other.head("s", 9) is None
     assert table.chunks("s", ["bb", "cc", "dd"]) == {"bb": b"2", "cc": bytes(100_000)}
     table.put("s", 0, 9, drop=[3])

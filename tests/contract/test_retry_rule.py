@@ -291,8 +291,9 @@ def fork(schedule, step):
     assert len(events) <= (outcome is not None)
     assert outcome in (None, "unresolved") or outcome.hash == events[0].hash
     if events and honest.head(into).status == "open":
-        payload = events[0].payload
-        assert payload["metadata"] == {} and honest.head(into).epoch == honest.head("s").epoch
+        # Of what was deleted it says nothing: it was erased with it, or begun after it.
+        assert events[0].erased or events[0].payload["metadata"] == {}
+        assert honest.head(into).epoch == honest.head("s").epoch
 
 
 def disturb(schedule, into):

@@ -122,7 +122,7 @@ def test_what_the_tables_of_snapshots_held_does_no_harm(log, raw):
     table = spi.SnapshotTable(log, "session:1:f")
 
     assert table.put("s", 0, 7, chunks={"aa": b"new"}, head=b"new")
-    assert table.head("s", 9) == (7, b"new")
+    assert table.head("s", 9)[1:] == (7, b"new")
 
 
 def test_the_first_release_writes_no_more(log, url, as_first_release):

@@ -34,6 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("KERN_EVENTS_DB", "sqlite:///log.db")
     (tmp_path / "stall.py").write_text(APPLICATION)
+    sys.modules.pop("stall", None)  # Another test's.
     with kern_events.SessionLog("sqlite:///log.db") as log:
         log.append("s", [kern_events.message("user", "hello")])
     yield tmp_path
