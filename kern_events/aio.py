@@ -218,7 +218,14 @@ class AsyncSessionLog:
         if isinstance(answer, Landed):
             return answer
         # Refused, or the answer was lost: the retry rule goes on from there.
-        return await self._in_thread(record, self.log._store, batch, expected, queued.result)
+        work = self._in_thread(record, self.log._store, batch, expected, queued.result)
+        if answer is not None:
+            return await work
+        done = await outlasted(work)  # What may be recorded is looked up, whatever is cancelled.
+        if done.cancelled_by is not None:
+            raise done.cancelled_by
+        landed: Landed = done.result()
+        return landed
 
     async def append_many(
         self, appends: ManyAppends, *, connection: Connection | None = None
@@ -607,11 +614,13 @@ class AsyncTurnRecorder(TurnState):
     async def _record_made(self, make: Callable[[], Sequence[Draft]], *values: Any) -> None:
         """Record drafts that are made of these values, in the order of the calls."""
         work = self._place().then(lambda: self._write(make, values))
-        if is_being_cancelled():
-            # It was told already, and goes on when this is recorded.
-            (await outlasted(work)).result()
-        else:
+        if not is_being_cancelled():
             await work
+            return
+        done = await outlasted(work)
+        if done.cancelled_by is not None:
+            cancel_again(done.cancelled_by)
+        done.result()
 
     async def _write(self, make: Callable[[], Sequence[Draft]], values: Sequence[Any]) -> None:
         if batch := await self._prepared_off_loop(values, lambda: self._batch(make())):
@@ -680,7 +689,17 @@ async def outlasted(work: Coroutine[Any, Any, Any]) -> Outlasted:
             await asyncio.wait([task])
         except asyncio.CancelledError as error:  # Web servers cancel again at every await.
             cancelled_by = error
+    if not task.cancelled():
+        task.exception()  # Who raises the cancellation does not ask for it.
     return Outlasted(task.result, cancelled_by)
+
+
+def cancel_again(cancellation: asyncio.CancelledError) -> None:
+    """Have a cancellation that was held back arrive at the next await, counted as the one that it is."""
+    task = asyncio.current_task()
+    assert task is not None
+    task.uncancel()
+    task.cancel(*cancellation.args)
 
 
 def is_being_cancelled() -> bool:

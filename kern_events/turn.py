@@ -1,7 +1,7 @@
 """One turn as it happens: what a recorder's calls record, and how the turn is closed.
 
-The drafts are made by TurnDrafts, which does no I/O; TurnRecorder commits them, and its async twin
-in aio.py awaits the same.
+TurnState knows where the turn stands and what is to be committed; TurnRecorder commits it, and its
+async twin in aio.py awaits the same.
 """
 
 from __future__ import annotations

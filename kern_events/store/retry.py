@@ -112,14 +112,13 @@ def recorded(store: Store, batch: Batch) -> Landed | None:
     first = batch.events[0].draft.event_id
     made_us = int.from_bytes(first[:6], "big") * 1_000
     after = store.version_at(batch.namespace, batch.session_id, made_us - _CLOCKS_DIFFER_US)
+    began = batch.opening.draft.event_id if batch.opening else None
     while rows := store.rows(batch.namespace, batch.session_id, after, None, _PAGE):
         for row in rows:
-            if row[2] == first:
-                last = row[0] + len(batch.events) - 1
-                ours = store.rows(batch.namespace, batch.session_id, row[0] - 1, last, len(batch.events))
-                head = store.head(batch.namespace, batch.session_id)
-                assert head is not None
-                return _landed_before(batch, ours, head)
+            if row[2] == began or row[2] == first:
+                count = len(batch.events) + (row[2] == began)
+                found = store.look_up(batch, row[0] - 1, count)
+                return _landed_before(batch, found.behind, found.head)
         after = rows[-1][0]
     return None
 

@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from kern_events import Draft, message
 from kern_events.aio import is_small
+from kern_events.store import base
 from tests.facade import only_on, sync_of
 from tests.interrupts import at_every_place
 from tests.writers import PATIENCE_S, eventually, note
@@ -187,6 +188,28 @@ def test_an_end_is_never_taken_out_of_the_queue(open_log, loop, monkeypatch, add
 
     loop.run(main())
     assert types(alog)[-1] == "turn.completed"
+
+
+def test_a_cancellation_that_arrives_in_the_clean_up_is_raised_after_it(alog, loop, monkeypatch, address):
+    """As by a timeout of the clean-up itself: what it records is recorded, and what follows is cancelled."""
+    inside, gate = asyncio.Event(), Gate(monkeypatch, address.backend, "note.taken")
+
+    async def request():
+        async with alog.turn("s") as turn:
+            try:
+                inside.set()
+                await asyncio.sleep(PATIENCE_S)
+            finally:
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(None) as timeout:
+                        waiting = asyncio.ensure_future(gate.reached())
+                        waiting.add_done_callback(lambda _: timeout.reschedule(0))
+                        await turn.record(note())
+                        await turn.message("assistant", "also")
+                        await asyncio.sleep(PATIENCE_S)
+
+    loop.run(by_the_task(request(), inside.wait))
+    assert types(alog)[2:] == ["note.taken", "message.added", "turn.cancelled"]
 
 
 def test_an_error_that_leaves_the_block_is_recorded_and_the_cancellation_raised(
@@ -384,6 +407,27 @@ class TestCtrlC:
             if where not in self.OUT_OF_REACH:
                 assert types_of(log, f"s{place}")[-2:] == ["message.added", "turn.completed"], where
         assert log.verify().ok
+
+
+    def test_the_receipt_is_that_of_the_whole_turn(self, log, monkeypatch):
+        """Also of one that is longer than a page."""
+        ours, recorder = sync_of(log), log.turn("s", buffered=True)
+        record = ours._record
+        monkeypatch.setattr(base, "PAGE_BYTES", 1_000)
+
+        def interrupted(*args):
+            record(*args)
+            monkeypatch.setattr(ours, "_record", record)
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt), recorder as turn:
+            for _ in range(9):
+                turn.message("user", "x" * 500)
+            monkeypatch.setattr(ours, "_record", interrupted)
+
+        receipt, head = recorder.receipt, log.head("s")
+        assert (receipt.first_version, receipt.version, receipt.hash) == (1, head.version, head.hash)
+        assert head.version == 12
 
 
 def types_of(log, session_id):
