@@ -112,9 +112,10 @@ def import_events(
     Raises:
         InvalidEvent: The first line does not say that this is an export that can be read, or it is
             of another namespace. Nothing was written.
+        ValueError: `max_line_bytes` is less than 1.
         StoreError: The database failed. What is recorded is whole.
     """
-    limit = max_line_bytes or max(MAX_LINE_BYTES, 4 * log._max_payload_bytes + _ROW_BYTES)
+    limit = line_limit(log) if max_line_bytes is None else max_line_bytes
     importer = _Importer(log, link_parents, limit)
     started = time.perf_counter()
     try:
@@ -128,6 +129,11 @@ def import_events(
         importer.close()
     importer.report.seconds = time.perf_counter() - started
     return importer.report
+
+
+def line_limit(log: SessionLog) -> int:
+    """How long a line may be by default: 16 MiB, or what the log's largest event can come to."""
+    return max(MAX_LINE_BYTES, 4 * log._max_payload_bytes + _ROW_BYTES)
 
 
 class _Failed(Exception):

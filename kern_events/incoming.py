@@ -18,6 +18,7 @@ from kern_events.batch import HANDED_DOWN, LISTING, TOMBSTONES, StoredRow, expec
 from kern_events.codec import JSON, MAX_PAYLOAD_BYTES, check_id, decode, encode
 from kern_events.errors import InvalidEvent
 from kern_events.events import LAST_US, Head, Kind, Status, kind_of
+from kern_events.lines import check_keys, colons
 
 _MAX_TYPE_VERSION: Final = 2**31 - 1
 _KEEPERS: Final = (Kind.TURN_START, Kind.RESTORE, Kind.FORK)  # whose `turn` is the highest so far
@@ -259,9 +260,7 @@ def _object(data: bytes, column: str, limit: int) -> dict[str, Any]:
     try:
         # orjson would round what is over 64 bits, here it is refused; but what it reads is what counts.
         value = msgspec.json.decode(data)
-        # Every key has a colon: where there are fewer again, one stood twice, and what it said is hidden.
-        whole = encode(value, column, limit).count(b":") == data.count(b":") or b"\\u003a" in data.lower()
-        same = whole and value == decode(data)
+        same = _has_keys_once(data, encode(value, column, limit)) and value == decode(data)
     except InvalidEvent as error:
         raise InvalidEvent(error.reason, column) from None  # The path has keys, which are content.
     except (ValueError, RecursionError):
@@ -269,6 +268,17 @@ def _object(data: bytes, column: str, limit: int) -> dict[str, Any]:
     if not same or type(value) is not dict:
         raise InvalidEvent("not a JSON object", column)
     return value
+
+
+def _has_keys_once(data: bytes, again: bytes) -> bool:
+    """Whether no object of a JSON text has a key twice; `again` is what was read of it, written again."""
+    if again.count(b":") == colons(data):  # See check_keys.
+        return True
+    try:
+        check_keys(data, None)
+    except InvalidEvent:  # It names the key, and that is content.
+        return False
+    return True
 
 
 def _check_kind(row: StoredRow, payload: dict[str, Any] | None, meta: dict[str, Any] | None) -> None:

@@ -15,7 +15,7 @@ import msgspec
 
 from kern_events.errors import InvalidEvent
 from kern_events.events import Draft
-from kern_events.lines import MAX_LINE_BYTES, check_keys
+from kern_events.lines import MAX_LINE_BYTES, check_keys, colons
 
 ORIGIN: Final = {"origin": "import"}
 """The meta of what an import says about a session."""
@@ -24,7 +24,8 @@ _WHOLE_BYTES: Final = 256 << 10  # of a line, up to which all of it is taken apa
 _PIECE_BYTES: Final = 1 << 20  # of the messages that are taken apart together in a longer one
 _PIECE_MESSAGES: Final = 250
 _SMALLEST: Final = 128  # bytes that a message and its values take, where a line may be full of them
-_TOKENS: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},]', re.DOTALL)
+# A string without an end is a token too: else each of its quotes would be looked at as the beginning of one.
+_TOKENS: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[\]{},]', re.DOTALL)
 
 _TIMES: Final = ("timestamp", "created_at")
 
@@ -257,7 +258,7 @@ def _parsed_long(line: bytes, most: int) -> Conversation:
     """As parse, with as little of it in memory at a time as possible."""
     _check_values(line, most)
     fields = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
-    if sum(1 + key.count(":") + bytes(raw).count(b":") for key, raw in fields.items()) != line.count(b":"):
+    if sum(1 + key.count(":") + colons(bytes(raw)) for key, raw in fields.items()) != colons(line):
         check_keys(line, None)
     session_id = _typed(msgspec.json.decode(fields.pop("id", b"null")), str, "id")
     found = bytes(fields.pop("messages", b"null"))

@@ -140,6 +140,7 @@ def import_transcripts(
         The report; `report.ok` says whether every line is recorded now.
 
     Raises:
+        ValueError: `max_line_bytes` is less than 1.
         StoreError: The database failed. What is recorded is whole.
     """
     importer = _Importer(log, max_line_bytes)

@@ -18,8 +18,8 @@ from rich.table import Table
 from kern_events.bundle import is_header
 from kern_events.cli.text import console, counted, moment, one_line, put_json
 from kern_events.events import SessionInfo
-from kern_events.imports import EventsReport, import_events
-from kern_events.lines import MAX_LINE_BYTES, Line, lines_of
+from kern_events.imports import EventsReport, import_events, line_limit
+from kern_events.lines import Line, lines_of
 from kern_events.transfer import MAX_PROBLEMS, ImportReport, Problem, import_transcripts
 from kern_events.verify import Finding, Report
 
@@ -92,7 +92,7 @@ def import_file(
     as_json: bool = False,
 ) -> bool:
     """Import transcripts or an export, and print what became of it; whether all of it is recorded."""
-    limit = max_line_bytes or MAX_LINE_BYTES
+    limit = line_limit(log) if max_line_bytes is None else max_line_bytes
     lines = lines_of(file, limit)
     first = next(lines, b"")
     whole = chain([first], lines)

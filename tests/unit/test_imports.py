@@ -84,6 +84,8 @@ FORGERIES = {
     "nesting": lambda row: row.update(payload='{"n":' + "[" * 70 + "]" * 70 + "}"),
     "a huge payload": lambda row: row.update(payload=json.dumps({"n": "x" * (1 << 20)})),
     "a number that is no float": lambda row: row.update(payload='{"n":1e999}'),
+    "a key twice behind a colon": lambda row: row.update(payload='{"n":"10","n":"99\\u003a"}'),
+    "a key of meta twice behind a colon": lambda row: row.update(meta='{"n":"10","n":"99\\u003A"}'),
     "meta that is no object": lambda row: row.update(meta="7"),
     "a codec that nobody knows": lambda row: row.update(codec=1),
     "a key that nobody has": lambda row: row.update(key_commit="00" * 32),
@@ -124,6 +126,14 @@ def test_what_is_forged_by_nothing_is_imported(log, memory):
     log.append("s", notes(3))
 
     assert import_events(memory, forged(log.export("s"), log.namespace, lambda row: None)).ok
+
+
+def test_a_payload_with_an_escaped_colon_is_imported(log, memory):
+    log.append("s", notes(1))
+    escaped = '{"\\u003a":"\\\\u003a:"}'
+    lines = forged(log.export("s"), log.namespace, lambda row: row.update(payload=escaped))
+
+    assert import_events(memory, lines).ok
 
 
 def test_a_deletion_erases_what_the_file_has_before_it(log, memory):

@@ -90,6 +90,7 @@ BOMBS = {
     "roles": b'{"id":"x","messages":[' + b'{"role":"user"},' * 60_000 + b'{"role":"user"}]}',
     "values": b'{"id":"x","messages":[],"metadata":{"a":[' + b"[]," * 300_000 + b"[]]}}",
     "nested": b'{"id":"x","messages":[' + b"[" * 500_000 + b"]}",
+    "a string without end": b'{"id":"' + b'\\",' * 131_000,
     "fields": b'{"id":"x","messages":[],' + b'"a":1,' * 150_000 + b'"b":1}',
 }
 
@@ -162,6 +163,9 @@ TWICE = {
     "messages": b'{"id":"s","messages":[{"role":"user","content":"hidden"}],"messages":[]}',
     "of a message": b'{"id":"s","messages":[{"role":"user","content":"hidden","content":"x"}]}',
     "deep": b'{"id":"s","messages":[],"metadata":{"a":[{"b":{"c":1,"c":1}}]}}',
+    "behind a colon": b'{"id":"s","messages":[{"role":"user","content":"10","content":"99\\u003a"}]}',
+    "behind two": b'{"id":"s","messages":[],"metadata":{"c":1,"c":"\\u003A\\u005cu003a"}}',
+    "behind another field": b'{"id":"s\\u003a","id":"s","messages":[],"metadata":{"a":"\\u003A"}}',
     "in other words": b'{"id":"s","messages":[],"metadata":{"c:":1,"c\\u003a":2}}',
 }
 
@@ -189,6 +193,7 @@ def test_what_only_looks_like_a_key_is_recorded(memory):
         (b'{"session_id":"s",', b'{"session_id":"t","session_id":"s",'),
         (b'"type":"note', b'"type":"secret","type":"note'),
         (b'{\\"text\\":0}', b'{\\"text\\":1,\\"text\\":0}'),
+        (b'"type":"note', b'"type":"\\u003a","type":"note'),
     ],
 )
 def test_a_key_twice_in_an_export_is_refused(memory, before, after):
@@ -199,6 +204,12 @@ def test_a_key_twice_in_an_export_is_refused(memory, before, after):
 
         assert report.bad_lines and other.head("s").version == 0
         assert report.problems[0].line in (2, 3)
+
+
+@pytest.mark.parametrize("importing", [import_events, import_transcripts])
+def test_a_limit_of_no_bytes_is_refused(memory, importing):
+    with pytest.raises(ValueError, match="max_line_bytes"):
+        importing(memory, [], max_line_bytes=0)
 
 
 def test_a_long_line_of_an_export_is_passed_over(memory):
