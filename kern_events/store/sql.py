@@ -126,10 +126,11 @@ SQLITE_LOOK_UP: Final = (
     "LEFT JOIN kern_events AS e ON e.session = s.id AND e.version > ?1 AND e.version <= ?1 + ?2 "
     "WHERE s.namespace = ?3 AND s.session_id = ?4 ORDER BY e.version"
 )
-# As before, with the key's row and the rows after it, and whether something was erased since.
+# As before, with the key's row and the rows after it, and whether something was erased since: the + keeps
+# the planner to the skeleton index.
 SQLITE_LOOK_UP_KEYED: Final = (
     f"SELECT {_HEAD_S}, s.user_id, EXISTS (SELECT 1 FROM kern_events AS t WHERE t.session = s.id "
-    f"AND t.kind <> 0 AND t.kind IN (5, 6) AND t.version > k.version AND t.type IN {_TOMBSTONES}), "
+    f"AND t.kind <> 0 AND t.kind IN (5, 6) AND +t.version > k.version AND t.type IN {_TOMBSTONES}), "
     f"e.version > ?1 AND e.version <= ?1 + ?2, {_STORED_E} FROM kern_sessions AS s "
     "LEFT JOIN kern_events AS k ON k.session = s.id AND k.idempotency_key = ?5 "
     "LEFT JOIN kern_events AS e ON e.session = s.id AND (e.version > ?1 AND e.version <= ?1 + ?2 "
@@ -171,10 +172,11 @@ SQLITE_ALL_TURN_STARTS: Final = (
     f"SELECT e.version, e.turn FROM kern_events AS e WHERE {_OF_SESSION} AND e.kind <> 0 AND e.kind = 1 "
     "ORDER BY e.turn, e.version"
 )
-# Who resumed or ended a turn between two versions, from the skeleton index.
+# Who resumed or ended a turn between two versions, from the skeleton index, which the + keeps the planner to.
 SQLITE_RESUMED_OR_ENDED: Final = (
-    f"SELECT e.version, e.event_id FROM kern_events AS e WHERE {_OF_SESSION} AND e.version > ? "
-    "AND e.version <= ? AND e.kind <> 0 AND e.turn = ? AND e.kind IN (?, ?) ORDER BY e.version"
+    f"SELECT e.version, e.event_id FROM kern_events AS e WHERE {_OF_SESSION} AND +e.version > ? "
+    "AND +e.version <= ? AND e.kind <> 0 AND e.turn = ? AND e.kind IN (?, ?) "
+    "ORDER BY +e.version"
 )
 # The first event of some types between two versions.
 SQLITE_OF_TYPES: Final = (
@@ -186,10 +188,10 @@ SQLITE_TURN_AT: Final = (
     f"SELECT e.turn FROM kern_events AS e WHERE {_OF_SESSION} AND e.version <= ? AND +e.kind IN (1, 3, 4) "
     "ORDER BY e.version DESC LIMIT 1"
 )
-# The events that begin a branch, between versions.
+# The events that begin a branch, between versions, from the skeleton index.
 SQLITE_MARKS: Final = (
-    f"SELECT {_STORED_E} FROM kern_events AS e WHERE {_OF_SESSION} AND e.version > ? "
-    "AND e.version <= ? AND e.kind <> 0 AND e.kind IN (3, 4) ORDER BY e.version LIMIT ?"
+    f"SELECT {_STORED_E} FROM kern_events AS e WHERE {_OF_SESSION} AND +e.version > ? "
+    "AND +e.version <= ? AND e.kind <> 0 AND e.kind IN (3, 4) ORDER BY +e.version LIMIT ?"
 )
 # The newest event of some types.
 SQLITE_NEWEST_OF: Final = (

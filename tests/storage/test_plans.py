@@ -207,6 +207,9 @@ def test_sqlite_sorts_nothing_on_the_hot_path(traced, raw, use):
             "autoindex_kern_snapshots_1 (namespace=? AND session_id=? AND projector=? AND chunk>?",
         ),
         ("append a key", "COVERING INDEX kern_events_key"),
+        ("look up a key", "SEARCH t USING INDEX kern_events_skeleton (session=? AND kind=?)"),
+        ("a turn that others append beside", "INDEX kern_events_skeleton (session=? AND kind=? AND turn=?)"),
+        ("branches", "SEARCH e USING INDEX kern_events_skeleton (session=? AND kind=?)"),
         ("sessions", "INDEX kern_sessions_recent"),
         ("read all", "INTEGER PRIMARY KEY"),
         ("tail", "sqlite_autoindex_kern_events_1"),
@@ -242,6 +245,55 @@ def test_sqlite_finds_the_newest_description_by_version(traced, raw):
         assert "TEMP B-TREE" not in plan
 
 
+def subqueries(text):
+    """The subqueries of EXISTS in a trigger, with values instead of its row."""
+    for found in re.finditer(r"EXISTS \(", text):
+        depth = end = 1
+        while depth:
+            depth += {"(": 1, ")": -1}.get(text[found.end() + end - 1], 0)
+            end += 1
+        query = text[found.end() : found.end() + end - 2].replace("SELECT FROM", "SELECT 1 FROM")
+        query = query.replace("OLD.namespace", "'default'").replace("OLD.session_id", "'f1'")
+        yield re.sub(r"OLD\.\w+", "1", query)
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("statistics", [False, True])
+def test_what_an_erasure_is_held_against_is_in_the_skeleton_index(log, raw, statistics):
+    if statistics:
+        raw.run("ANALYZE")
+    [(trigger,)] = raw.run("SELECT sql FROM sqlite_master WHERE name = 'kern_events_append_only'")
+    queries = list(subqueries(trigger))
+
+    assert len(queries) == 2
+    for query in queries:
+        plan = "\n".join(row[3] for row in raw.run(f"EXPLAIN QUERY PLAN {query}"))
+        assert re.search(r"INDEX kern_events_skeleton \(session=\? AND kind=\?\)", plan), plan
+        assert "kern_events_1" not in plan, plan
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_a_deletion_does_ten_times_the_work_for_ten_times_the_events(log, url):
+    for number in (100, 1_000):
+        log.append(f"d{number}", notes(number))
+        log.fork(f"d{number}", f"fork of {number}")
+        log.append(f"fork of {number}", notes(number))
+    engine, steps = create_engine(url), []
+    event.listen(
+        engine, "connect", lambda driver, _: driver.set_progress_handler(lambda: steps.append(1), 100)
+    )
+    with SessionLog(engine) as counted:
+        counted.head("s1")
+        taken = []
+        for number in (100, 1_000):
+            steps.clear()
+            counted.delete(f"d{number}")
+            taken.append(len(steps))
+    engine.dispose()
+
+    assert taken[1] < 15 * taken[0], taken
+
+
 # ------------------------------------------------------------------------------------ Postgres
 
 
@@ -271,6 +323,18 @@ def explained(url, log, raw, monkeypatch) -> Iterator[tuple[SessionLog, dict[str
         monkeypatch.setattr(psycopg.Cursor, "execute", explaining)
         yield explained, plans
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("dialect", ["postgres"], indirect=True)
+def test_postgres_holds_an_erasure_against_the_skeleton_index(log, raw):
+    raw.run("ANALYZE")
+    [(trigger,)] = raw.run("SELECT prosrc FROM pg_proc WHERE oid = 'kern_append_only'::regproc")
+    queries = list(subqueries(trigger))
+
+    assert len(queries) == 2
+    for query in queries:
+        plan = "\n".join(row[0] for row in raw.run(f"EXPLAIN {query}"))
+        assert re.search(r"skeleton on .*\n\s*Index Cond: .*session_id = .*kind = ANY", plan), plan
 
 
 @pytest.mark.parametrize("dialect", ["postgres"], indirect=True)

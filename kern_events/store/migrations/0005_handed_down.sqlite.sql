@@ -3,7 +3,9 @@
 
 DROP TRIGGER kern_events_append_only;
 
--- An UPDATE may only erase: content and salt go, the commitment comes, a tombstone stands after it.
+-- An UPDATE may only erase: content and salt go, the commitment comes, a tombstone stands after it. What is asked
+-- of tombstones is asked of the skeleton index: kind <> 0 is its condition, and the + keeps the planner from
+-- going through all versions that follow, for every row that is erased.
 CREATE TRIGGER kern_events_append_only BEFORE UPDATE ON kern_events
 WHEN NOT (
     NEW.position IS OLD.position AND NEW.session IS OLD.session AND NEW.version IS OLD.version
@@ -17,17 +19,18 @@ WHEN NOT (
     AND (
         EXISTS (
             SELECT 1 FROM kern_events AS tombstone
-            WHERE tombstone.session = OLD.session AND tombstone.kind IN (5, 6)
-              AND tombstone.version > OLD.version AND tombstone.type IN ('session.erased', 'session.deleted')
+            WHERE tombstone.session = OLD.session AND tombstone.kind <> 0 AND tombstone.kind IN (5, 6)
+              AND +tombstone.version > OLD.version AND tombstone.type IN ('session.erased', 'session.deleted')
         )
         OR OLD.kind IN (3, 4) AND EXISTS (
             SELECT 1 FROM kern_sessions AS fork
             JOIN kern_sessions AS parent
               ON parent.namespace = fork.namespace AND parent.session_id = fork.fork_parent
-            JOIN kern_events AS above ON above.session = parent.id AND above.kind IN (4, 5, 6)
+            JOIN kern_events AS above ON above.session = parent.id
+             AND above.kind <> 0 AND above.kind IN (4, 5, 6)
             WHERE fork.id = OLD.session
               AND (above.kind = 4 AND above.payload IS NULL
-                   OR above.version > fork.fork_version
+                   OR +above.version > fork.fork_version
                       AND above.type IN ('session.erased', 'session.deleted'))
         )
     )
