@@ -83,6 +83,7 @@ T = TypeVar("T")
 _HEADS_CACHED: Final = 10_000
 _HEADS_PAGE: Final = 500
 _LARGE_KNOWN: Final = 4_096  # sessions
+_HEAD_COLUMNS: Final = 7  # in front of the events of a tail
 _FOREVER: Final = 2**62
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _COPY_HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -497,7 +498,7 @@ class PostgresStore:
         """See Store."""
         scope, most = (namespace, session_id), min(limit, PAGE_ROWS)
         values = (after, most, *scope)
-        return tail_of(self._pages.read(self._server.query, self._sql.tail, values, scope, most, 7))
+        return tail_of(self._pages.read_tail(self._server.query, self._sql.tail, values, scope, after, most))
 
     def head_row(self, namespace: str, session_id: str) -> HeadRow | None:
         """See Store."""
@@ -733,9 +734,7 @@ class _Pages:
     ) -> Rows[Any]:
         """The next page; events begin at a column, and the limit is the last of the values by default."""
         limit = values[-1] if limit is None else limit
-        with self._lock:
-            large = scope in self._large
-        if not large:
+        if scope not in self._large:
             rows = query(statement.by_rows, values)
             whole = _before_large(rows, at)
             if whole == len(rows):
@@ -747,6 +746,41 @@ class _Pages:
                 page.more = True
                 return page
         return page_of(query(statement.by_bytes, values), limit, at)
+
+
+    def read_tail(
+        self,
+        query: Callable[[str, tuple[Any, ...]], list[Any]],
+        statement: sql.Paged,
+        values: tuple[Any, ...],
+        scope: tuple[str, str],
+        after: int,
+        limit: int,
+    ) -> Rows[Any]:
+        """As read, of head columns and events after a version; by rows, it passes over what is large."""
+        if scope in self._large:
+            return page_of(query(statement.by_bytes, values), limit, _HEAD_COLUMNS)
+        rows = query(statement.by_rows, values)
+        whole, is_complete = _before_gap(rows, after, limit)
+        if is_complete:
+            return page_of(rows, limit, _HEAD_COLUMNS)
+        page = page_of(rows[:whole] if whole else query(statement.by_bytes, values), limit, _HEAD_COLUMNS)
+        if page and page[0][_HEAD_COLUMNS] == after + 1:  # So it was no fork's first version.
+            with self._lock:
+                self._large[scope] = True
+        page.more = page.more or whole > 0
+        return page
+
+
+def _before_gap(rows: list[Any], after: int, limit: int) -> tuple[int, bool]:
+    """How many rows of a tail stand before the first version that was passed over, and whether none was.
+
+    A fork's own versions may begin later than what was asked for: that looks like one.
+    """
+    if not rows or rows[0][0] <= after:
+        return len(rows), True
+    dense = sum(row[_HEAD_COLUMNS] == version for version, row in enumerate(rows, after + 1))
+    return dense, dense == len(rows) and (dense == limit or after + dense == rows[0][0])
 
 
 def _before_large(rows: list[Any], at: int) -> int:

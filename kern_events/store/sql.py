@@ -384,11 +384,16 @@ class Paged(NamedTuple):
     by_bytes: str
 
 
+_MOST: Final = base.PAGE_BYTES // base.PAGE_ROWS
+# Of a tail, what is large is passed over: versions are dense, so it is missed where it should stand. To say
+# what is to be shown of a row costs the freshness check of every load 15 µs, also where there is none.
+_SMALL: Final = " AND ".join(f"(octet_length({column}) > {_MOST}) IS NOT TRUE" for column in _CONTENT)
+
+
 def _paged(select: str, source: str, order: str) -> Paged:
     """What is selected beside the events' columns, from where, and the column that orders it."""
-    most = base.PAGE_BYTES // base.PAGE_ROWS
-    large = " OR ".join(f"octet_length({column}) > {most}" for column in _CONTENT)
-    shown = {column: f"CASE WHEN octet_length({column}) <= {most} THEN {column} END" for column in _CONTENT}
+    large = " OR ".join(f"octet_length({column}) > {_MOST}" for column in _CONTENT)
+    shown = {column: f"CASE WHEN octet_length({column}) <= {_MOST} THEN {column} END" for column in _CONTENT}
     shown["hash"] = f"CASE WHEN {large} THEN NULL ELSE hash END"
     size = " + ".join(f"coalesce(octet_length({column}), 0)" for column in _CONTENT)
     rows = ", ".join(f"{shown[each]} AS {each}" if each in shown else each for each in STORED_COLUMNS)
@@ -448,7 +453,10 @@ class PostgresSQL:
                     f"LEFT JOIN LATERAL ({page}) AS e ON true "
                     "WHERE s.namespace = %b AND s.session_id = %b ORDER BY e.version"
                 )
-                for page in _paged("", behind, "version")
+                for page in (
+                    f"SELECT {_STORED} {behind} AND {_SMALL} ORDER BY version LIMIT %b",
+                    _paged("", behind, "version").by_bytes,
+                )
             )
         )
         # After a refusal or a lost answer: the head and the rows behind the base.
