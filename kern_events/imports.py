@@ -6,6 +6,7 @@ is reported. A session is checked whole, line by line, before anything of it is 
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import time
 from bisect import bisect_left
@@ -453,7 +454,10 @@ def _beginning(log: SessionLog, section: Section) -> Beginning:
         return lineage.turn_at(store, namespace, parent, version)
 
     start = Head(version, genesis, turn_at(version), at_us=rows[0][8])
-    erased = lineage.is_handed_down_erased(store, namespace, parent, version)
+    @functools.cache  # The rows of a fork can be many.
+    def erased() -> bool:
+        return lineage.is_handed_down_erased(store, namespace, parent, version)
+
     return Beginning(start, turn_at, parent, owner, erased)
 
 

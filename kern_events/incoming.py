@@ -37,14 +37,15 @@ class Beginning(msgspec.Struct, frozen=True):
         turn_at: The highest turn started at a version of the parent.
         parent: The session that it was forked from.
         owner: The session in whose rows a fork's origin lies.
-        handed_down_erased: Whether what it was handed down may have been erased with its parent.
+        handed_down_erased: Whether what it was handed down may have been erased with its parent; asked
+            only where it is gone.
     """
 
     head: Head
     turn_at: TurnAt = lambda version: 0
     parent: str | None = None
     owner: str | None = None
-    handed_down_erased: bool = False
+    handed_down_erased: Callable[[], bool] = lambda: False
 
 
 class Incoming:
@@ -168,7 +169,7 @@ class Incoming:
             self._lasting.append(version)
         if payload is None:
             self._erased.append(version)
-            if kind in HANDED_DOWN and self._begins.handed_down_erased:
+            if kind in HANDED_DOWN and self._begins.handed_down_erased():
                 self._covered.append((version, version))
         if type.startswith("session."):
             self._follow_session(version, type, payload, meta)

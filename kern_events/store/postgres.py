@@ -21,7 +21,7 @@ from sqlalchemy import URL
 from sqlalchemy.engine import Connection, Engine
 
 from kern_events import chain
-from kern_events.batch import DESCRIBING, LISTING, Batch, Linked, StoredRow, handed_down, link
+from kern_events.batch import DESCRIBING, LISTING, TOMBSTONES, Batch, Linked, StoredRow, handed_down, link
 from kern_events.clock import now_us
 from kern_events.errors import FeedUnavailable, InvalidEvent, StoreError
 from kern_events.events import Head, SessionInfo
@@ -537,7 +537,7 @@ class PostgresStore:
     ) -> StoredRow | None:
         """See Store."""
         values = (namespace, session_id, before, text_array(types))
-        rows = self._server.query(self._sql.newest_of, values)
+        rows = self._server.query(_newest_of(self._sql, types), values)
         return rows[0] if rows else None
 
     def forks(self, namespace: str, session_id: str) -> Sequence[tuple[str, int, Any]]:
@@ -823,7 +823,7 @@ class _Snapshot:
         self, namespace: str, session_id: str, types: Sequence[str], before: int
     ) -> StoredRow | None:
         values = (namespace, session_id, before, text_array(types))
-        return self._cursor.execute(self._sql.newest_of, values).fetchone()
+        return self._cursor.execute(_newest_of(self._sql, types), values).fetchone()
 
     def orphans(self, namespace: str) -> Sequence[tuple[str, int]]:
         return self._cursor.execute(self._sql.orphans, (namespace,)).fetchall()
@@ -837,6 +837,10 @@ def _try_link(batch: Batch, base: Base, head: Head) -> Linked | None:
         return link(batch, head, now_us())
     except InvalidEvent:  # A turn that this head does not know of.
         return None
+
+
+def _newest_of(statements: sql.PostgresSQL, types: Sequence[str]) -> str:
+    return statements.newest_tombstone if TOMBSTONES.issuperset(types) else statements.newest_of
 
 
 def _barred(cursor: Cursor, statements: sql.PostgresSQL, batch: Batch, head: Head) -> int | None:

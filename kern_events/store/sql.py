@@ -198,6 +198,11 @@ SQLITE_NEWEST_OF: Final = (
     f"SELECT {_STORED_E} FROM kern_events AS e WHERE {_OF_SESSION} AND e.version < ? "
     "AND e.type IN (?, ?, ?, ?, ?) ORDER BY e.version DESC LIMIT 1"
 )
+# As before, of tombstones, from the skeleton index: most sessions have none, and all of them would be read.
+SQLITE_NEWEST_TOMBSTONE: Final = (
+    f"SELECT {_STORED_E} FROM kern_events AS e WHERE {_OF_SESSION} AND +e.version < ? AND e.kind <> 0 "
+    "AND e.kind IN (5, 6) AND e.type IN (?, ?, ?, ?, ?) ORDER BY +e.version DESC LIMIT 1"
+)
 # The sessions forked from one.
 SQLITE_FORKS: Final = (
     "SELECT session_id, fork_version, status FROM kern_sessions WHERE namespace = ? AND fork_parent = ?"
@@ -541,6 +546,12 @@ class PostgresSQL:
         self.newest_of = filled(
             f"SELECT {_STORED} FROM {{s}}kern_events WHERE namespace = %b AND session_id = %b "
             "AND version < %b AND type = ANY(%b::text[]) ORDER BY version DESC LIMIT 1"
+        )
+        # As before, of tombstones, from the skeleton index, which the + 0 keeps the planner to.
+        self.newest_tombstone = filled(
+            f"SELECT {_STORED} FROM {{s}}kern_events WHERE namespace = %b AND session_id = %b "
+            "AND version + 0 < %b AND kind <> 0 AND kind IN (5, 6) AND type = ANY(%b::text[]) "
+            "ORDER BY version + 0 DESC LIMIT 1"
         )
         # The sessions forked from one.
         self.forks = filled(

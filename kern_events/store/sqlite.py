@@ -16,7 +16,7 @@ from sqlalchemy import URL
 from sqlalchemy.engine import Connection, Engine
 
 from kern_events import chain
-from kern_events.batch import DESCRIBING, LISTING, Batch, Linked, StoredRow, handed_down, link
+from kern_events.batch import DESCRIBING, LISTING, TOMBSTONES, Batch, Linked, StoredRow, handed_down, link
 from kern_events.clock import now_us
 from kern_events.errors import InvalidEvent, KernError, StoreError, StoreUnavailable
 from kern_events.events import Head, SessionInfo
@@ -375,7 +375,7 @@ class SQLiteStore:
         self, namespace: str, session_id: str, types: Sequence[str], before: int
     ) -> StoredRow | None:
         """See Store."""
-        rows = self._file.query(sql.SQLITE_NEWEST_OF, (namespace, session_id, before, *types))
+        rows = self._file.query(_newest_of(types), (namespace, session_id, before, *types))
         return rows[0] if rows else None
 
     def forks(self, namespace: str, session_id: str) -> Sequence[tuple[str, int, Any]]:
@@ -556,11 +556,15 @@ class _Snapshot:
         self, namespace: str, session_id: str, types: Sequence[str], before: int
     ) -> StoredRow | None:
         values = (namespace, session_id, before, *types)
-        row: StoredRow | None = self._driver.execute(sql.SQLITE_NEWEST_OF, values).fetchone()
+        row: StoredRow | None = self._driver.execute(_newest_of(types), values).fetchone()
         return row
 
     def orphans(self, namespace: str) -> Sequence[tuple[str, int]]:
         return self._driver.execute(sql.SQLITE_ORPHANS).fetchall()
+
+
+def _newest_of(types: Sequence[str]) -> str:
+    return sql.SQLITE_NEWEST_TOMBSTONE if TOMBSTONES.issuperset(types) else sql.SQLITE_NEWEST_OF
 
 
 def _done(job: Job[Driver], driver: Driver) -> Any:

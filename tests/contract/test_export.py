@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from kern_events import Draft, SessionLog, import_events, imports, message
+from kern_events import Draft, SessionLog, import_events, imports, lineage, message
 from kern_events.errors import InvalidEvent, SessionNotFound
 from kern_events.exports.sessions import every_line, live_events
 from kern_events.store.base import AnswerLost
@@ -149,6 +149,22 @@ def test_large_payloads_come_back_and_a_log_may_take_less(open_log, memory, addr
         assert everything(larger, ["s"]) == everything(log, ["s"])
 
     assert refused.problems[0].reason == "native: 2,097,152 bytes, the limit is 1,048,576"
+
+
+def test_whether_a_parent_was_erased_is_asked_only_where_something_is_gone(log, memory, monkeypatch):
+    """And of few rows then: see test_plans.py."""
+    asked, erased_until = [], lineage.erased_until
+    monkeypatch.setattr(lineage, "erased_until", lambda *args: (asked.append(args), erased_until(*args))[1])
+    log.append("s", [Draft("session.created", {"name": "n"})])
+    log.fork("s", "f")
+    lines = list(log.export("f"))
+    asked.clear()
+    assert import_events(memory, lines).ok and asked == []
+
+    log.delete("s")
+    with SessionLog("memory:", namespace=log.namespace) as empty:
+        assert import_events(empty, every_line(sync_of(log))).new == 2
+    assert asked
 
 
 def test_importing_again_changes_nothing(log, memory):
