@@ -72,8 +72,8 @@ def import_(
 ) -> None:
     """Record FILE (- is stdin): conversations, one JSON line each, in OpenAI chat form; or an export.
 
-    The first line tells which. Importing a file again records only what is new. Exit code 1: a line
-    is bad, or a conversation or session differs from what is recorded.
+    The first line that is not blank tells which. Importing a file again records only what is new. Exit
+    code 1: a line is bad, or a conversation or session differs from what is recorded.
     """
     from kern_events.cli.reports import import_file
 

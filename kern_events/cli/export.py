@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Final, TypeVar
 
 import click
 
-from kern_events.cli.opening import database, failure, refusing, sessions_at
+from kern_events.cli.opening import check_output, database, failure, refusing, sessions_at
 
 if TYPE_CHECKING:
     from kern_events import Sessions
@@ -40,6 +40,8 @@ def export(session: str | None, form: str, output: str | None, db: str, namespac
     output = None if output == "-" else output
     if form == "parquet" and output is None:
         raise click.UsageError("--format parquet needs --output FILE")
+    if output is not None:
+        check_output(output, db)
     with (
         sessions_at(db, namespace, recorded=True) as sessions,
         refusing(ImportError),

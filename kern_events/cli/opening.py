@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import click
 
 from kern_events.cli.named import named
 
 if TYPE_CHECKING:
+    from sqlalchemy import URL
+
     from kern_events import Sessions
     from projections.sessions import LogOptions
 
@@ -29,9 +32,18 @@ _NO_SECRETS: Final = frozenset(
     }
 )
 
+_FILES: Final = frozenset({"passfile", "sslcert", "sslcrl", "sslkey", "sslrootcert"})
+
 _TYPES_KEY: Final = "kern_events.types"
 SCHEMA_KEY: Final = "kern_events.schema"
 SIGNED_BY: Final = "kern_events.signed_by"  # Of the file's path, and what is in it.
+
+
+class _WrongUsage(click.ClickException):
+    """One line without the usage of the command, which would not help."""
+
+    exit_code = 2
+
 
 _DB: Final = click.option(
     "--db",
@@ -131,12 +143,8 @@ def sessions_at(
     """
     from kern_events import Sessions
 
-    with refusing(ValueError, ImportError):
-        path = _file_of(db)
-        if path and not create and not os.path.exists(path):
-            raise ValueError(
-                f"there is no database {path!r}: `kern-events import FILE` and `migrate` make one"
-            )
+    with refusing(ImportError), refusing(ValueError, shown=_WrongUsage):
+        path = _file_of(_url(db))
         ctx = click.get_current_context(silent=True)
         said = ctx.find_root().meta if ctx else {}
         options: LogOptions = {"schema": said[SCHEMA_KEY]} if SCHEMA_KEY in said else {}
@@ -145,23 +153,53 @@ def sessions_at(
         _, secret = said.get(SIGNED_BY, (None, None))
         sessions = Sessions.open(db, cache=cache, secret=secret, namespace=namespace, **options)
     with sessions:
+        if path and not path.startswith("file:") and not create and not os.path.exists(path):
+            raise failure(
+                ValueError(f"there is no database {path!r}: `kern-events import FILE` and `migrate` make one")
+            )
         yield sessions
 
 
+def check_output(output: str, db: str) -> None:
+    """Refuse to write to a file that the command reads: the database, what belongs to it, the secret."""
+    with refusing(ValueError, shown=_WrongUsage):
+        url = _url(db)
+    read = [str(value) for key, value in url.query.items() if key in _FILES] if url else []
+    if path := _file_of(url):
+        path = unquote(urlsplit(path).path) if path.startswith("file:") else path
+        # SQLite puts them beside the file itself, wherever a link to it is.
+        read += [os.path.realpath(path) + suffix for suffix in ("", "-wal", "-shm", "-journal")]
+    read += click.get_current_context().find_root().meta.get(SIGNED_BY, ())[:1]
+    if any(_is_same(output, each) for each in read):
+        raise click.BadParameter(f"{output!r} is a file that this command reads", param_hint="'--output'")
+
+
+def _is_same(path: str, other: str) -> bool:
+    """Whether two paths lead to one file, or would."""
+    with suppress(OSError):
+        if os.path.samefile(path, other):
+            return True
+    return os.path.realpath(path) == os.path.realpath(other)
+
+
 @contextmanager
-def refusing(*errors: type[Exception]) -> Iterator[None]:
-    """Turn errors that say what the user has to change into one line and exit code 1."""
+def refusing(
+    *errors: type[Exception], shown: type[click.ClickException] = click.ClickException
+) -> Iterator[None]:
+    """Turn errors that say what the user has to change into one line and exit code 1, or that of `shown`."""
     try:
         yield
     except errors as error:
-        raise failure(error) from error
+        raise failure(error, shown) from error
 
 
-def failure(error: Exception) -> click.ClickException:
-    """An error as click shows it: one line on stderr, exit code 1."""
+def failure(
+    error: Exception, shown: type[click.ClickException] = click.ClickException
+) -> click.ClickException:
+    """An error as click shows it: one line on stderr, exit code 1, or that of `shown`."""
     from kern_events.cli.text import one_line
 
-    return click.ClickException(one_line(" ".join(str(error).split())))
+    return shown(one_line(" ".join(str(error).split())))
 
 
 def shown_url(url: str) -> str:
@@ -173,19 +211,24 @@ def shown_url(url: str) -> str:
     return parsed.set(query=query).render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
 
 
-def _file_of(db: str) -> str | None:
-    """The file of a SQLite URL, None of another URL; ValueError, which never tells a password."""
+def _url(db: str) -> URL | None:
+    """The URL of a database, None for memory; ValueError, which never tells a password."""
     from sqlalchemy import make_url
     from sqlalchemy.exc import ArgumentError
 
     if db in ("memory:", "memory://"):
         return None
     try:
-        url = make_url(db)
+        return make_url(db)
     except (ArgumentError, ValueError):
         # A part of the URL that is no port, say, may be a password without its host.
         raise ValueError(
             "--db is not a URL: use sqlite:///file.db or postgresql://user@host/database"
         ) from None
-    is_file = url.get_backend_name() == "sqlite" and url.database != ":memory:"
-    return url.database if is_file and not (url.database or "").startswith("file:") else None
+
+
+def _file_of(url: URL | None) -> str | None:
+    """The file of a SQLite URL, or the URI of one; None of another URL."""
+    if url is None or url.get_backend_name() != "sqlite" or url.database == ":memory:":
+        return None
+    return url.database

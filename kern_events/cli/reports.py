@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import time
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, repeat
 from typing import IO, TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -19,7 +20,7 @@ from kern_events.bundle import is_header
 from kern_events.cli.text import console, counted, moment, one_line, put_json
 from kern_events.events import SessionInfo
 from kern_events.imports import EventsReport, import_events, line_limit
-from kern_events.lines import Line, lines_of
+from kern_events.lines import Line, TooLong, lines_of
 from kern_events.transfer import MAX_PROBLEMS, ImportReport, Problem, import_transcripts
 from kern_events.verify import Finding, Report
 
@@ -94,11 +95,21 @@ def import_file(
     """Import transcripts or an export, and print what became of it; whether all of it is recorded."""
     limit = line_limit(log) if max_line_bytes is None else max_line_bytes
     lines = lines_of(file, limit)
-    first = next(lines, b"")
-    whole = chain([first], lines)
+    blank, first = _first(lines)
+    whole = chain(repeat(b"\n", blank), [first], lines)
     if isinstance(first, bytes) and is_header(first):
         return _import_events(log, file, whole, limit, link_parents=link_parents, as_json=as_json)
     return _import_transcripts(log, file, whole, limit, as_json=as_json)
+
+
+def _first(lines: Iterator[Line]) -> tuple[int, Line]:
+    """How many blank lines come first, and the line behind them."""
+    blank = 0
+    for line in lines:
+        if isinstance(line, TooLong) or line.removeprefix(BOM_UTF8).strip():
+            return blank, line
+        blank += 1
+    return blank, b""
 
 
 def _import_events(

@@ -36,7 +36,12 @@ def open_store(
         _check_psycopg(url)
         from kern_events.store.postgres import PostgresStore
 
-        return PostgresStore(url, engine, schema=schema, pool_size=pool_size, lock_timeout_s=lock_timeout_s)
+        try:
+            return PostgresStore(
+                url, engine, schema=schema, pool_size=pool_size, lock_timeout_s=lock_timeout_s
+            )
+        except ArgumentError:  # Its text may have what is secret in a URL.
+            raise ValueError("the Postgres URL has not one port for each of its hosts") from None
     raise ValueError(
         f"{url.drivername!r} is not supported: use memory:, sqlite:///file.db or postgresql://..."
     )
@@ -61,6 +66,8 @@ def _parsed(url: Any) -> URL:
         for option in filter(None, url.partition("?")[2].split("&")):
             if "=" not in option:  # SQLAlchemy would drop it, and open the file named before the ?.
                 raise ValueError(f"a SQLite URL takes no {option}: a ? in the name of a file is written %3F")
+    if parsed.get_backend_name() == "sqlite" and (parsed.host or parsed.username or parsed.password):
+        raise ValueError("a SQLite URL has no host and no user: use sqlite:///file.db")
     if "@" in (parsed.host or ""):  # The driver would tell the rest of the password as the host's name.
         raise ValueError("the password in the URL has an @: write %40")
     return parsed

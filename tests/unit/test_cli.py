@@ -256,12 +256,12 @@ def test_show_as_json_is_the_view(run: Run, url: str, imported: None) -> None:
         (["verify", "nope"], 1, "does not exist"),
         (["ls", "--after", "x"], 1, "not the cursor of a session"),
         (["ls", "--limit", "0"], 2, "--limit"),
-        (["ls", "--db", "not a url"], 1, "not a URL"),
-        (["ls", "--db", "postgresql://ada:secret"], 1, "not a URL"),
-        (["ls", "--db", "postgresql://ada:a@secret@127.0.0.1:1/d"], 1, "write %40"),
-        (["ls", "--db", "mysql://root:secret@h/d"], 1, "'mysql' is not supported"),
+        (["ls", "--db", "not a url"], 2, "not a URL"),
+        (["ls", "--db", "postgresql://ada:secret"], 2, "not a URL"),
+        (["ls", "--db", "postgresql://ada:a@secret@127.0.0.1:1/d"], 2, "write %40"),
+        (["ls", "--db", "mysql://root:secret@h/d"], 2, "'mysql' is not supported"),
         (["ls", "--db", "postgresql://ada:secret@127.0.0.1:1/d"], 1, "cannot be reached"),
-        (["ls", "--namespace", ""], 1, "namespace: 0 bytes"),
+        (["ls", "--namespace", ""], 2, "namespace: 0 bytes"),
         (["completion", "csh"], 2, "csh"),
     ],
 )
@@ -566,3 +566,26 @@ def test_a_terminal_without_unicode_gets_escapes(log: SessionLog, url: str) -> N
 
     assert (showing.returncode, errors) == (0, "")
     assert "  \\u0141\\xf3d\\u017a" in output
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite://u:SECRET@h/a.db", "postgresql://h:1/x?port=2&host=a,b", "postgresql://h:SECRET", "nothing",
+        "mysql://u:SECRET@h/x", "sqlite:///a.db?mode", "",
+    ],
+)  # fmt: skip
+def test_a_url_that_is_none_is_wrong_usage_on_one_line(run: Run, tmp_path: Path, url: str) -> None:
+    (tmp_path / "a.db").touch()
+    for command in (["ls"], ["verify", "--cache", "redis://h/0"], ["export", "--output", "x"], ["migrate"]):
+        refused = run(*command, "--db", url)
+        assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+        assert "SECRET" not in refused.output and type(refused.exception) is SystemExit
+
+
+@pytest.mark.parametrize("cache", ["nothing", "foo://h", "redis://u:SECRET@h:port/x"])
+def test_a_cache_that_is_none_is_wrong_usage(run: Run, imported: None, cache: str) -> None:
+    refused = run("verify", "--cache", cache)
+
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "SECRET" not in refused.output

@@ -274,3 +274,33 @@ def test_a_line_over_a_limit_of_ones_own_is_passed_over(run: Run, log: SessionLo
     assert result.exit_code == 1
     assert "line 5 (t): bad line: longer than 1,000 bytes" in result.stderr
     assert "2 sessions: 1 new, 1 failed" in result.stdout
+
+
+@pytest.mark.parametrize("form", ["jsonl", "cloudevents", "agui", "otel", "parquet"])
+def test_an_export_never_takes_the_place_of_what_it_reads(
+    run: Run, log: SessionLog, tmp_path: Path, form: str
+) -> None:
+    log.append("s", notes(1))
+    (tmp_path / "link").symlink_to("log.db")
+    (tmp_path / "hard").hardlink_to(tmp_path / "log.db")
+    (tmp_path / "secret").write_bytes(b"k" * 32)
+    wanted = ["log.db", "./../" + tmp_path.name + "/log.db", "link", "hard", "log.db-wal", "log.db-shm"]
+    wanted += ["log.db-journal", "secret"]
+    before = {path.name: path.stat().st_ino for path in tmp_path.iterdir()}
+
+    for output in wanted:
+        for db in ("sqlite:///log.db", "sqlite:///file:log.db?uri=true", "sqlite:///link"):
+            refused = run(
+                "export", "--format", form, "--output", output, "--secret-file", "secret", "--db", db
+            )
+            assert refused.exit_code == 2 and "is a file that this command reads" in refused.stderr
+    assert {path.name: path.stat().st_ino for path in tmp_path.iterdir()} == before
+
+
+def test_blank_lines_in_front_do_not_hide_an_export(run: Run, log: SessionLog) -> None:
+    log.append("s", notes(2))
+    lines = b"".join(log.export("s"))
+
+    for blank in (b"\n", b" \r\n\n", b"\xef\xbb\xbf\n"):
+        assert "1 session: 1 unchanged" in run("import", "-", input=blank + lines).stdout
+    assert "line 3: bad line" in run("import", "-", input=b'\n\n{"id"\n').stderr
