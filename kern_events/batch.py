@@ -25,6 +25,7 @@ from kern_events.codec import (
     encode,
     encode_plain,
     misfit,
+    too_large,
 )
 from kern_events.delta import check_change
 from kern_events.errors import DecodeError, InvalidEvent
@@ -291,7 +292,7 @@ def _check_details(draft: Draft, limit: int) -> None:
     if draft.native is not None and type(draft.native) is not bytes:
         raise InvalidEvent(f"{type(draft.native).__name__} is not bytes", "native")
     if draft.native is not None and len(draft.native) > limit:
-        raise InvalidEvent(f"{len(draft.native):,} bytes, the limit is {limit:,}", "native")
+        raise too_large(len(draft.native), limit, "native")
 
 
 def listing_of(type: str, payload: Mapping[str, Any]) -> dict[str, str | None] | None:

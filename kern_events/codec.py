@@ -60,8 +60,14 @@ def encode(value: Any, path: str, limit: int = MAX_PAYLOAD_BYTES) -> bytes:
         _check(value, path)
         data = orjson.dumps(value, _plain, _WIDE)
     if len(data) > limit:
-        raise InvalidEvent(f"{len(data):,} bytes, the limit is {limit:,}", path)
+        raise too_large(len(data), limit, path)
     return data
+
+
+def too_large(size_bytes: int, limit: int, path: str) -> InvalidEvent:
+    """What is wrong with a payload of more than so many bytes."""
+    more = "; max_payload_bytes (--max-payload-bytes) can be raised" if limit < LARGEST_PAYLOAD_BYTES else ""
+    return InvalidEvent(f"{size_bytes:,} bytes, the limit is {limit:,}{more}", path)
 
 
 def encode_plain(values: list[Any], limit: int = MAX_PAYLOAD_BYTES) -> list[bytes] | None:

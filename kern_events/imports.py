@@ -18,7 +18,7 @@ import msgspec
 
 from kern_events import chain, lineage
 from kern_events.batch import Linked, Row, StoredRow
-from kern_events.bundle import Section, namespace_of, parse, row_line
+from kern_events.bundle import Section, is_header, namespace_of, parse, row_line
 from kern_events.errors import InvalidEvent
 from kern_events.events import Head
 from kern_events.incoming import Beginning, Incoming
@@ -364,7 +364,8 @@ class _Session:
         last = self.known(head)
         if not self._same(last):
             version = self._first_difference(last)
-            raise _Failed("something else is recorded", kind="diverged", version=version)
+            reason = f"something else is recorded at version {version:,}"
+            raise _Failed(reason, kind="diverged", version=version)
         if last < self.incoming.partly_erased and last > self.section.origin:
             raise _Failed("a part of it was erased since, which this release cannot do here")
         return last == self.incoming.version
@@ -468,6 +469,8 @@ def _epoch_of(log: SessionLog, parent: str | None) -> int:
 
 
 def _check_namespace(line: bytes, namespace: str) -> None:
+    if not is_header(line):
+        raise InvalidEvent("not an export of kern-events; import_transcripts takes conversations", "line 1")
     found = namespace_of(line)
     if found != namespace:
         raise InvalidEvent(

@@ -15,7 +15,7 @@ import msgspec
 
 from kern_events import chain
 from kern_events.batch import HANDED_DOWN, LISTING, TOMBSTONES, StoredRow, expected_hash, listing_of
-from kern_events.codec import JSON, MAX_PAYLOAD_BYTES, check_id, decode, encode
+from kern_events.codec import JSON, MAX_PAYLOAD_BYTES, check_id, decode, encode, too_large
 from kern_events.errors import InvalidEvent
 from kern_events.events import LAST_US, Head, Kind, Status, kind_of
 from kern_events.lines import check_keys, colons
@@ -246,7 +246,7 @@ def _payload(row: StoredRow, limit: int) -> dict[str, Any] | None:
     """The payload, None where it is erased."""
     data, native = row[14], row[15]
     if native is not None and len(native) > limit:
-        raise InvalidEvent(f"{len(native):,} bytes, the limit is {limit:,}", "native")
+        raise too_large(len(native), limit, "native")
     return None if data is None else _object(data, "payload", limit)
 
 
@@ -257,7 +257,7 @@ def _meta(row: StoredRow, limit: int) -> dict[str, Any] | None:
 def _object(data: bytes, column: str, limit: int) -> dict[str, Any]:
     """A JSON object that could have been recorded."""
     if len(data) > limit:
-        raise InvalidEvent(f"{len(data):,} bytes, the limit is {limit:,}", column)
+        raise too_large(len(data), limit, column)
     try:
         # orjson would round what is over 64 bits, here it is refused; but what it reads is what counts.
         value = msgspec.json.decode(data)

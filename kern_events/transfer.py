@@ -16,6 +16,7 @@ import msgspec
 import orjson
 
 from kern_events.batch import event_of
+from kern_events.bundle import is_header
 from kern_events.codec import MAX_BATCH
 from kern_events.errors import DecodeError, InvalidEvent, SessionClosed, SessionNotFound, VersionConflict
 from kern_events.events import Draft, Event, Head
@@ -31,6 +32,7 @@ MAX_PROBLEMS: Final = 1_000
 
 _GROUP_EVENTS: Final = 4_000  # in one transaction; more is not faster
 _GROUP_BYTES: Final = 4 << 20
+_AN_EXPORT: Final = InvalidEvent("the first line of an export of kern-events: import_events takes it", "line")
 _ATTEMPTS: Final = 3  # at one conversation that others append to
 _TYPES: Final = frozenset({"turn.started", "turn.completed", "message.added", "tool.called", "tool.returned"})
 _ABOUT_TYPES: Final = ("session.created", "session.described")
@@ -207,7 +209,7 @@ class _Importer:
         try:
             conversation = parse(line, self._max_line_bytes)
         except InvalidEvent as error:
-            self._bad(number, error)
+            self._bad(number, _AN_EXPORT if is_header(line) else error)
             return
         if conversation.session_id in self._group:
             self.flush()

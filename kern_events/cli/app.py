@@ -63,12 +63,24 @@ def cli() -> None:
     "--max-line-bytes",
     type=click.IntRange(min=1),
     metavar="N",
-    help="A longer line is bad, and passed over; 16 MiB by default.",
+    help="A longer line is bad, and passed over; by default 16 MiB, or enough for --max-payload-bytes.",
+)
+@click.option(
+    "--max-payload-bytes",
+    type=click.IntRange(1, 16 << 20),
+    metavar="N",
+    help="A larger payload is bad; 1 MiB by default, 16 MiB at most.",
 )
 @database
 @as_json
 def import_(
-    file: IO[bytes], link_parents: bool, max_line_bytes: int | None, db: str, namespace: str, as_json: bool
+    file: IO[bytes],
+    link_parents: bool,
+    max_line_bytes: int | None,
+    max_payload_bytes: int | None,
+    db: str,
+    namespace: str,
+    as_json: bool,
 ) -> None:
     """Record FILE (- is stdin): conversations, one JSON line each, in OpenAI chat form; or an export.
 
@@ -77,7 +89,7 @@ def import_(
     """
     from kern_events.cli.reports import import_file
 
-    with sessions_at(db, namespace, create=True) as sessions:
+    with sessions_at(db, namespace, create=True, max_payload_bytes=max_payload_bytes) as sessions:
         ok = import_file(
             sessions, file, link_parents=link_parents, max_line_bytes=max_line_bytes, as_json=as_json
         )

@@ -135,7 +135,13 @@ def database(command: F) -> F:
 
 @contextmanager
 def sessions_at(
-    db: str, namespace: str, *, create: bool = False, cache: str | None = None, recorded: bool = False
+    db: str,
+    namespace: str,
+    *,
+    create: bool = False,
+    cache: str | None = None,
+    recorded: bool = False,
+    max_payload_bytes: int | None = None,
 ) -> Iterator[Sessions]:
     """The sessions of a database; a SQLite file that is not there is made only with `create`.
 
@@ -150,6 +156,8 @@ def sessions_at(
         options: LogOptions = {"schema": said[SCHEMA_KEY]} if SCHEMA_KEY in said else {}
         if _TYPES_KEY in said and not recorded:
             options["types"] = said[_TYPES_KEY]
+        if max_payload_bytes is not None:
+            options["max_payload_bytes"] = max_payload_bytes
         _, secret = said.get(SIGNED_BY, (None, None))
         sessions = Sessions.open(db, cache=cache, secret=secret, namespace=namespace, **options)
     with sessions:

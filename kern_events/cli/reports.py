@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _DRAW_EVERY_S: Final = 0.1
 _PLAIN_EVERY_S: Final = 10.0
+_SHOWN_PROBLEMS: Final = 20  # of an import; a file that is something else has one a line
 
 Advance = Callable[[int, str], None]  # how much is done of the total, and how to say it
 
@@ -188,12 +189,13 @@ def put_imported(out: Console, errors: Console, report: ImportReport) -> None:
 
 
 def _put_problems(errors: Console, problems: Sequence[Problem], failed: int) -> None:
-    for problem in problems:
+    for problem in problems[:_SHOWN_PROBLEMS]:
         session = f" ({one_line(problem.session_id)})" if problem.session_id else ""
         said = f"line {problem.line:,}{session}: {problem.kind.replace('_', ' ')}: {one_line(problem.reason)}"
         errors.print(said, style="red", soft_wrap=True)
-    if failed > MAX_PROBLEMS:
-        errors.print(f"and {failed - MAX_PROBLEMS:,} more", style="red")
+    more = (failed if len(problems) == MAX_PROBLEMS else len(problems)) - _SHOWN_PROBLEMS
+    if more > 0:
+        errors.print(f"and {more:,} more; --json has the first {MAX_PROBLEMS:,}", style="red")
 
 
 @contextmanager

@@ -94,6 +94,17 @@ def test_import_of_a_bad_line_exits_1_and_names_it(run: Run) -> None:
     assert "1 new" in result.stdout
 
 
+def test_a_file_that_is_something_else_is_told_in_few_lines(run: Run) -> None:
+    data = b"# A heading\n" * 523
+    result = run("import", "-", input=data)
+    recorded = json.loads(run("import", "-", "--json", input=data).stdout)
+
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 21
+    assert result.stderr.splitlines()[-1].startswith("and 503 more")
+    assert len(recorded["problems"]) == 523
+
+
 def test_import_of_a_diverging_conversation_exits_1(run: Run) -> None:
     line = b'{"id": "a", "messages": [{"role": "user", "content": "%s"}]}\n'
 

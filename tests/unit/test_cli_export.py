@@ -304,3 +304,23 @@ def test_blank_lines_in_front_do_not_hide_an_export(run: Run, log: SessionLog) -
     for blank in (b"\n", b" \r\n\n", b"\xef\xbb\xbf\n"):
         assert "1 session: 1 unchanged" in run("import", "-", input=blank + lines).stdout
     assert "line 3: bad line" in run("import", "-", input=b'\n\n{"id"\n').stderr
+
+
+def test_an_export_of_large_payloads_is_imported_if_asked(run: Run, url: str) -> None:
+    with SessionLog(url, max_payload_bytes=4 << 20) as larger:
+        larger.append("s", [message("user", "x" * (2 << 20))])
+        data = b"".join(larger.export("s"))
+    refused = run("import", "-", input=data, db="sqlite:///other.db")
+    taken = run("import", "-", "--max-payload-bytes", str(4 << 20), input=data, db="sqlite:///other.db")
+
+    assert refused.exit_code == 1 and "--max-payload-bytes" in refused.stderr
+    assert taken.exit_code == 0 and "1 session: 1 new" in taken.stdout
+
+
+def test_a_session_that_diverges_is_named_with_the_version(run: Run, log: SessionLog) -> None:
+    with SessionLog("memory:") as other:
+        other.append("s", notes(2))
+        log.append("s", notes(2))
+        result = run("import", "-", input=b"".join(other.export("s")))
+
+    assert "line 2 (s): diverged: something else is recorded at version 1" in result.stderr

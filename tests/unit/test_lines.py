@@ -11,6 +11,7 @@ import tracemalloc
 import pytest
 
 from kern_events import SessionLog, import_events, import_transcripts, transcript, transfer
+from kern_events.errors import InvalidEvent
 from kern_events.lines import TooLong, lines_of
 from tests.transcripts import conversations, jsonl
 from tests.writers import notes
@@ -210,6 +211,14 @@ def test_a_key_twice_in_an_export_is_refused(memory, before, after):
 def test_a_limit_of_no_bytes_is_refused(memory, importing):
     with pytest.raises(ValueError, match="max_line_bytes"):
         importing(memory, [], max_line_bytes=0)
+
+
+def test_each_import_names_the_other_one(memory):
+    memory.append("s", notes(1))
+    with SessionLog("memory:") as other, pytest.raises(InvalidEvent, match="import_transcripts"):
+        import_events(other, [said("s", "x")])
+
+    assert "import_events" in import_transcripts(memory, memory.export("s")).problems[0].reason
 
 
 def test_a_long_line_of_an_export_is_passed_over(memory):
