@@ -342,7 +342,7 @@ def _missing(log: SessionLog, conversation: Conversation, head: Head) -> _Missin
         about = [Draft("session.described", conversation.about, meta=ORIGIN)]
     if (about or more) and head.status == "closed":
         raise _Refused("there is more to import, but the session was closed")
-    if (about or more) and head.branch:
+    if (about or more) and head.branch > begun:  # A deletion begins one as well.
         raise _Refused(f"there is more to import, but version {head.branch} restored an earlier state")
     return _Missing(about, count)
 
