@@ -241,6 +241,10 @@ class SnapshotTable:
             for session_id, version, first, name in rows
         ]
 
+    def others(self, session_id: str, projectors: str) -> int:
+        """Under how many other names that begin with `projectors` there are heads of a session."""
+        return self._log._store.other_snapshots(self._log.namespace, session_id, projectors, self._projector)
+
     def forget_others(self, session_id: str, projectors: str) -> int:
         """Drop what is stored under other names that begin with `projectors`; how many rows that was."""
         return self._log._store.forget_snapshots(self._log.namespace, session_id, projectors, self._projector)

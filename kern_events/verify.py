@@ -53,12 +53,14 @@ class Report(msgspec.Struct, frozen=True):
         events: How many events.
         findings: Everything that is not as it was recorded; empty is good.
         notes: What whoever runs this should know; no finding.
+        snapshots: How many stored snapshots were compared with the events; 0 where that was not asked for.
     """
 
     sessions: int
     events: int
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
+    snapshots: int = 0
 
     @property
     def ok(self) -> bool:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from kern_events import Finding, Head, spi
-from kern_events.errors import DecodeError, SessionNotFound, StoreCorrupt, UpcastFailed
-from projections.caches.base import Snapshot
+from kern_events import Finding, Head
+from kern_events.errors import DecodeError, SessionNotFound, StoreCorrupt, StoreUnavailable, UpcastFailed
+from projections.caches.base import Snapshot, SnapshotKey
 from projections.caches.memory import MemoryCache
 from projections.caches.tiers import DurableTier
 from projections.errors import ProjectionFailed
@@ -28,22 +28,12 @@ _PAGE: Final = 500
 
 
 class Compared(NamedTuple):
-    """A session whose newest snapshots were compared: how many events were folded, and what differs."""
+    """A session whose newest snapshots were compared: how many events were folded, what differs, and how
+    many snapshots that were."""
 
     events: int
     findings: list[Finding]
-
-
-def compared(
-    sessions: Sessions, projector: Projector[Any], session_id: str | None
-) -> Iterator[Compared]:
-    """Compare the newest snapshot of one session or of each, in the database and in Redis, with a fold."""
-    comparison = _Comparison(sessions, projector)
-    for each in _ids(sessions, comparison) if session_id is None else [session_id]:
-        try:
-            yield comparison.compare(each)
-        except SessionNotFound:  # It was deleted, perhaps just now.
-            continue
+    snapshots: int
 
 
 def differs(stored: Snapshot, fresh: Snapshot) -> bool:
@@ -53,7 +43,13 @@ def differs(stored: Snapshot, fresh: Snapshot) -> bool:
     return bool(_exact(stored.view) != _exact(fresh.view))
 
 
-class _Comparison:
+class Comparison:
+    """Compares the newest snapshots of sessions, in the database and in Redis, with folds of the events.
+
+    Raises:
+        StoreUnavailable: Redis does not answer.
+    """
+
     def __init__(self, sessions: Sessions, projector: Projector[Any]) -> None:
         self._projector = projector
         self._fresh = Loader(sessions, MemoryCache(0), None, None)
@@ -62,24 +58,55 @@ class _Comparison:
         codec = self._fresh.codec(projector)
         assert codec is not None  # Views of sessions can be stored.
         self._codec = codec
+        self._unsigned = self._unreached = 0
+        if self._shared:
+            self._shared.peek(self._fresh.key("", projector), codec)
 
-    @property
-    def table(self) -> spi.SnapshotTable:
-        return self._durable.table(self._fresh.key("", self._projector), self._codec)
+    def run(self, session_id: str | None) -> Iterator[Compared]:
+        """Compare those of one session or of all."""
+        for each in self._ids() if session_id is None else [session_id]:
+            try:
+                yield self._compare(each)
+            except SessionNotFound:  # It was deleted, perhaps just now.
+                continue
 
-    def compare(self, session_id: str) -> Compared:
+    def notes(self) -> list[str]:
+        """What was not compared so far."""
+        notes = []
+        if count := self._unsigned:
+            notes.append(f"not compared: {count:,} under another secret or none, or of other event types")
+        if count := self._unreached:
+            notes.append(f"not compared: what Redis has of {count:,}, as it did not answer")
+        return notes
+
+    def _ids(self) -> Iterator[str]:
+        table = self._durable.table(self._fresh.key("", self._projector), self._codec)
+        after = ""
+        while page := table.plan(after, _PAGE):
+            yield from (standing.session_id for standing in page)
+            after = page[-1].session_id
+
+    def _compare(self, session_id: str) -> Compared:
         key = self._fresh.key(session_id, self._projector)
         found: list[tuple[str, int, Snapshot | None]] = []
         if lying := self._durable.peek(key, self._codec):
             found.append(("database", lying[0].version, lying[1]))
-        if self._shared and (shared := self._shared.get(key, self._codec)):
-            found.append(("redis", shared.version, shared))
+        if shared := self._in_redis(key):
+            found.append(("redis", *shared))
+        self._unsigned += self._durable.unsigned(key, self._codec)
         findings = []
         for tier, version, stored in found:
             if wrong := self._wrong(session_id, stored):
                 expected = "the view that the events give"
                 findings.append(Finding(session_id, version, "snapshot", tier, expected, wrong))
-        return Compared(sum(version for _, version, _ in found), findings)
+        return Compared(sum(version for _, version, _ in found), findings, len(found))
+
+    def _in_redis(self, key: SnapshotKey) -> tuple[int, Snapshot | None] | None:
+        try:
+            return self._shared.peek(key, self._codec) if self._shared else None
+        except StoreUnavailable:  # It answered when this began: the other sessions are compared.
+            self._unreached += 1
+            return None
 
     def _wrong(self, session_id: str, stored: Snapshot | None) -> str | None:
         """What is stored instead of what should be; None if it is that."""
@@ -90,13 +117,6 @@ class _Comparison:
         except UNFOLDABLE as error:
             return f"what cannot be compared: {type(error).__name__}"
         return "another view" if differs(stored, fresh) else None
-
-
-def _ids(sessions: Sessions, comparison: _Comparison) -> Iterator[str]:
-    after = ""
-    while page := comparison.table.plan(after, _PAGE):
-        yield from (standing.session_id for standing in page)
-        after = page[-1].session_id
 
 
 def _exact(view: Any) -> Any:

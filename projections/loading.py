@@ -40,6 +40,7 @@ MAX_AGE_S: Final = 1.0
 _EVENT_BYTES: Final = 200  # what an event's part of a view takes in memory, beside its payload
 _FAR: Final = 256  # events behind the head, from where on a stored snapshot may save more than it costs
 _NEWEST: Final = 2**63 - 1
+_MOST_GONE: Final = 10_000  # deleted sessions of which it is remembered that nothing is kept of them
 
 
 class Loader:
@@ -54,6 +55,7 @@ class Loader:
         self._durable = durable
         self._flights = _Flights()
         self._kinds: set[tuple[str, int, bytes]] = set()  # Of keys, what is not the session.
+        self._purged: dict[tuple[str, int], None] = {}  # Deleted sessions of which nothing is left.
 
     def recent(self, session_id: str, projector: Projector[Any]) -> Snapshot | None:
         """The snapshot kept in memory, if it agreed with the log less than a second ago."""
@@ -150,22 +152,45 @@ class Loader:
             Whether nothing of before is left here and in Redis. If not, it is tried again: see RedisCache.
         """
         try:
-            touched = (session_id, *spi.descendants(self._log, session_id))
-            return all([self._purge(each, self._log.head(each)) for each in touched])
+            return self._purge_touched(session_id)
         except KernError as error:  # The log is out of reach: what it would say is not needed to forget.
             logger.debug("it is not known what an erasure touches: %s", type(error).__name__)
-            self._purge(session_id, Head(0, b""))
+            self._purge(session_id, None)
+            if self.shared:  # Only the epoch keeps a slower process from putting it there again.
+                self.shared.redis.owe(self._log.namespace, session_id, lambda: self._is_erased(session_id))
             return False
 
-    def _purge(self, session_id: str, head: Head) -> bool:
+    def gone(self, session_id: str, head: Head) -> None:
+        """Forget what is kept of a session that was found deleted, and of its forks: once, if it succeeds."""
+        found = (session_id, head.version)
+        if head.status == "deleted" and found not in self._purged and self.erased(session_id):
+            self._purged[found] = None
+            if len(self._purged) > _MOST_GONE:
+                self._purged.pop(next(iter(self._purged)), None)
+
+    def _is_erased(self, session_id: str) -> bool:
+        """Whether the log has said what an erasure touches; what Redis does not take is owed by itself."""
+        try:
+            self._purge_touched(session_id)
+        except KernError:
+            return False
+        return True
+
+    def _purge_touched(self, session_id: str) -> bool:
+        touched = (session_id, *spi.descendants(self._log, session_id))
+        return all([self._purge(each, self._log.head(each).epoch) for each in touched])
+
+    def _purge(self, session_id: str, epoch: int | None) -> bool:
+        """Forget what is of before an epoch, or all there is where it is not known."""
         if isinstance(self._memory, MemoryCache):
-            self._memory.purge(self._log.namespace, session_id, head.epoch)
+            self._memory.purge(self._log.namespace, session_id, epoch)
         else:
             for kind in tuple(self._kinds):
-                self._memory.drop(SnapshotKey(self._log.namespace, session_id, *kind))
-        if self._durable and head.status == "deleted":
-            self._durable.purge(session_id)
-        return self.shared is None or self.shared.redis.purge(self._log.namespace, session_id, head.epoch)
+                key = SnapshotKey(self._log.namespace, session_id, *kind)
+                kept = self._memory.get(key)
+                if kept is not None and (epoch is None or kept.epoch < epoch):
+                    self._memory.drop(key)
+        return self.shared is None or self.shared.redis.purge(self._log.namespace, session_id, epoch)
 
     def settle(self) -> None:
         """Wait until every snapshot that is to be stored in the database is there."""
@@ -251,7 +276,7 @@ class Loader:
             if base is not None and not _is_baseline(base, tail):
                 self._drop(key, codec, base)
                 if base.epoch < head.epoch:
-                    self._purge(key.session_id, head)
+                    self._purge(key.session_id, head.epoch)
                 base = None
                 continue
             target = head.version if until is None else until
@@ -370,10 +395,13 @@ class Loader:
 
     def _gone(self, key: SnapshotKey, codec: Codec | None, base: Snapshot | None, head: Head) -> None:
         """Forget what is kept of a session that there is not, or not any more."""
-        if head.status == "deleted":
-            self.erased(key.session_id)
-        elif base is not None:
-            self._drop(key, codec, base)
+        self.gone(key.session_id, head)
+        if base is None:
+            return
+        if head.status == "deleted" and codec is not None and self._durable:
+            self._durable.purge(key, codec)
+            base = replace(base, durable=0)
+        self._drop(key, codec, base)
 
     def _drop(self, key: SnapshotKey, codec: Codec | None, snapshot: Snapshot) -> None:
         """Forget a snapshot that does not agree with the log, wherever it came from."""

@@ -40,7 +40,7 @@ from projections.caches import MemoryCache, RedisCache, SnapshotCache
 from projections.caches.base import check_cache
 from projections.caches.framing import check_secret
 from projections.caches.tiers import DurableTier, SharedTier
-from projections.comparing import compared
+from projections.comparing import Comparison
 from projections.history import History, history
 from projections.loading import Loader
 from projections.projector import Projector
@@ -511,21 +511,29 @@ class Sessions(SessionLog):
             session_id: As for SessionLog.
             snapshots: Compare the newest snapshot of the session view, of each session, in the database
                 and in Redis, with a fold of the events. One that differs, or cannot be read, is a finding
-                `snapshot`; it is left where it is. With a secret, only what lies under it is compared:
-                nothing else is ever read.
+                `snapshot`; it is left where it is. What lies in the database under another secret, or
+                under none, is never read; the notes of the report count it.
             progress: As for SessionLog; what is compared is counted on top.
+
+        Returns:
+            The report; `snapshots` of it is how many were compared.
+
+        Raises:
+            StoreUnavailable: Redis does not answer. Where it ceases to later, a note says so.
         """
+        comparison = Comparison(self, self._projector) if snapshots else None
         report = super().verify(session_id, progress=progress)
-        if not snapshots:
+        if comparison is None:
             return report
         findings: list[Finding] = []
-        done, events = report.sessions, report.events
-        for each in compared(self, self._projector, session_id):
+        done, events, count = report.sessions, report.events, 0
+        for each in comparison.run(session_id):
             findings += each.findings
-            done, events = done + 1, events + each.events
+            done, events, count = done + 1, events + each.events, count + each.snapshots
             if progress:
                 progress(done, events)
-        return replace(report, findings=(*report.findings, *findings))
+        notes = (*report.notes, *comparison.notes())
+        return replace(report, findings=(*report.findings, *findings), notes=notes, snapshots=count)
 
     def delete(self, session_id: str, *, actor: str | None = None) -> DeleteReceipt:
         """See SessionLog.delete; forgets the snapshots of the session and of its forks, in Redis too.
@@ -544,8 +552,7 @@ class Sessions(SessionLog):
     def _standing(self, session_id: str) -> Head:
         """Where a session stands that there is; of one that was deleted, what is kept is forgotten."""
         head = self.head(session_id)
-        if head.status == "deleted":
-            self._loader.erased(session_id)
+        self._loader.gone(session_id, head)
         spi.point(self, session_id, head)  # Raises where there is nothing.
         return head
 

@@ -68,17 +68,19 @@ def verify_sessions(
     if as_json:
         put_json(out, {"ok": report.ok, **msgspec.to_builtins(report)})
     else:
-        put_verified(out, report)
+        put_verified(out, report, snapshots=snapshots)
     return report.ok
 
 
-def put_verified(out: Console, report: Report) -> None:
+def put_verified(out: Console, report: Report, *, snapshots: bool = False) -> None:
     """Print a report of verify: findings, notes, and the sum."""
     for finding in report.findings:
         out.print(_finding(finding), style="red", soft_wrap=True)
     for note in report.notes:
         out.print(f"note: {one_line(note)}", style="yellow", soft_wrap=True)
     read = f"{counted(report.sessions, 'session')}, {counted(report.events, 'event')}"
+    if snapshots:
+        read += f", {counted(report.snapshots, 'snapshot')} compared"
     if report.ok:
         out.print(f"{read}: everything is as it was recorded", style="green")
     else:

@@ -466,6 +466,9 @@ class Store(Protocol):
     def forget_snapshots(self, namespace: str, session_id: str, projectors: str, kept: str) -> int:
         """Drop what is stored by projectors whose names begin so, but for one; how much it was."""
 
+    def other_snapshots(self, namespace: str, session_id: str, projectors: str, kept: str) -> int:
+        """By how many projectors, whose names begin so, but for one, heads are stored of a session."""
+
     def sizes(self, namespace: str) -> tuple[int, int]:
         """How many sessions there are that are not deleted, and events in them."""
 

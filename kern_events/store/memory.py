@@ -460,6 +460,17 @@ class MemoryStore:
             ]
             return sum(len(self._snapshots.pop(key)) for key in others)
 
+    def other_snapshots(self, namespace: str, session_id: str, projectors: str, kept: str) -> int:
+        """See Store."""
+        with self._locked():
+            return sum(
+                key[:2] == (namespace, session_id)
+                and key[2].startswith(projectors)
+                and key[2] != kept
+                and any(name.startswith("@") for name in names)
+                for key, names in self._snapshots.items()
+            )
+
     def sizes(self, namespace: str) -> tuple[int, int]:
         """See Store."""
         with self._locked():

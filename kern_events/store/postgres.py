@@ -687,6 +687,12 @@ class PostgresStore:
 
         return self._server.in_transaction(work)
 
+    def other_snapshots(self, namespace: str, session_id: str, projectors: str, kept: str) -> int:
+        """See Store."""
+        values = (namespace, session_id, kept, projectors)
+        [[count]] = self._server.query(self._sql.other_snapshots, values)
+        return int(count)
+
     def sizes(self, namespace: str) -> tuple[int, int]:
         """See Store."""
         sessions, events = self._server.query(self._sql.sizes, (namespace,))[0]

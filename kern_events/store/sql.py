@@ -264,6 +264,11 @@ SQLITE_FORGET_OTHERS: Final = (
     "DELETE FROM kern_snapshots WHERE namespace = ? AND session_id = ? AND projector <> ? "
     "AND substr(projector, 1, length(?)) = ?"
 )
+# By how many others there are heads of a session.
+SQLITE_OTHER_SNAPSHOTS: Final = (
+    "SELECT count(DISTINCT projector) FROM kern_snapshots WHERE namespace = ? AND session_id = ? "
+    "AND projector <> ? AND substr(projector, 1, length(?)) = ? AND chunk >= '@' AND chunk < 'A'"
+)
 # How much there is to rebuild.
 SQLITE_SIZES: Final = (
     "SELECT count(*), coalesce(sum(version - coalesce(fork_version, 0)), 0) FROM kern_sessions "
@@ -637,6 +642,12 @@ class PostgresSQL:
         self.forget_others = filled(
             "DELETE FROM {s}kern_snapshots WHERE namespace = %b AND session_id = %b AND projector <> %b "
             "AND starts_with(projector, %b)"
+        )
+        # By how many others there are heads of a session.
+        self.other_snapshots = filled(
+            "SELECT count(DISTINCT projector) FROM {s}kern_snapshots WHERE namespace = %b "
+            "AND session_id = %b AND projector <> %b AND starts_with(projector, %b) "
+            "AND chunk >= '@' AND chunk < 'A'"
         )
         # How much there is to rebuild.
         self.sizes = filled(

@@ -482,6 +482,12 @@ class SQLiteStore:
         gone: int = self._group.run(work)
         return gone
 
+    def other_snapshots(self, namespace: str, session_id: str, projectors: str, kept: str) -> int:
+        """See Store."""
+        values = (namespace, session_id, kept, projectors, projectors)
+        [[count]] = self._file.query(sql.SQLITE_OTHER_SNAPSHOTS, values)
+        return int(count)
+
     def sizes(self, namespace: str) -> tuple[int, int]:
         """See Store."""
         sessions, events = self._file.query(sql.SQLITE_SIZES, (namespace,))[0]

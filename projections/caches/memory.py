@@ -53,15 +53,18 @@ class MemoryCache:
         with self._lock:
             self._snapshots.pop(key, None)
 
-    def purge(self, namespace: str, session_id: str, epoch: int = 0) -> None:
-        """Forget what every projector made of a session, and keep nothing from before that epoch any more."""
+    def purge(self, namespace: str, session_id: str, epoch: int | None = None) -> None:
+        """Forget what every projector made of a session before that epoch, and keep nothing from there any
+        more; without an epoch, forget all that there is now."""
         session = (namespace, session_id)
         with self._lock:
-            self._floors[session] = max(epoch, self._floors.pop(session, 0))
+            if epoch is not None:
+                self._floors[session] = max(epoch, self._floors.pop(session, 0))
             while len(self._floors) > _MOST_PURGED:
                 del self._floors[next(iter(self._floors))]
             for key in [key for key in self._snapshots if key[:2] == session]:
-                del self._snapshots[key]
+                if epoch is None or self._snapshots[key].epoch < epoch:
+                    del self._snapshots[key]
 
 
 def _size_bytes(snapshot: Snapshot) -> int:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from kern_events.errors import StoreUnavailable
 from projections.caches.base import SnapshotCache, check_cache
 from projections.caches.framing import (
     Mark,
@@ -128,8 +129,7 @@ class RedisCache:
         spot = _spot(self._prefix, place)
         # Two commands take 30 µs less than a script, and nothing rests on what may happen between them:
         # then the open items do not lead to the mark, and what is there has another mark than was seen.
-        commands = ((b"HMGET", spot.head, *_FIELDS), (b"LRANGE", spot.open, b"0", b"-1"))
-        match self._ask(spot.tag, commands, (spot.head, spot.open)):
+        match self._ask(spot.tag, spot.reading, (spot.head, spot.open)):
             case [[*plain, head], items] if len(plain) == 3 and any((*plain, head)):
                 stored = self._stored(spot, plain, head, items)
             case _:
@@ -138,11 +138,36 @@ class RedisCache:
             self._forget(spot, [part if isinstance(part, bytes) else b"" for part in plain])
         return stored
 
-    def chunks(self, place: Place, names: Sequence[bytes]) -> list[memoryview] | None:
-        """The chunks of those names, in that order; None if one is missing or is not what it was."""
+    def peek(self, place: Place) -> tuple[bool, Stored | None]:
+        """Whether something is stored at a place, and what, if it can be read; all is left as it is.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        spot = _spot(self._prefix, place)
+        try:
+            replies = self._link.ask(spot.tag, spot.reading)
+        except (self._wrong_type, self._too_large):
+            return True, None
+        match replies:
+            case None:
+                raise StoreUnavailable("Redis does not answer: what is stored there cannot be told")
+            case [[*plain, head], items] if len(plain) == 3:
+                there = any(part is not None for part in (*plain, head))
+                return there, self._stored(spot, plain, head, items) if there else None
+        return True, None
+
+    def chunks(
+        self, place: Place, names: Sequence[bytes], *, leave: bool = False
+    ) -> list[memoryview] | None:
+        """The chunks of those names, in that order; None if one is missing or is not what it was.
+
+        What is too long or of another type is removed, unless all is to be left as it is.
+        """
         spot, bodies, budget = _spot(self._prefix, place), [], self._link.budget()
+        removable = () if leave else (spot.chunks,)
         for some in _batches(names, READ_AT_ONCE):
-            values = self._values(spot, some, budget)
+            values = self._values(spot, some, budget, removable)
             if values is None:
                 return None
             for name, value in zip(some, values, strict=True):
@@ -177,24 +202,28 @@ class RedisCache:
             reached = mark
         return tuple(bodies), reached
 
-    def _values(self, spot: _Spot, names: Sequence[bytes], budget: Budget) -> list[bytes | None] | None:
+    def _values(
+        self, spot: _Spot, names: Sequence[bytes], budget: Budget, removable: Sequence[bytes]
+    ) -> list[bytes | None] | None:
         try:
-            replies = self._asked(spot.tag, [(b"HMGET", spot.chunks, *names)], (spot.chunks,), budget=budget)
+            replies = self._asked(spot.tag, [(b"HMGET", spot.chunks, *names)], removable, budget=budget)
         except self._too_large:
-            return self._halves(spot, names, budget)
+            return self._halves(spot, names, budget, removable)
         match replies:
             case [list(values)] if len(values) == len(names):
                 return [value if isinstance(value, bytes) else None for value in values]
         return None
 
-    def _halves(self, spot: _Spot, names: Sequence[bytes], budget: Budget) -> list[bytes | None] | None:
+    def _halves(
+        self, spot: _Spot, names: Sequence[bytes], budget: Budget, removable: Sequence[bytes]
+    ) -> list[bytes | None] | None:
         """What is too much at once, in two parts: chunks may hold values that are large by themselves."""
         if len(names) == 1:
-            self._remove(spot.tag, (spot.chunks,))
+            self._remove(spot.tag, removable)
             return None
         found: list[bytes | None] = []
         for half in _batches(names, (len(names) + 1) // 2):
-            values = self._values(spot, half, budget)
+            values = self._values(spot, half, budget, removable)
             if values is None:
                 return None
             found += values
@@ -309,7 +338,8 @@ class RedisCache:
 
     def _write(self, spot: _Spot, mark: Mark, pairs: Sequence[bytes]) -> bool:
         args = (b"%d" % mark.epoch, self._ttl, spot.suffix, *pairs)
-        return not pairs or self._run(spot.tag, self._scripts.upload, (spot.chunks, spot.registry), args) == 1
+        keys = (spot.chunks, spot.registry, spot.head)
+        return not pairs or self._run(spot.tag, self._scripts.upload, keys, args) == 1
 
     def _item(self, spot: _Spot, base: Mark | None, mark: Mark, body: bytes) -> bytes:
         return pack_mark(mark) + seal(spot.item(base, mark), body, self.secret)
@@ -323,30 +353,38 @@ class RedisCache:
     def _forget(self, spot: _Spot, seen: Sequence[bytes]) -> None:
         self._run(spot.tag, self._scripts.forget, spot.keys[:3], seen)
 
-    def purge(self, namespace: str, session_id: str, epoch: int) -> bool:
-        """Remove all that is stored of a session, and accept nothing from before that epoch any more.
+    def purge(self, namespace: str, session_id: str, epoch: int | None) -> bool:
+        """Remove what is stored of a session from before that epoch, and accept nothing from there any more.
+
+        Without an epoch, all that is stored now is removed; whoever does not know it has to come again.
 
         Returns:
-            Whether it was done. If not, it is tried again as soon as Redis answers, as long as this cache
-            is open, and once when it is closed. What could not be removed expires.
+            Whether it was done. If not, and there is an epoch, it is tried again as soon as Redis answers,
+            as long as this cache is open, and once when it is closed. What could not be removed expires.
         """
         tag = _tag(namespace, session_id)
         done = self._purged(tag, epoch)
-        if not done:
+        if not done and epoch is not None:
             self._link.owe(tag, epoch, self._purged)
         return done
 
-    def _purged(self, tag: bytes, epoch: int) -> bool:
+    def owe(self, namespace: str, session_id: str, pay: Callable[[], bool]) -> None:
+        """Have `pay`, which purges that session, called by a thread of this cache until it returns True."""
+        self._link.owe(_tag(namespace, session_id), 0, lambda tag, epoch: pay())
+
+    def _purged(self, tag: bytes, epoch: int | None) -> bool:
         begin = b"%b:{%b}:" % (self._prefix, tag)
         # The epoch is written first: what is still written of an older one after that is an extension
         # of something that the list has, and removed with it.
-        suffixes = self._run(tag, self._scripts.purge, (begin + b"i",), (b"%d" % epoch, self._ttl))
+        suffixes = self._run(tag, self._scripts.purge, (begin + b"i",), (b"%d" % (epoch or 0), self._ttl))
         floored = isinstance(suffixes, list)
         if not floored and self._link.available:  # A Redis that is full does not write, but can remove.
             suffixes = next(iter(self._ask(tag, [(b"HKEYS", begin + b"i")]) or ()), None)
-        found = suffixes if isinstance(suffixes, list) else ()
-        keys = [begin + suffix + kind for suffix in found if isinstance(suffix, bytes) for kind in _KINDS]
-        return (not keys or self._ask(tag, [(b"UNLINK", *keys)]) is not None) and floored
+        found = [each for each in suffixes if isinstance(each, bytes)] if isinstance(suffixes, list) else []
+        below = self._scripts.below
+        limit = b"" if epoch is None else b"%d" % epoch
+        commands = [below.command([begin + each + kind for kind in _KINDS], (limit,)) for each in found]
+        return (not commands or self._ask(tag, commands, script=below) is not None) and floored
 
     # ------------------------------------------------------------------------------------- asking
 
@@ -382,7 +420,8 @@ class RedisCache:
         except self._wrong_type:
             heal = self._scripts.heal
             with suppress(self._wrong_type, self._too_large):
-                self._link.ask(tag, (heal.command(keys, ()),), heal)
+                if keys:
+                    self._link.ask(tag, (heal.command(keys, ()),), heal)
             return None
 
     def _remove(self, tag: bytes, keys: Sequence[bytes]) -> None:
@@ -415,6 +454,11 @@ class _Spot(NamedTuple):
     @property
     def chunks(self) -> bytes:
         return self.begin + b":c"
+
+    @property
+    def reading(self) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+        """The commands that read the head and the open items."""
+        return (b"HMGET", self.head, *_FIELDS), (b"LRANGE", self.open, b"0", b"-1")
 
     @property
     def keys(self) -> tuple[bytes, bytes, bytes, bytes]:
@@ -479,6 +523,7 @@ class _Scripts(NamedTuple):
     replace: Script
     forget: Script
     purge: Script
+    below: Script
     heal: Script
 
 
@@ -549,16 +594,19 @@ return missing
 """
 )
 
-# Keys: chunks, index. Arguments: epoch, ttl, suffix, then name and value of each chunk.
+# Keys: chunks, index, head. Arguments: epoch, ttl, suffix, then name and value of each chunk.
+# Under the head of an epoch there are no chunks of an older one: a purge that spares it relies on that.
 _UPLOAD: Final = (
     _ABOVE
     + _EXPIRE
     + """
 local floor = redis.call('HGET', KEYS[2], 'epoch')
 if floor and above(floor, ARGV[1]) then return 0 end
+local at = redis.call('HGET', KEYS[3], 'e')
+if at and at:find('^%d+$') and above(at, ARGV[1]) then return 0 end
 redis.call('HSET', KEYS[2], ARGV[3], '')
 for i = 4, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
-expire(KEYS, ARGV[2])
+expire({KEYS[1], KEYS[2]}, ARGV[2])
 return 1
 """
 )
@@ -609,6 +657,16 @@ return suffixes
 """
 )
 
+# Keys: head, open, chunks. Arguments: an epoch, or nothing. Spares what is of that epoch or a later one.
+_BELOW: Final = (
+    _ABOVE
+    + """
+local at = redis.pcall('HGET', KEYS[1], 'e')
+if ARGV[1] ~= '' and type(at) == 'string' and at:find('^%d+$') and not above(ARGV[1], at) then return 0 end
+return redis.call('UNLINK', unpack(KEYS))
+"""
+)
+
 # Keys: any. Removes those that are of another type than ours.
 _HEAL: Final = """
 for _, key in ipairs(KEYS) do
@@ -618,4 +676,4 @@ end
 return 1
 """
 
-_LUA: Final = (_STEP, _PLAN, _UPLOAD, _REPLACE, _FORGET, _PURGE, _HEAL)
+_LUA: Final = (_STEP, _PLAN, _UPLOAD, _REPLACE, _FORGET, _PURGE, _BELOW, _HEAL)

@@ -460,7 +460,9 @@ class Link:
         if self._owed and not self._closed:
             self._look()
             if self._owed:
-                logger.warning("copies of %d erased sessions stay in Redis till they expire", len(self._owed))
+                count = len(self._owed)
+                sessions = "session" if count == 1 else "sessions"
+                logger.warning("copies of %d erased %s stay in Redis till they expire", count, sessions)
         self._closed = True
         self._stop.set()
         for server in self._known():

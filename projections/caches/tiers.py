@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from kern_events import SessionLog, spi
-from kern_events.errors import KernError
+from kern_events.errors import KernError, StoreUnavailable
 from projections.caches.base import Snapshot, SnapshotKey
 from projections.caches.framing import Mark, Place, joined, keyed, seal, unseal, unsealed
 from projections.session import View
@@ -39,6 +39,7 @@ _BATCH_BYTES: Final = 4 << 20  # in one transaction, so that no writer waits lon
 _HEAD: Final = b"head"
 _NEWEST: Final = 2**63 - 1
 _MAX_WAITING: Final = 64
+_PEEKS: Final = 3
 
 
 class SharedTier:
@@ -66,6 +67,37 @@ class SharedTier:
             self.redis.forget(place, stored.mark)
             return None
         return snapshot
+
+    def peek(self, key: SnapshotKey, codec: Codec) -> tuple[int, Snapshot | None] | None:
+        """The version of what is stored, 0 where it does not say one, and what it is, if it can be read;
+        None if nothing is stored. All is left as it is.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        found = None
+        for _ in range(_PEEKS):  # What is replaced between head and chunks is not unreadable for that.
+            found = self._peeked(_place(key, codec), codec)
+            if found is None or found[1] is not None:
+                break
+        return found
+
+    def _peeked(self, place: Place, codec: Codec) -> tuple[int, Snapshot | None] | None:
+        there, stored = self.redis.peek(place)
+        if stored is None:
+            return (0, None) if there else None
+
+        def fetch(names: Sequence[bytes]) -> Sequence[Bytes]:
+            found = self.redis.chunks(place, names, leave=True)
+            if found is None and not self.redis.available:
+                raise StoreUnavailable("Redis does not answer: what is stored there cannot be told")
+            if found is None:
+                raise Unreadable("a chunk is missing")
+            return found
+
+        snapshot = _loaded(lambda: codec.load(stored.head, stored.open, fetch))
+        whole = snapshot is not None and _mark(snapshot) == stored.mark
+        return stored.mark.version, snapshot if whole else None
 
     def put(self, key: SnapshotKey, codec: Codec, snapshot: Snapshot, base: Snapshot | None) -> None:
         """Keep a snapshot that was folded from `base`: at best only what is new goes over the wire."""
@@ -119,6 +151,15 @@ class DurableTier:
         stored = table.head(key.session_id, _NEWEST)
         return None if stored is None else (stored, self._decoded(table, key, codec, stored, lazily=False))
 
+    def unsigned(self, key: SnapshotKey, codec: Codec) -> int:
+        """How many snapshots lie there that this secret has not signed, or that were made of other types.
+
+        Raises:
+            StoreError: The database failed.
+        """
+        prefix = f"{stored_as(key.projector)}{key.projector_version}:"
+        return self._table(key, codec).others(key.session_id, prefix)
+
     def versions(self, key: SnapshotKey, codec: Codec) -> Sequence[int]:
         """The versions that there are snapshots of, the oldest first."""
         return _quietly(lambda: self._table(key, codec).names(key.session_id)[0], [])
@@ -130,12 +171,16 @@ class DurableTier:
         if self._writer.submit(lambda: self._write(job)):
             snapshot.durable, snapshot.listings = snapshot.version, codec.listings(snapshot)
 
-    def purge(self, session_id: str) -> None:
-        """Drop soon what is stored of a session that was deleted: whatever it is, nobody may read it."""
-        self._writer.submit(lambda: _quietly(lambda: self._forget_all(session_id), None))
+    def purge(self, key: SnapshotKey, codec: Codec) -> None:
+        """Drop soon what lies there of a session that was deleted, by whatever projector, if anything does.
 
-    def _forget_all(self, session_id: str) -> None:
-        spi.forget_snapshots(self._log, session_id)
+        The deletion itself left nothing, and nothing is stored after it: somebody has put it back.
+        """
+        self._writer.submit(lambda: _quietly(lambda: self._forget_all(key, codec), None))
+
+    def _forget_all(self, key: SnapshotKey, codec: Codec) -> None:
+        if any(self._table(key, codec).names(key.session_id)):  # No reader writes for nothing.
+            spi.forget_snapshots(self._log, key.session_id)
 
     def settle(self) -> None:
         """Wait until what was put is stored."""

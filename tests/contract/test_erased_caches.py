@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import pytest
 import redis
+from sqlalchemy import make_url
 
 from kern_events import Draft, SessionLog, message
-from kern_events.errors import SessionNotFound
-from projections import DeleteReceipt, MemoryCache, RedisCache, Sessions
+from kern_events.errors import SessionNotFound, StoreUnavailable
+from projections import DeleteReceipt, MemoryCache, RedisCache, SessionProjector, Sessions
 from projections.caches import redis_link
-from tests import canaries, facade, servers
+from projections.caches.framing import Mark, Place
+from tests import canaries, facade, forging, servers
 from tests.canaries import CANARY, in_memory, in_redis
 from tests.writers import eventually
 
@@ -124,6 +127,82 @@ def test_so_does_a_look_into_its_past(open_at, redis_url, point):
     assert kept(sessions, redis_url) == (0, 0)
 
 
+def test_a_read_of_a_deleted_session_spares_its_live_forks(open_at, redis_url):
+    sessions = open_at(redis_url)
+    plant(sessions)
+    SessionLog.delete(facade.sync_of(sessions), "s")
+    for forked in IDS[1:]:
+        sessions.load(forked)
+    loader = facade.sync_of(sessions)._loader
+    key = loader.key("s-fork", facade.sync_of(sessions)._projector)
+    fresh, shared = loader._memory.get(key), loader.shared.get(key, loader.codec(SessionProjector()))
+
+    for how in ({}, {"version": 1}, {}):
+        with pytest.raises(SessionNotFound):
+            sessions.load("s", **how)
+
+    assert loader._memory.get(key) is fresh
+    again = loader.shared.get(key, loader.codec(SessionProjector()))
+    assert (shared.version, shared.hash) == (again.version, again.hash)
+
+
+def test_a_deleted_session_is_forgotten_once_and_nothing_is_written(open_at, redis_url, monkeypatch):
+    sessions = open_at(redis_url)
+    plant(sessions)
+    one = facade.sync_of(sessions)
+    SessionLog.delete(one, "s")
+    asked: list[str] = []
+    for verb in ("descendants", "forget_snapshots", "put_snapshots"):
+        real = getattr(one._store, verb)
+        monkeypatch.setattr(one._store, verb, lambda *a, r=real, v=verb: (asked.append(v), r(*a))[1])
+
+    for how in ({}, {"version": 1}, {"projector": WORDS}, {}):
+        with pytest.raises(SessionNotFound):
+            sessions.load("s", **how)
+
+    one._loader.settle()
+    assert asked == ["descendants"]
+
+
+@facade.only_on("sqlite")
+def test_rows_that_somebody_has_put_back_are_dropped_when_they_are_found(open_at, redis_url, address):
+    sessions = open_at(redis_url)
+    plant(sessions)
+    one = facade.sync_of(sessions)
+    with Sessions.open(address.url, namespace=address.namespace, cache=MemoryCache(0)) as other:
+        forging.forge(other, "database", "", lambda view: view)
+    with closing(sqlite3.connect(make_url(address.url).database)) as raw:
+        rows = raw.execute("SELECT * FROM kern_snapshots").fetchall()
+        sessions.delete("s")
+        raw.executemany(f"INSERT INTO kern_snapshots VALUES ({', '.join('?' * len(rows[0]))})", rows)
+        raw.commit()
+        with pytest.raises(SessionNotFound):
+            sessions.load("s")
+        one._loader.settle()
+        assert raw.execute("SELECT count(*) FROM kern_snapshots WHERE session_id = 's'").fetchone() == (0,)
+
+
+def test_where_the_log_was_away_redis_learns_the_epoch_later(open_at, redis_url, monkeypatch):
+    sessions = open_at(redis_url)
+    plant(sessions)
+    one = facade.sync_of(sessions)
+    SessionLog.delete(one, "s")
+    away = StoreUnavailable("away")
+
+    def unreachable(*args: Any) -> Any:
+        raise away
+
+    with monkeypatch.context() as patched:
+        patched.setattr(one._store, "descendants", unreachable)
+        assert not one._loader.erased("s")
+    link = one._loader.shared.redis._link
+    eventually(lambda: not link._owed, "the epoch")
+
+    place = Place(one.namespace, "s", "words", 1, b"12345678")
+    assert not one._loader.shared.redis.replace(place, Mark(0, 9, b"x" * 32), b"old", b"old", {})
+    assert kept(sessions, redis_url) == (0, 0)
+
+
 def test_a_stale_load_never_shows_what_this_process_has_deleted(open_at, redis_url):
     sessions = open_at(redis_url)
     plant(sessions)
@@ -172,6 +251,16 @@ def test_a_purge_that_failed_is_tried_again(open_at, server):
 
     assert not receipt.purged
     eventually(lambda: in_redis(server.url) == 0, "the purge")
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "1 erased session stay"), (2, "2 erased sessions stay")])
+def test_what_could_not_be_purged_is_counted_at_the_end(count, said, caplog):
+    cache = RedisCache("redis://127.0.0.1:1")
+    for number in range(count):
+        cache.purge("default", f"s{number}", 1)
+    cache.close()
+
+    assert said in caplog.text
 
 
 @facade.only_on("sqlite")

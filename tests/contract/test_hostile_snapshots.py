@@ -7,10 +7,13 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+import redis
 from msgspec.structs import replace
 
-from kern_events import Draft, message
-from projections import MemoryCache, Sessions
+from kern_events import Draft, SessionLog, message
+from kern_events.errors import StoreUnavailable
+from projections import MemoryCache, RedisCache, Sessions
+from projections.caches.redis import _tag
 from projections.chunks import Chunks
 from projections.frozen import FrozenDict
 from tests import facade
@@ -42,6 +45,19 @@ def begun(sessions: Any) -> Any:
     created = {"user_id": "alice", "name": "Trip", "metadata": {"admin": False}}
     sessions.append("s", [Draft("session.created", created), message("user", "pay 10")])
     return sessions
+
+
+def flipped(raw: Any, name: bytes, kind: str) -> bytes:
+    """Flip the last bit of a value in Redis; how the key lies there then."""
+    if kind == ":o":
+        value = raw.lindex(name, 0)
+        raw.lset(name, 0, value[:-1] + bytes([value[-1] ^ 1]))
+    else:
+        field = b"s" if kind == ":h" else raw.hkeys(name)[0]
+        value = raw.hget(name, field)
+        raw.hset(name, field, value[:-1] + bytes([value[-1] ^ 1]))
+    dumped: bytes = raw.dump(name)
+    return dumped
 
 
 def lie(view: Any) -> Any:
@@ -118,6 +134,60 @@ def test_verify_compares_snapshots_with_the_events(open_in, tier, redis_url):
         assert found == [("s", 2, "snapshot", tier)]
         assert "pay" not in repr(report)
     assert sessions.verify("other", snapshots=True).ok
+
+
+@pytest.mark.parametrize("kind", [":h", ":o", ":c"])
+@pytest.mark.parametrize("tier", ["redis"], indirect=True)
+def test_verify_tells_a_value_of_redis_that_cannot_be_read_and_leaves_it(open_in, redis_url, kind):
+    sessions = begun(open_in())
+    sessions.append("s", [message("user", f"{number} {'x' * 2_000}") for number in range(200)])
+    sessions.load("s")
+    with redis.Redis.from_url(redis_url) as raw:
+        tag = _tag(sessions.namespace, "s").decode()
+        [name] = raw.keys(f"*{tag}*{kind}")
+        before = flipped(raw, name, kind)
+
+        for _ in range(2):
+            (finding,) = sessions.verify(snapshots=True).findings
+            assert (finding.field, finding.found) == ("redis", "what cannot be read")
+        assert raw.dump(name) == before
+    sessions.load("s")
+
+
+def test_verify_says_how_many_it_compared_and_how_many_not(open_in, tier, redis_url):
+    sessions = begun(open_in(SECRET))
+    forge(facade.sync_of(sessions), "database", redis_url, lambda view: view)
+    assert sessions.verify().snapshots == 0
+    report = sessions.verify(snapshots=True)
+    assert (report.ok, report.snapshots) == (True, 0)
+    assert "1 under another secret or none" in report.notes[-1]
+
+    forge(facade.sync_of(sessions), tier, redis_url, lambda view: view, secret=SECRET)
+    assert sessions.verify(snapshots=True).snapshots == 1
+
+
+def test_verify_needs_a_redis_that_answers():
+    cache = RedisCache("redis://127.0.0.1:1")
+    with Sessions("memory:", cache=cache) as sessions:
+        begun(sessions)
+        assert sessions.verify().ok
+        with pytest.raises(StoreUnavailable, match="Redis does not answer"):
+            sessions.verify(snapshots=True)
+
+
+def test_verify_says_where_redis_ceased_to_answer(open_in, tier, redis_url, monkeypatch):
+    sessions = begun(open_in())
+    one = facade.sync_of(sessions)
+    real = SessionLog.verify
+
+    def gone(*args: Any, **options: Any) -> Any:
+        if shared := one._loader.shared:
+            shared.redis.close()
+        return real(*args, **options)
+
+    monkeypatch.setattr(SessionLog, "verify", gone)
+    notes = " ".join(sessions.verify(snapshots=True).notes)
+    assert ("what Redis has of 1, as it did not answer" in notes) == (tier == "redis")
 
 
 @pytest.mark.parametrize("value", [True, 1.0, "1"])

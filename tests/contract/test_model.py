@@ -380,7 +380,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(who=process, at=which)
     def evict(self, who: int, at: int) -> None:
-        facade.sync_of(self.processes[who])._loader._memory.purge(self.namespace, self.pick(at), 0)
+        facade.sync_of(self.processes[who])._loader._memory.purge(self.namespace, self.pick(at))
 
     @precondition(lambda self: self.world.redis_url)
     @rule(all=st.booleans())

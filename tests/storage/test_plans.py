@@ -46,6 +46,7 @@ USES = {
     "import of a deletion": lambda log: _imported(log, delete=True),
     "export": lambda log: list(log.export("s5")),
     "snapshot plan": lambda log: spi.SnapshotTable(log, "p").plan("s3", 5),
+    "other snapshots": lambda log: spi.SnapshotTable(log, "q").others("s5", "p"),
     "forget other snapshots": lambda log: spi.SnapshotTable(log, "q").forget_others("s7", "p"),
     "describe": lambda log: _described(log),
     "a turn for its user": lambda log: log.turn("s8", user_id="ada").__enter__(),

@@ -95,7 +95,7 @@ def test_rebuild_in_processes_of_their_own(place: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("stall", "as in shop.events:TYPES"),
+        ("stall", "is not a projector as in shop.views:Totals"),
         ("absent:Counted", "there is no module 'absent'"),
         ("stall:Absent", "has no 'Absent'"),
         ("stall:TYPES", "is no projector"),
@@ -189,6 +189,11 @@ def test_verify_compares_snapshots_under_their_secret(tmp_path: Path) -> None:
     unsigned = CliRunner().invoke(cli, arguments)
     found = CliRunner().invoke(cli, [*arguments, "--secret-file", str(secret)])
     assert (unsigned.exit_code, found.exit_code) == (0, 1)
+    assert "1 event, 0 snapshots compared" in unsigned.stdout
+    assert "not compared: 1 under another secret or none" in unsigned.stdout
+    assert "1 event, 1 snapshot compared" in found.stdout
+    dead = CliRunner().invoke(cli, [*arguments, "--cache", "redis://127.0.0.1:1"])
+    assert (dead.exit_code, "Redis does not answer" in dead.stderr) == (1, True)
     assert "s version 1: snapshot database" in found.stdout
     (tmp_path / "empty").write_text("\n")
     for wrong in ("empty", "nowhere"):

@@ -172,7 +172,7 @@ class Process:
         self.sessions.append("s", [Draft("session.created", {}), message("user", "anew")])
 
     def evict(self) -> None:
-        self.memory.purge("default", "s", 0)
+        self.memory.purge("default", "s")
 
     def rebuild(self) -> None:
         self.evict()

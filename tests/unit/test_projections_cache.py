@@ -113,6 +113,7 @@ def test_nothing_of_before_a_purge_is_kept_after_it(monkeypatch: pytest.MonkeyPa
     assert cache.get(KEY) is None
 
     cache.put(KEY, snapshot(9, epoch=2))
+    cache.purge("default", "s", 2)
     assert cache.get(KEY) is not None
     for other in ("a", "b"):
         cache.purge("default", other, 1)

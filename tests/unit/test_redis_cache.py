@@ -591,6 +591,25 @@ def test_a_purge_finds_what_was_written_after_the_index_was_evicted(
     assert set(keys(raw)) == {"i"}
 
 
+def test_a_purge_spares_what_is_of_that_epoch(cache: RedisCache) -> None:
+    stored = fill(cache, epoch=2)
+    old = PLACE._replace(projector="usage")
+    fill(cache, old, epoch=1)
+
+    assert cache.purge(PLACE.namespace, PLACE.session_id, 2)
+    assert (cache.fetch(PLACE), cache.fetch(old)) == (stored, None)
+    assert cache.chunks(PLACE, [b"a", b"b"]) == bodies(chunks("a", "b"))
+    assert cache.purge(PLACE.namespace, PLACE.session_id, None)
+    assert cache.fetch(PLACE) is None
+
+
+def test_no_chunk_of_an_older_epoch_comes_under_a_newer_head(cache: RedisCache) -> None:
+    fill(cache, epoch=2)
+
+    assert not cache.advance(PLACE, mark(3, 1), mark(4, 1), b"late", b"late", chunks("late"))
+    assert cache.chunks(PLACE, [b"late"]) is None
+
+
 def test_a_purge_does_not_lower_what_another_has_raised(cache: RedisCache) -> None:
     assert cache.purge(PLACE.namespace, PLACE.session_id, 10)
     assert cache.purge(PLACE.namespace, PLACE.session_id, 9)
