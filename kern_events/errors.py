@@ -161,13 +161,19 @@ class OwnerMismatch(KernError):
 class TurnNotPaused(KernError):
     """There is no such turn to continue: `status` says what it is, None if there is none at all.
 
-    `turn` is None where none was named and none is paused. Somebody else may have continued it.
+    `turn` is None where none was named and none is paused. Somebody else may have continued it. One that is
+    open, as a crash or a hang leaves it, is taken over with `resume(id, turn, expected=view.head)`.
     """
 
     def __init__(self, session_id: str, turn: int | None, status: str | None) -> None:
-        which = "no turn" if turn is None else f"turn {turn}"
-        found = "is paused" if turn is None else f"is {status or 'not there'}, not paused"
-        super().__init__(f"{which} of session {session_id!r} {found}")
+        if turn is None:
+            said = f"no turn of session {session_id!r} is paused"
+        elif status is None:
+            said = f"session {session_id!r} has no turn {turn}"
+        else:
+            said = f"turn {turn} of session {session_id!r} is {status}, not paused"
+        over = ": to take it over pass its number and expected=view.head" if status == "open" else ""
+        super().__init__(said + over)
         self.session_id = session_id
         self.turn = turn
         self.status = status

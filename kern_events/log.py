@@ -669,9 +669,10 @@ class SessionLog:
     ) -> Receipt:
         """Say what a session is: `log.describe("s1", name="A trip", metadata={"stars": 5})`.
 
-        What is left out stays as it is, and None clears it. The metadata is merged key by key, so that of
-        those who describe a session at the same time nobody undoes what others say; a key that is given
-        None goes, no key holds null. The event, `session.described`, carries the metadata as a whole.
+        What is left out stays as it is, and None clears it. The metadata is merged by its top-level keys, so
+        that of those who describe a session at the same time nobody undoes what others say; a key that is
+        given None goes. A nested object is replaced whole, with the nulls that it holds. The event,
+        `session.described`, carries the metadata as a whole.
 
         Args:
             session_id: The session, which there must be.
@@ -714,7 +715,10 @@ class SessionLog:
 
         One `session.deleted` event is the tombstone. Versions and turns go on if the session is
         created again. What forks share with it is erased for them too, and so are the name, user id and
-        metadata that they were handed down; what they have described themselves stays.
+        metadata that they were handed down; what they have described themselves stays. A fork of a deleted
+        session is nobody's until `describe(user_id=)` says whose it is: it takes turns for anybody, and
+        `sessions(user_id=)` does not list it. To forget a user, delete the forks first:
+        `branches(session_id).forks`, and theirs.
 
         Raises:
             SessionNotFound: The session has no events or is deleted already.

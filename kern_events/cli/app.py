@@ -9,6 +9,7 @@ from typing import IO, Any, Final
 import click
 
 from kern_events import __version__
+from kern_events.cli.erase import delete
 from kern_events.cli.export import export
 from kern_events.cli.opening import database, failure, refusing, sessions_at
 from kern_events.cli.options import as_json, at_time
@@ -221,5 +222,5 @@ def completion(shell: str) -> None:
     click.echo(completer(cli, {}, "kern-events", "_KERN_EVENTS_COMPLETE").source())
 
 
-for command in (export, restore, fork, branches, replay, diff, rebuild, project, status, parked):
+for command in (export, restore, fork, delete, branches, replay, diff, rebuild, project, status, parked):
     cli.add_command(command)

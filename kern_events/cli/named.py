@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 
-def named(what: str, value: str) -> Any:
+def named(what: str, value: str, example: str) -> Any:
     """The object behind `module:name`, from what is installed or from the current directory.
 
     Raises:
@@ -22,7 +22,7 @@ def named(what: str, value: str) -> Any:
     """
     module, separator, name = value.partition(":")
     if not (separator and name.isidentifier() and all(map(str.isidentifier, module.split(".")))):
-        raise click.BadParameter(f"{value!r} is not {what} as in shop.events:TYPES")
+        raise click.BadParameter(f"{value!r} is not {what} as in {example}")
     try:
         _reach(module.partition(".")[0])
         found = importlib.import_module(module)

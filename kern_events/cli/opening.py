@@ -69,7 +69,7 @@ def _event_types(ctx: click.Context, param: click.Parameter, value: str | None) 
         return
     from kern_events import EventTypes
 
-    types = named("event types", value)
+    types = named("event types", value, "shop.events:TYPES")
     if not isinstance(types, EventTypes):
         raise click.BadParameter(f"{value!r} is {type(types).__name__}, not an EventTypes")
     ctx.find_root().meta[_TYPES_KEY] = types

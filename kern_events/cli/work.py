@@ -20,7 +20,7 @@ def _projector(ctx: click.Context, param: click.Parameter, value: str | None) ->
     """The projector that the command line names; a class is called without arguments."""
     if value is None:
         return None
-    found = named("a projector", value)
+    found = named("a projector", value, "shop.views:Totals")
     try:
         found = found() if isinstance(found, type) else found
     except Exception as error:
@@ -96,6 +96,7 @@ def _report_json(report: RebuildReport) -> dict[str, Any]:
 
 def _put_report(report: RebuildReport, check: bool) -> None:
     from kern_events.cli.text import console, counted, one_line
+    from projections.caches.tiers import AT_LEAST
 
     errors = console(stderr=True)
     for each in report.failures:
@@ -105,7 +106,7 @@ def _put_report(report: RebuildReport, check: bool) -> None:
     if report.failed > len(report.failures):
         errors.print(f"and {report.failed - len(report.failures):,} more", style="red")
     words = {
-        "short": "not stored",
+        "short": f"not stored (fewer than {AT_LEAST} events, or incomplete)",
         "rebuilt": "equal" if check else "stored",
         "current": "stored already",
         "gone": "deleted or erased meanwhile",

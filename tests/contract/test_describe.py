@@ -37,6 +37,14 @@ def test_metadata_is_merged_key_by_key(log):
     assert [(info.name, info.user_id) for info in log.sessions()] == [("A trip", "ada")]
 
 
+def test_a_nested_object_is_replaced_whole(sessions):
+    sessions.append("s", [note("it begins")])
+    sessions.describe("s", metadata={"n": {"x": 1, "y": 2}, "m": 1})
+    sessions.describe("s", metadata={"n": {"x": None}})
+
+    assert sessions.load("s").to_dict()["metadata"] == {"n": {"x": None}, "m": 1}
+
+
 def test_what_is_left_out_stays_and_none_clears_it(sessions):
     begin(sessions, metadata={"a": 1}, name="A trip", user_id="ada")
     sessions.describe("s", name=None)

@@ -141,6 +141,20 @@ def test_a_fork_is_its_parents_users(log):
         pass
 
 
+def test_a_fork_of_a_deleted_session_is_nobodys_until_it_is_described(log):
+    of_ada(log)
+    log.fork("s", "kid")
+    with log.turn("kid", user_id="ada") as turn:
+        turn.record(note("ada's"))
+    log.delete("s")
+
+    assert log.sessions(user_id="ada") == []
+    log.describe("kid", user_id="ada")
+    assert [each.session_id for each in log.sessions(user_id="ada")] == ["kid"]
+    with pytest.raises(OwnerMismatch), log.turn("kid", user_id="mallory"):
+        raise AssertionError("it was entered")
+
+
 def test_who_expects_another_version_is_told_that(log):
     of_ada(log)
     with pytest.raises(VersionConflict):

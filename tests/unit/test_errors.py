@@ -113,7 +113,11 @@ def test_a_schema_that_is_too_new_has_another_remedy_than_one_that_is_too_old():
 
 
 def test_a_turn_that_is_not_there_has_no_status():
-    assert str(errors.TurnNotPaused("s", 3, None)) == "turn 3 of session 's' is not there, not paused"
+    assert str(errors.TurnNotPaused("s", 3, None)) == "session 's' has no turn 3"
+    assert str(errors.TurnNotPaused("s", None, None)) == "no turn of session 's' is paused"
+    assert str(errors.TurnNotPaused("s", 3, "failed")) == "turn 3 of session 's' is failed, not paused"
+    way = "turn 3 of session 's' is open, not paused: to take it over pass its number and expected=view.head"
+    assert str(errors.TurnNotPaused("s", 3, "open")) == way
     assert str(errors.TurnNotPaused("s", None, None)) == "no turn of session 's' is paused"
 
 
