@@ -16,7 +16,6 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Coroutine,
     Iterable,
     Iterator,
     Mapping,
@@ -545,7 +544,7 @@ class AsyncTurnRecorder(TurnState):
         if self.closed or self._is_unresolved(error):
             return
         with telling() if error else nullcontext():
-            await self._close(outcome(error), error)
+            await self._close(lambda: outcome(error), error=error)
 
     async def record(self, *drafts: Draft) -> None:
         """See TurnRecorder."""
@@ -601,15 +600,15 @@ class AsyncTurnRecorder(TurnState):
 
     async def complete(self, *, usage: Mapping[str, Any] | None = None) -> None:
         """See TurnRecorder."""
-        await self._close(completed(usage))
+        await self._close(lambda: completed(usage), usage)
 
     async def fail(self, error: str) -> None:
         """See TurnRecorder."""
-        await self._close(failed(error))
+        await self._close(lambda: failed(error))
 
     async def pause(self, requirements: Json = None) -> None:
         """See TurnRecorder."""
-        await self._close(paused(requirements))
+        await self._close(lambda: paused(requirements), requirements)
 
     async def _record_made(self, make: Callable[[], Sequence[Draft]], *values: Any) -> None:
         """Record drafts that are made of these values, in the order of the calls."""
@@ -626,10 +625,12 @@ class AsyncTurnRecorder(TurnState):
         if batch := await self._prepared_off_loop(values, lambda: self._batch(make())):
             self._landed(await self._outer._record(batch))
 
-    async def _close(self, closing: Draft, error: BaseException | None = None) -> None:
-        """Record the end of the turn; `error` is what the block is left with, and raised by it then."""
+    async def _close(
+        self, make: Callable[[], Draft], *values: Any, error: BaseException | None = None
+    ) -> None:
+        """Record the end of the turn, made of these values; `error` is what its block is being left with."""
         self._check_open()
-        ended = await outlasted(self._place().then(lambda: self._write_end(closing)))
+        ended = await outlasted(self._place().then(lambda: self._write_end(make, values)))
         if ended.cancelled_by is None or isinstance(error, asyncio.CancelledError):
             ended.result()
             return
@@ -637,9 +638,9 @@ class AsyncTurnRecorder(TurnState):
             ended.result()
         raise ended.cancelled_by
 
-    async def _write_end(self, closing: Draft) -> None:
-        waiting = [closing, *(self._buffer or ())]
-        batch = await self._prepared_off_loop(waiting, lambda: self._flushed(closing))
+    async def _write_end(self, make: Callable[[], Draft], values: Sequence[Any]) -> None:
+        waiting = [*values, *(self._buffer or ())]
+        batch = await self._prepared_off_loop(waiting, lambda: self._flushed(make()))
         self._ended(await self._outer._record(batch))
 
     async def _prepared_off_loop(self, values: Sequence[Any], prepare: Callable[[], T]) -> T:
@@ -661,7 +662,7 @@ class Place:
         """What the work gives, when it is its turn."""
         try:
             if self._before and not self._before.done():
-                await asyncio.shield(self._before)
+                await waited(self._before)
             return await work()
         finally:
             self._pass()
@@ -674,24 +675,40 @@ class Place:
 
 
 class Outlasted(NamedTuple):
-    """Work that came to its end, and the cancellation that arrived meanwhile, if one did."""
+    """What work came to, and the cancellation that arrived meanwhile, if one did."""
 
-    result: Callable[[], Any]
+    value: Any
+    error: Exception | None
     cancelled_by: asyncio.CancelledError | None
 
+    def result(self) -> Any:
+        """What the work gave, or its error."""
+        if self.error is not None:
+            raise self.error
+        return self.value
 
-async def outlasted(work: Coroutine[Any, Any, Any]) -> Outlasted:
-    """Await work to its end, whatever is cancelled meanwhile."""
-    task = asyncio.ensure_future(work)
-    cancelled_by = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:  # Web servers cancel again at every await.
-            cancelled_by = error
-    if not task.cancelled():
-        task.exception()  # Who raises the cancellation does not ask for it.
-    return Outlasted(task.result, cancelled_by)
+
+_held: contextvars.ContextVar[list[asyncio.CancelledError] | None] = contextvars.ContextVar(
+    "kern_events_held", default=None
+)
+"""Where cancellations are put that arrive while work is outlasted."""
+
+
+async def outlasted(work: Awaitable[Any]) -> Outlasted:
+    """Await work of ours to its end, whatever is cancelled meanwhile.
+
+    Not in a task of its own: a loop that is about to end cancels all of them.
+    """
+    held: list[asyncio.CancelledError] = []
+    token = _held.set(held)
+    value, error = None, None
+    try:
+        value = await work
+    except Exception as failure:
+        error = failure
+    finally:
+        _held.reset(token)
+    return Outlasted(value, error, held[-1] if held else None)
 
 
 def cancel_again(cancellation: asyncio.CancelledError) -> None:
@@ -734,23 +751,36 @@ async def decided(future: Future[T], ask_to_end: Callable[[], None] = nothing) -
     """Await a future; if cancelled, cancel it where it has not begun and else wait until it ends."""
     waiter = asyncio.wrap_future(future)
     try:
-        return await asyncio.shield(waiter)
+        await waited(waiter)
     except asyncio.CancelledError:
         ask_to_end()
         if not future.cancel():
-            await _wait_out(waiter)
+            await _wait_out(waiter, [])
         raise
+    return waiter.result()
 
 
-async def _wait_out(waiter: Awaitable[Any]) -> None:
-    ended = asyncio.ensure_future(waiter)
-    while not ended.done():
+async def waited(future: asyncio.Future[Any]) -> None:
+    """Wait until a future is done; a cancellation ends the waiting, if no work is being outlasted."""
+    if (held := _held.get()) is not None:
+        await _wait_out(future, held)
+        return
+    try:
+        await asyncio.shield(future)
+    except asyncio.CancelledError:
+        raise
+    except Exception:
+        return  # It is done, and says so itself.
+
+
+async def _wait_out(future: asyncio.Future[Any], held: list[asyncio.CancelledError]) -> None:
+    while not future.done():
         try:
-            await asyncio.wait([ended])
-        except asyncio.CancelledError:  # Cancelled again: it still has to be decided.
-            continue
-    if not ended.cancelled():
-        ended.exception()  # The caller was cancelled; nobody else will fetch it.
+            await asyncio.wait([future])
+        except asyncio.CancelledError as cancellation:  # Web servers cancel again at every await.
+            held.append(cancellation)
+    if not future.cancelled():
+        future.exception()  # Whoever was cancelled does not fetch it.
 
 
 # A forked child has no threads: it makes a pool of its own on first use.

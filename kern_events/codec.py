@@ -51,6 +51,8 @@ def encode(value: Any, path: str, limit: int = MAX_PAYLOAD_BYTES) -> bytes:
             other types that JSON does not have, or more than `limit` bytes. The frozen values of a
             view are recorded as the dicts and lists that they are made of.
     """
+    if not _is_encodable(value):
+        _check(value, path)
     try:
         data = orjson.dumps(value, _plain, _STRICT)
         exact = _is_long_text(value, data) or (orjson.loads(data) == value and _shallow(data))
@@ -75,15 +77,16 @@ def encode_plain(values: list[Any], limit: int = MAX_PAYLOAD_BYTES) -> list[byte
 
     Flat dicts of text and numbers, which most payloads are, need no decode; the others share one.
     """
+    nested = [i for i, value in enumerate(values) if not _is_flat(value)]
+    if not all(_is_encodable(values[i]) for i in nested):
+        return None
     try:
         encoded = [orjson.dumps(value, _plain, _STRICT) for value in values]
     except (orjson.JSONEncodeError, RecursionError):
         return None
     if max(map(len, encoded)) > limit:
         return None
-    nested = [
-        i for i, value in enumerate(values) if not (_is_flat(value) or _is_long_text(value, encoded[i]))
-    ]
+    nested = [i for i in nested if not _is_long_text(values[i], encoded[i])]
     if not nested:
         return encoded
     parts = [encoded[i] for i in nested]
@@ -111,6 +114,20 @@ def _plain(value: Any) -> Any:
 
 def _is_flat(value: Any) -> bool:
     return type(value) is dict and _FLAT.issuperset(map(type, value.values()))
+
+
+def _is_encodable(value: Any, depth: int = MAX_DEPTH) -> bool:
+    """Whether the encoder may be given a value: tuples that are nested in thousands end the process there."""
+    kind = type(value)
+    if kind not in DICTS and kind not in LISTS:
+        return kind is not tuple
+    items = value.values() if kind in DICTS else value
+    kinds = set(map(type, items))
+    if tuple in kinds:
+        return False
+    if kinds.isdisjoint(DICTS) and kinds.isdisjoint(LISTS):
+        return True
+    return depth > 0 and all([_is_encodable(item, depth - 1) for item in items])
 
 
 # A decode of this much takes longer than a look at so few values.

@@ -74,14 +74,18 @@ def freeze(value: Json) -> Frozen:
     return value
 
 
-def thaw(value: Json) -> Json:
+_DEEPER: Final = 100  # than anything that is recorded
+
+
+def thaw(value: Json, depth: int = _DEEPER) -> Json:
     """A plain copy of a JSON value, frozen or not: dicts and lists, free to change.
 
-    What is no JSON, as a tuple, stays as it is, for the log to refuse.
+    What cannot be recorded, as a tuple, or what is nested deeper than `depth`, stays as it is, for the log
+    to refuse.
     """
     kind = type(value)
-    if kind in DICTS:
-        return {key: thaw(item) for key, item in value.items()}
-    if kind in LISTS:
-        return [thaw(item) for item in value]
+    if kind in DICTS and depth:
+        return {key: thaw(item, depth - 1) for key, item in value.items()}
+    if kind in LISTS and depth:
+        return [thaw(item, depth - 1) for item in value]
     return value

@@ -59,8 +59,9 @@ def outcome(error: BaseException | None) -> Draft:
         return Draft("turn.completed", {})
     if isinstance(error, _CANCELLED):
         return Draft("turn.cancelled", {})
-    text = str(error).encode("utf-8", "backslashreplace").decode()
-    details: dict[str, Any] = {"type": type(error).__name__, "message": text[:_MAX_ERROR_CHARS]}
+    text = str(error)
+    shown = text[:_MAX_ERROR_CHARS].encode("utf-8", "backslashreplace").decode()
+    details: dict[str, Any] = {"type": type(error).__name__, "message": shown}
     if len(text) > _MAX_ERROR_CHARS:
         details["omitted_chars"] = len(text) - _MAX_ERROR_CHARS
     return Draft("turn.failed", {"error": details})

@@ -159,6 +159,28 @@ def test_a_turn_that_is_resumed_and_cancelled_ends(alog, loop, cancelled, monkey
 
 
 @pytest.mark.parametrize("buffered", [False, True])
+def test_a_loop_that_ends_gives_every_turn_its_end(alog, buffered):
+    """As a server that is told to stop: what still runs is cancelled, all of it."""
+    said = set()
+
+    async def request(session_id):
+        async with alog.turn(session_id, buffered=buffered) as turn:
+            await turn.message("user", "question")
+            said.add(session_id)
+            await asyncio.sleep(0)
+
+    async def main():
+        requests = [asyncio.ensure_future(request(f"s{number}")) for number in range(20)]
+        while len(said) < 10:
+            await asyncio.sleep(0)
+        return requests
+
+    asyncio.run(main())
+    ends = {types(alog, session_id)[-1] for session_id in said}
+    assert ends <= {"turn.completed", "turn.cancelled"}
+
+
+@pytest.mark.parametrize("buffered", [False, True])
 def test_an_end_that_has_begun_is_recorded(alog, loop, cancelled, monkeypatch, address, buffered):
     gate = Gate(monkeypatch, address.backend, "turn.completed")
 

@@ -163,6 +163,17 @@ class Items(list[Any]):
     """A list of somebody's own."""
 
 
+def deep() -> list[Any]:
+    """Values that nest in thousands, at which the encoder would end the process, or without an end."""
+    endless: list[Any] = []
+    endless.append(endless)
+    lists: Any = []
+    tuples: Any = ()
+    for _ in range(4_000):
+        lists, tuples = [lists], (tuples,)
+    return [endless, lists, tuples, {"a": [tuples]}]
+
+
 def others(value: Any) -> list[Any]:
     """What is like this value and would not come back as it is."""
     if isinstance(value, dict):
@@ -181,7 +192,7 @@ def turn(sessions: Any) -> Iterator[Any]:
 @pytest.mark.parametrize("name", WRITES)
 def test_a_value_is_taken_or_refused_whatever_the_verb(name: str, sessions: Any, turn: Any) -> None:
     write, before = WRITES[name], sessions.head("s")
-    for wrong in (*others([1, 2]), [(1, 2)], {"a": ()}, *others({"a": 1}), {1}, b"x"):
+    for wrong in (*others([1, 2]), [(1, 2)], {"a": ()}, *others({"a": 1}), {1}, b"x", *deep()):
         with pytest.raises(InvalidEvent):
             write(sessions, turn, wrong)
     assert (sessions.head("s"), sessions.head("t").version) == (before, 0)
