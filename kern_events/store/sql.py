@@ -19,6 +19,7 @@ _STORED_E: Final = ", ".join(f"e.{column}" for column in STORED_COLUMNS)
 _HEAD_S: Final = ", ".join(f"s.{column}" for column in HEAD.split(", "))
 _LISTING: Final = ", ".join(LISTING)
 _TOMBSTONES: Final = "('session.erased', 'session.deleted')"
+_OF_FORKS: Final = "e.version > 1 AND e.type >= 'session.' AND e.type < 'session/'"
 _CONTENT: Final = ("payload", "native", "meta")
 _INFO: Final = (
     "session_id, status, version, turn, " + _LISTING + ", fork_parent, fork_version, created_at, updated_at"
@@ -219,10 +220,10 @@ SQLITE_FORGET: Final = (
     f"WITH RECURSIVE {_SQLITE_FOUND} DELETE FROM kern_snapshots WHERE namespace = ?1 "
     "AND session_id IN (SELECT ?2 UNION ALL SELECT session_id FROM found)"
 )
-# What says what a session is.
+# What says what a fork is, from the index that was made for it.
 SQLITE_DESCRIBING: Final = (
-    f"SELECT {_STORED_E}, e.session FROM kern_events AS e WHERE {_OF_SESSION} "
-    "AND e.type IN (?, ?, ?, ?, ?, ?) ORDER BY e.version"
+    f"SELECT {_STORED_E}, e.session FROM kern_events AS e WHERE {_OF_SESSION} AND {_OF_FORKS} "
+    "AND e.type IN (?, ?, ?, ?, ?, ?) ORDER BY +e.version"
 )
 # The listing columns of a session that goes on without what it was handed down.
 SQLITE_RELIST: Final = (
@@ -582,10 +583,10 @@ class PostgresSQL:
             "SELECT session_id, fork_parent FROM {s}kern_sessions "
             "WHERE namespace = %b AND session_id = ANY(%b::text[])"
         )
-        # What says what a session is.
+        # What says what a fork is, from the index that was made for it.
         self.describing = filled(
-            f"SELECT {_STORED} FROM {{s}}kern_events WHERE namespace = %b AND session_id = %b "
-            "AND type = ANY(%b::text[]) ORDER BY version"
+            f"SELECT {_STORED_E} FROM {{s}}kern_events AS e WHERE namespace = %b AND session_id = %b "
+            f"AND {_OF_FORKS} AND type = ANY(%b::text[]) ORDER BY version"
         )
         # The listing columns of a session that goes on without what it was handed down.
         self.relist = filled(

@@ -212,6 +212,7 @@ def test_sqlite_sorts_nothing_on_the_hot_path(traced, raw, use):
         ("look up a key", "SEARCH t USING INDEX kern_events_skeleton (session=? AND kind=?)"),
         ("a turn that others append beside", "INDEX kern_events_skeleton (session=? AND kind=? AND turn=?)"),
         ("branches", "SEARCH e USING INDEX kern_events_skeleton (session=? AND kind=?)"),
+        ("delete what has forks", "INDEX kern_events_describing (session=? AND type>? AND type<?)"),
         ("export", "SEARCH e USING INDEX kern_events_skeleton (session=? AND kind=?)"),
         ("sessions", "INDEX kern_sessions_recent"),
         ("read all", "INTEGER PRIMARY KEY"),
@@ -275,26 +276,42 @@ def test_what_an_erasure_is_held_against_is_in_the_skeleton_index(log, raw, stat
         assert "kern_events_1" not in plan, plan
 
 
+def steps_of(url, work, numbers):
+    """How many steps SQLite takes for each."""
+    engine, steps, taken = create_engine(url), [], []
+    event.listen(
+        engine, "connect", lambda driver, _: driver.set_progress_handler(lambda: steps.append(1), 10)
+    )
+    with SessionLog(engine) as counted:
+        counted.head("s1")
+        for number in numbers:
+            steps.clear()
+            work(counted, number)
+            taken.append(len(steps))
+    engine.dispose()
+    return taken
+
+
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_a_deletion_does_ten_times_the_work_for_ten_times_the_events(log, url):
     for number in (100, 1_000):
         log.append(f"d{number}", notes(number))
         log.fork(f"d{number}", f"fork of {number}")
         log.append(f"fork of {number}", notes(number))
-    engine, steps = create_engine(url), []
-    event.listen(
-        engine, "connect", lambda driver, _: driver.set_progress_handler(lambda: steps.append(1), 100)
-    )
-    with SessionLog(engine) as counted:
-        counted.head("s1")
-        taken = []
-        for number in (100, 1_000):
-            steps.clear()
-            counted.delete(f"d{number}")
-            taken.append(len(steps))
-    engine.dispose()
+    taken = steps_of(url, lambda counted, number: counted.delete(f"d{number}"), (100, 1_000))
 
     assert taken[1] < 15 * taken[0], taken
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_a_deletion_reads_of_a_fork_only_what_it_says_of_itself(log, url):
+    for number in (10, 1_000):
+        log.append(f"d{number}", [Draft("session.created", {"name": "n"})])
+        log.fork(f"d{number}", f"fork of {number}")
+        log.append(f"fork of {number}", notes(number))
+    few, many = steps_of(url, lambda counted, number: counted.delete(f"d{number}"), (10, 1_000))
+
+    assert many < 2 * few
 
 
 # ------------------------------------------------------------------------------------ Postgres
@@ -329,7 +346,7 @@ def explained(url, log, raw, monkeypatch) -> Iterator[tuple[SessionLog, dict[str
 
 
 @pytest.mark.parametrize("dialect", ["postgres"], indirect=True)
-def test_postgres_holds_an_erasure_against_the_skeleton_index(log, raw):
+def test_postgres_holds_an_erasure_against_few_rows(log, raw):
     raw.run("ANALYZE")
     [(trigger,)] = raw.run("SELECT prosrc FROM pg_proc WHERE oid = 'kern_append_only'::regproc")
     queries = list(subqueries(trigger))
@@ -337,7 +354,8 @@ def test_postgres_holds_an_erasure_against_the_skeleton_index(log, raw):
     assert len(queries) == 2
     for query in queries:
         plan = "\n".join(row[0] for row in raw.run(f"EXPLAIN {query}"))
-        assert re.search(r"skeleton on .*\n\s*Index Cond: .*session_id = .*kind = ANY", plan), plan
+        index = r"kern_events_(skeleton|describing) on .*\n\s*Index Cond: .*session_id = .*(kind|type) = ANY"
+        assert re.search(index, plan), plan
 
 
 @pytest.mark.parametrize("dialect", ["postgres"], indirect=True)
@@ -360,6 +378,7 @@ def test_postgres_finds_everything_by_an_index(explained, use):
         ("a turn", "Index Only Scan Backward using kern_events_skeleton"),
         ("branches", "Index Only Scan using kern_events_skeleton"),
         ("branches", "kern_sessions_forks"),
+        ("delete what has forks", "Index Scan using kern_events_describing"),
         ("export", "Index Scan using kern_events_skeleton"),
         ("descendants", "kern_sessions_forks"),
         ("snapshot head", "Index Scan Backward using kern_snapshots_pkey"),
