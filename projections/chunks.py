@@ -265,25 +265,31 @@ class Editor(Generic[T]):
         del opened[offset]
         opened.places = self._ends = None
 
-    def replace_start(self, place: Place, items: Iterable[T], weigh: Callable[[T], int]) -> None:
-        """Put other items in the stead of all up to and with a place.
+    def replace_start(
+        self, end: int, items: Iterable[T], weigh: Callable[[T], int], *, keep: int = 0
+    ) -> None:
+        """Put other items in the stead of the first ones up to `end`, from 1; the first `keep` stay.
 
-        Costs those items and a chunk, however many items are behind the place: their chunks stay.
+        Costs those items and two chunks, however many items stay before or behind them: their chunks do.
         """
-        chunk, offset = place
+        self._settle()  # Which drops chunks that are empty.
+        chunk, offset = self._place_of(end - 1)
+        ends = self._counted()
+        front = self._closed[: bisect_right(ends, keep)] if keep else ()
+        begun = self._closed[len(front)] if len(front) < len(self._closed) else self._open
+        kept = begun[: keep - (ends[len(front) - 1] if front else 0)]
         stay: Sequence[Sequence[T]] = ()
         if chunk is None:
             later = self._open[offset + 1 :]
-        elif len(self) - self.index_of(place) <= CHUNK_ITEMS:
+        elif len(self) - end <= CHUNK_ITEMS:  # Else some of them are in closed chunks.
             later = [*self._closed[chunk][offset + 1 :], *chain.from_iterable(self._closed[chunk + 1 :])]
             later += self._open
         else:
-            self._settle()
             later, stay = [], self._closed[chunk + 1 :]
             if rest := self._closed[chunk][offset + 1 :]:
                 stay = [Chunk(rest), *stay]
-        start: Editor[T] = Editor(Chunks())
-        for item in chain(items, later):
+        start: Editor[T] = Editor(Chunks.of_parts(front, (), 0))
+        for item in chain(kept, items, later):
             start.append(item, weigh(item))
         self._changed, self._ends = True, None
         if stay:
@@ -291,12 +297,14 @@ class Editor(Generic[T]):
                 start._close()
             self._shift += len(start._closed) + len(stay) - len(self._closed)
             self._closed = [*start._closed, *stay]
-            if self._places is not None:
-                for number in range(len(self._closed) - len(stay) + 1):
-                    self._list(number, self._closed[number])
         else:
             self._closed, self._open, self._weight = list(start._closed), start._open, start._weight
-            self._opened, self._open_places, self._places = set(), None, None
+            self._open_places = None
+        if bool(front) == bool(stay):  # None stays, or the numbers of some have changed and of others not.
+            self._places, self._looked = None, 0
+        elif self._places is not None:
+            for number in range(len(front), len(self._closed) - len(stay) + bool(stay)):
+                self._list(number, self._closed[number])
 
     def freeze(self) -> Chunks[T]:
         """The sequence as it is now."""

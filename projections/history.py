@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
 from msgspec.structs import replace
 
 from projections.session import Message, View
-from projections.session.messages import INSTRUCTIONS
+from projections.session.builder import INSTRUCTIONS
 from projections.stored import LazyChunk
 
 
@@ -118,30 +119,33 @@ def _turns_start(view: View, count: int) -> int:
 
 def _back_to_calls(context: Sequence[Message], start: int) -> int:
     """Move the start of a window back to the calls of its results, wherever they are."""
-    while wanted := _unmatched(context[start:]):
-        before = start
-        for index in range(start - 1, -1, -1):
-            if called := wanted & {call.id for call in context[index].tool_calls}:
-                start, wanted = index, wanted - called
-            if not wanted:
-                break
-        if start == before:
-            break  # What is left has no call at all.
+    wanted: Counter[str] = Counter()  # The call ids of results in the window without their call.
+    passed: Counter[str] = Counter()  # The same of what is in front of it, should it be taken in.
+    index = len(context)
+    for message in reversed(context):
+        index -= 1
+        if index < start and not wanted:
+            break
+        if message.role == "tool" and message.tool_call_id is not None:
+            (wanted if index >= start else passed)[message.tool_call_id] += 1
+        for call in message.tool_calls:
+            if _take(wanted, call.id):
+                start = min(start, index)
+                wanted.update(passed)
+                passed.clear()
+            else:
+                _take(passed, call.id)
     return start
 
 
-def _unmatched(messages: Sequence[Message]) -> set[str]:
-    """The call ids of results that stand before, or without, their call."""
-    open: list[str] = []
-    unmatched: set[str] = set()
-    for message in messages:
-        open += [call.id for call in message.tool_calls]
-        if message.role == "tool" and message.tool_call_id is not None:
-            if message.tool_call_id in open:
-                open.remove(message.tool_call_id)
-            else:
-                unmatched.add(message.tool_call_id)
-    return unmatched
+def _take(counts: Counter[str], id: str) -> bool:
+    """Take one of the id out of the counts, if there is one."""
+    if id not in counts:
+        return False
+    counts[id] -= 1
+    if not counts[id]:
+        del counts[id]
+    return True
 
 
 def _paired(messages: Sequence[Message]) -> Iterator[Message]:

@@ -27,9 +27,8 @@ from projections.chunks import CHUNK_BYTES, CHUNK_ITEMS, Chunk, Chunks
 from projections.frozen import Frozen, FrozenDict, FrozenList
 from projections.projector import Projector
 from projections.session import SessionProjector, View
-from projections.session.builder import MESSAGE_BYTES
+from projections.session.builder import INSTRUCTIONS, MESSAGE_BYTES
 from projections.session.content import Media, Raw, Reasoning, Refusal, Text
-from projections.session.messages import INSTRUCTIONS
 from projections.session.projector import HANDLED
 from projections.session.turns import TURN_BYTES
 from projections.session.view import Message, Pause, PendingCall, ToolCall, Turn

@@ -7,17 +7,20 @@ context, turns) is edited in its open chunk only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
 from kern_events import Event, Head
 from kern_events.spi import StateEditor
-from projections.chunks import Editor
+from projections.chunks import Chunks, Editor, Place
 from projections.frozen import NOTHING, FrozenDict, freeze
 from projections.session.content import content_bytes
 from projections.session.view import Message, ToolCall, Turn, Usage, View
 from projections.session.waiting import Paused, pending_of
+
+INSTRUCTIONS: Final = frozenset({"system", "developer"})
+"""The roles of messages that tell the model what to do; at the start of a context they stay."""
 
 MAX_PROBLEMS: Final = 20
 MESSAGE_BYTES: Final = 64  # a message beside its content
@@ -27,9 +30,9 @@ class Builder:
     """The fields of a view, free to change; `finish` gives the view."""
 
     __slots__ = (
-        "_more_calls", "context", "head", "incomplete", "messages", "metadata", "name", "paused",
-        "pending", "problems", "session_id", "states", "status", "summary", "turn", "turns", "usage",
-        "user_id", "version",
+        "_instructions", "_more_calls", "_used", "context", "head", "incomplete", "messages",
+        "metadata", "name", "paused", "pending", "problems", "session_id", "states", "status", "summary",
+        "turn", "turns", "usage", "user_id", "version",
     )  # fmt: skip
 
     def __init__(self, view: View) -> None:
@@ -46,6 +49,8 @@ class Builder:
         self.messages = view.messages.edit()
         self.context = self.messages if view.context is view.messages else view.context.edit()
         self.states = States(view)
+        self._instructions = 0  # See there; at least so many.
+        self._used: dict[int, _Used] = {}  # of turns by number, put into them at last
         self._more_calls: list[ToolCall] = []  # of the last message, which has them once it is looked at
         self.turns = view.turns.edit()
         self.usage: Usage | dict[str, int | float] = view.usage
@@ -60,6 +65,8 @@ class Builder:
     def finish(self) -> View:
         """The view as it is now."""
         self.settle()
+        for number in [*self._used]:
+            self.settle_usage(number)
         messages = self.messages.freeze()
         state, agent_state = self.states.finish()
         return View(
@@ -127,22 +134,57 @@ class Builder:
         self._put(old.id, new, max(0, message_bytes(new) - message_bytes(old)))
 
     def _put(self, id: str, message: Message, grown_bytes: int) -> None:
+        indexes = self._indexes(id)
+        if self._instructions and (len(indexes) > 1 or message.role not in INSTRUCTIONS):
+            self._instructions = min([self._instructions, *indexes])
         for messages in self._both():
             if (place := messages.find(id)) is not None:
                 messages.put(place, message, grown_bytes)
 
     def remove_message(self, id: str) -> None:
         """Take out the latest message of that id, wherever it stands."""
+        indexes = self._indexes(id)
+        if self._instructions and len(indexes) > 1:
+            self._instructions = min([self._instructions, *indexes])
+        elif any(index < self._instructions for index in indexes):
+            self._instructions -= 1
         for messages in self._both():
             if (place := messages.find(id)) is not None:
                 messages.take(place)
 
-    def replace_start(self, through: str, start: list[Message]) -> None:
-        """Put other messages in the stead of all up to and with one, in the context alone."""
+    def _indexes(self, id: str) -> set[int]:
+        """Where the message of that id stands in transcript and context; nowhere if nobody has to know."""
+        if not self._instructions:
+            return set()
+        both = ((messages, messages.find(id)) for messages in self._both())
+        return {messages.index_of(place) for messages, place in both if place is not None}
+
+    def clear_context(self) -> None:
+        """No message in the context; the transcript stays."""
+        empty: Chunks[Message] = Chunks()
+        self.context, self._instructions = empty.edit(), 0
+
+    def replace_start(self, place: Place, start: list[Message], *, keep: bool) -> None:
+        """Put other messages in the stead of all up to and with a place, in the context alone.
+
+        With `keep`, instructions stay in front of them: messages of those roles that begin both
+        transcript and context, so no earlier summary.
+        """
+        end = self.context.index_of(place) + 1
+        self._instructions = min(self._count_instructions(), end) if keep else 0
         if self.context is self.messages:
             self.context = self.messages.freeze().edit()
-        if (place := self.context.find(through)) is not None:
-            self.context.replace_start(place, start, message_bytes)
+        self.context.replace_start(end, start, message_bytes, keep=self._instructions)
+
+    def _count_instructions(self) -> int:
+        """How many there are, of which some are known; so each is counted once."""
+        count, end = self._instructions, min(len(self.messages), len(self.context))
+        while count < end:
+            message = self.context[count]
+            if message.role not in INSTRUCTIONS or message != self.messages[count]:
+                break
+            count += 1
+        return count
 
     def _both(self) -> tuple[Editor[Message], ...]:
         return (self.messages,) if self.context is self.messages else (self.messages, self.context)
@@ -168,12 +210,37 @@ class Builder:
         index = number - self.turns[0].number
         return index if 0 <= index < len(self.turns) and self.turns[index].number == number else None
 
+    def add_turn_usage(self, turn: Turn, usage: Mapping[str, int | float], *, responded: bool) -> None:
+        """Count usage in a turn, as what is known from `model.responded` too; see settle_usage."""
+        used = self._used.get(turn.number)
+        if used is None:
+            known = None if turn.responded is None else dict(turn.responded)
+            used = self._used[turn.number] = _Used(dict(turn.usage), known)
+        _add(used.usage, usage)
+        if responded and used.responded is not None:
+            _add(used.responded, usage)
+
+    def settle_usage(self, number: int) -> None:
+        """Give a turn what was counted in it, which copies the sums; before they are looked at."""
+        used, turn = self._used.pop(number, None), self.turn_of(number)
+        if used is None or turn is None:
+            return
+        responded = None if used.responded is None else FrozenDict(used.responded)
+        self.put_turn(replace(turn, usage=FrozenDict(used.usage), responded=responded))
+
     def add_usage(self, usage: Mapping[str, int | float], sign: int = 1) -> None:
         """Count usage in the session's sum, or take it out again."""
         if type(self.usage) is FrozenDict and usage:
             self.usage = dict(self.usage)
         for key, value in usage.items():
             self.usage[key] = self.usage.get(key, 0) + sign * value
+
+
+class _Used(NamedTuple):
+    """What a turn used, and the part of it that is known from `model.responded`, free to change."""
+
+    usage: dict[str, int | float]
+    responded: dict[str, int | float] | None
 
 
 class States:
@@ -220,13 +287,17 @@ def message_bytes(message: Message) -> int:
     return size
 
 
+def _add(total: dict[str, int | float], usage: Mapping[str, int | float]) -> None:
+    for key, value in usage.items():
+        total[key] = total.get(key, 0) + value
+
+
 def summed(a: Usage, b: Mapping[str, int | float]) -> Usage:
     """Two usages added up, field by field."""
     if not a:
         return FrozenDict(b)
     total = dict(a)
-    for key, value in b.items():
-        total[key] = total.get(key, 0) + value
+    _add(total, b)
     return FrozenDict(total)
 
 

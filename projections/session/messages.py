@@ -6,16 +6,12 @@ be made of it, and returns what was wrong, or None.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from kern_events import Event
-from projections.chunks import Chunks
-from projections.session.builder import Builder
+from projections.session.builder import INSTRUCTIONS, Builder
 from projections.session.content import json_text, parse_content
 from projections.session.view import Message, PendingCall, ToolCall
-
-INSTRUCTIONS: Final = frozenset({"system", "developer"})
-"""The roles of messages that tell the model what to do; at the start of a context they stay."""
 
 Payload = dict[str, Any]
 
@@ -77,16 +73,14 @@ def compacted(builder: Builder, event: Event, payload: Payload) -> str | None:
     if replacement is None:
         return problem
     brings_own = bool(replacement) and payload.get("summary") is None and replacement[0].role in INSTRUCTIONS
-    kept = [] if brings_own else _instructions(builder)[: builder.context.index_of(place) + 1]
-    builder.replace_start(through, [*kept, *replacement])
+    builder.replace_start(place, replacement, keep=not brings_own)
     return problem
 
 
 def cleared(builder: Builder, event: Event, payload: Payload) -> None:
     """`session.cleared`: the context is empty, the transcript stays."""
     builder.settle()
-    empty: Chunks[Message] = Chunks()
-    builder.context = empty.edit()
+    builder.clear_context()
 
 
 def called(builder: Builder, event: Event, payload: Payload) -> str | None:
@@ -220,17 +214,6 @@ def _outcome(builder: Builder, event: Event, payload: Payload, key: str) -> str 
         )
     )
     return problem if builder.pending.take(call_id) else problem or "no open call of that id"
-
-
-def _instructions(builder: Builder) -> list[Message]:
-    """Messages of the instructing roles that begin both transcript and context: no earlier summary."""
-    found: list[Message] = []
-    for index in range(min(len(builder.messages), len(builder.context))):
-        message = builder.context[index]
-        if message.role not in INSTRUCTIONS or message != builder.messages[index]:
-            break
-        found.append(message)
-    return found
 
 
 def _replacement(payload: Payload, event: Event) -> tuple[list[Message] | None, str | None]:

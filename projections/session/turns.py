@@ -161,12 +161,14 @@ def ended(builder: Builder, event: Event, payload: Payload) -> str | None:
         return problem or "no turn of that number"
     if event.kind != _TURN_END:
         builder.add_usage(usage)
-        builder.put_turn(replace(turn, usage=summed(turn.usage, usage)))
+        builder.add_turn_usage(turn, usage, responded=False)
         return problem
     if turn.ended_version is not None:
         return "the turn has ended before"
     if turn.status == "paused":
         builder.paused.drop(event.turn)
+    builder.settle_usage(event.turn)
+    turn = builder.turn_of(event.turn) or turn
     error = freeze(payload.get("error"))
     builder.put_turn(_closed(builder, turn, event, error, usage), weigh(error))
     return problem
@@ -182,8 +184,7 @@ def responded(builder: Builder, event: Event, payload: Payload) -> str | None:
         builder.add_usage(usage)
     elif turn.responded is not None:
         builder.add_usage(usage)
-        total, known = summed(turn.usage, usage), summed(turn.responded, usage)
-        builder.put_turn(replace(turn, usage=total, responded=known))
+        builder.add_turn_usage(turn, usage, responded=True)
     return None
 
 

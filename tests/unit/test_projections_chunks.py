@@ -123,8 +123,9 @@ def test_items_are_found_by_their_ids_whatever_was_edited(
                     editor.take(place)
                     del items[last]
                 elif edit == "replace_start":
-                    editor.replace_start(place, [Item("r", number)], lambda item: 1)
-                    items[: last + 1] = [Item("r", number)]
+                    stay = number % (last + 2)
+                    editor.replace_start(last + 1, [Item("r", number)], lambda item: 1, keep=stay)
+                    items[stay : last + 1] = [Item("r", number)]
 
         assert editor.freeze() == items
         assert (len(editor), editor.last()) == (len(items), items[-1] if items else None)
@@ -137,11 +138,31 @@ def test_what_is_behind_a_start_that_is_replaced_stays_the_same_objects() -> Non
     place = editor.find(str(2 * CHUNK_ITEMS))
     assert place is not None
 
-    editor.replace_start(place, [Item("summary", 0)], lambda item: 1)
+    editor.replace_start(editor.index_of(place) + 1, [Item("summary", 0)], lambda item: 1)
 
     left = editor.freeze()
     assert len(left) == 6 * CHUNK_ITEMS
     assert all(a is b for a, b in zip(left.closed[2:], chunks.closed[3:], strict=True))
+
+
+def test_a_start_is_replaced_where_a_chunk_before_its_end_has_become_empty() -> None:
+    chunks = Chunks([Item(str(number), number) for number in range(4 * CHUNK_ITEMS)])
+    editor = chunks.edit()
+    for _ in range(CHUNK_ITEMS):
+        editor.remove(0)
+
+    editor.replace_start(1, [Item("summary", 0)], lambda item: 1)
+
+    assert editor.freeze() == [Item("summary", 0), *chunks[CHUNK_ITEMS + 1 :]]
+
+
+def test_a_full_open_chunk_stays_behind_a_start_that_is_replaced() -> None:
+    chunks = Chunks([Item(str(number), number) for number in range(2 * CHUNK_ITEMS)])
+    editor = chunks.edit()
+
+    editor.replace_start(CHUNK_ITEMS, [Item("summary", 0)], lambda item: 1)
+
+    assert editor.freeze() == [Item("summary", 0), *chunks[CHUNK_ITEMS:]]
 
 
 def test_an_edit_that_changes_nothing_gives_the_same_object() -> None:
