@@ -21,6 +21,7 @@ from kern_events.errors import (
     SessionNotFound,
     TurnAbandoned,
     TurnNotPaused,
+    TurnTaken,
     VersionConflict,
 )
 from projections import MemoryCache, SessionProjector, Sessions, View
@@ -534,6 +535,18 @@ def test_a_turn_that_is_not_paused_is_not_resumed(sessions):
         assert (caught.value.turn, caught.value.status) == (turn, status)
     with sessions.resume("s", 2) as recorder:
         assert recorder.number == 2
+
+
+def test_who_resumes_a_turn_that_is_open_is_told_how_to_take_it_over(sessions):
+    with pytest.raises(TurnTaken), sessions.turn("s") as hung:
+        hung.message("user", "hello")
+        with pytest.raises(TurnNotPaused, match=r"open.*expected=view\.head"), sessions.resume("s", 1):
+            pass
+        with sessions.resume("s", 1, expected=sessions.load("s").head) as turn:
+            turn.message("assistant", "Yes?")
+        hung.message("assistant", "late")
+
+    assert [each.content for each in sessions.load("s").messages] == ["hello", "Yes?"]
 
 
 def test_an_open_turn_at_the_target_of_a_restore_is_resumed(sessions):

@@ -130,7 +130,7 @@ def test_a_url_is_shown_without_its_secrets(url: str, shown: str) -> None:
 def test_a_password_with_an_at_is_refused_before_a_driver_tells_it(run: Run) -> None:
     result = run("ls", "--db", "postgresql://u:hunt@er2@127.0.0.1:1/d")
 
-    assert (result.exit_code, result.stderr) == (1, "Error: the password in the URL has an @: write %40\n")
+    assert (result.exit_code, result.stderr) == (2, "Error: the password in the URL has an @: write %40\n")
 
 
 def test_an_id_that_looks_like_an_option_can_be_undone(run: Run, sessions: Sessions) -> None:
