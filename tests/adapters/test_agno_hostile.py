@@ -6,12 +6,14 @@ import json
 import logging
 
 import pytest
+from agno.db.base import SessionType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
 from kern_events import Draft, Event
 from kern_events.adapters.agno.folding import AgnoProjector, Fold, Stored
+from kern_events.adapters.agno.tables import Tables
 from kern_events.spi import Kind
 from tests.adapters.test_agno_edges import begun, run_ids
 from tests.agno_replay import check_replay
@@ -143,3 +145,57 @@ def test_a_row_that_agno_cannot_read_is_left_out_of_the_list(place, caplog):
     assert found == ["t"]
     assert "cannot be listed" in caplog.text
     assert {record["session_id"] for record in db.get_sessions(deserialize=False)[0]} == {"s", "t"}
+
+
+ROWS = {
+    "another's": {},
+    "no type": {"ops": [["set", ["created_at"], 1]], "run": "r3"},
+    "a dict": {"ops": [["set", ["run_type"], {"never": 1}], ["set", ["created_at"], 1]], "run": "r3"},
+    "a time": {"ops": [["set", ["run_type"], "agent"], ["set", ["created_at"], "never"]], "run": "r3"},
+    "far": {"ops": [["set", ["run_type"], "agent"], ["set", ["created_at"], 2**63]], "run": "r3"},
+    "nul": {"ops": [["set", ["run_type"], "agent\0"], ["set", ["created_at"], 1]], "run": "r3"},
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_run_that_is_no_row_of_its_session_is_left_out(place, name, caplog):
+    db = begun(begun(place.open(), "r1"), "r9", session_id="t")
+    copied = [
+        Draft(event.type, event.payload, native=as_bytes(ROWS[name]) if ROWS[name] else event.native)
+        for event in db.sessions.read("t")
+        if event.type == "turn.completed"
+    ]
+    db.sessions.append("s", [*copied, Draft("note.made", {})])
+    with caplog.at_level(logging.ERROR, "kern_events.agno"):
+        assert run_ids(db) == ["r1"] and run_ids(db, "t") == ["r9"]
+
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1 and "without 1 of its runs" in said[0] and "never" not in said[0]
+    begun(db, "r4")
+    assert run_ids(db) == ["r1", "r4"] and db.sessions.verify().ok
+
+
+def test_what_a_column_cannot_hold_does_not_hide_the_session(place):
+    db = begun(place.open(), "r1")
+    ops = [["set", ["user_id"], {"a": 1}], ["set", ["updated_at"], "x"], ["set", ["metadata"], {"a": "\0"}]]
+    db.sessions.append("s", [Draft("agno.session.changed", {}, native=as_bytes({"session": ops}))])
+
+    assert run_ids(db) == ["r1"]
+    assert db.rename_session("s", SessionType.AGENT, "renamed").session_data["session_name"] == "renamed"
+
+
+def test_a_session_that_cannot_be_shown_is_tried_once_for_each_version(place, monkeypatch, caplog):
+    db = begun(place.open(), "r1")
+    db.sessions.append("s", [Draft("note.made", {})])
+    monkeypatch.setattr(Tables, "write_runs", lambda *given: 1 / 0)
+    with caplog.at_level(logging.ERROR, "kern_events.agno"):
+        counts = []
+        for _ in range(3):
+            db.get_sessions()
+            counts.append(len(caplog.records))
+        db.sessions.append("s", [Draft("note.made", {})])
+        db.get_sessions()
+
+    assert counts == [1, 1, 1] and len(caplog.records) == 2
+    monkeypatch.undo()
+    assert run_ids(db) == ["r1"]

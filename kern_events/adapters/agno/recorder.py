@@ -37,6 +37,7 @@ T = TypeVar("T")
 logger: Final = logging.getLogger("kern_events.agno")
 _ATTEMPTS: Final = 10
 _PAGE: Final = 1_000
+_REMEMBERED: Final = 10_000
 _LEVEL: Final = "READ COMMITTED"
 _WHOSE: Final = ("session_type", *OWNERS)
 _RETRIED: Final = frozenset({"40P01", "40001"})  # Postgres: deadlock, and a serialization failure
@@ -84,6 +85,7 @@ class Recorder:
         self._make = tables
         self._store_run = store_run
         self._made: Tables | None = None
+        self._not_shown: dict[str, int] = {}  # sessions that could not be, at that version
         self._setup = threading.Lock()
         self._other_level: bool | None = None
 
@@ -440,7 +442,7 @@ class Recorder:
             return self._noted(connection, session_id, NO_ROW, stored.turns)
         if row.get("session_type") is None and session is not None:
             row = self._known_by_its_row(connection, session_id, head, row, session)
-        if row.get("session_type") and row.get("created_at") is not None:
+        if tables.can_show(row):
             tables.write_session(connection, session_id, row)
             tables.write_runs(connection, session_id, stored.runs)
             session = row
@@ -506,8 +508,13 @@ class Recorder:
         tables = self.tables
         with self._engine.connect() as connection:
             behind = tables.behind_ids(connection)
-        for session_id in behind:
-            self._try_to_adopt(session_id)
+        for session_id, version in behind.items():
+            if self._not_shown.get(session_id) == version:
+                continue  # It would not be now either.
+            if not self._try_to_adopt(session_id):
+                self._not_shown[session_id] = version
+                if len(self._not_shown) > _REMEMBERED:
+                    del self._not_shown[next(iter(self._not_shown))]
 
     def adopt_all(self, progress: Callable[[int], None] | None = None) -> int:
         """Bring all sessions of the table together with the log; returns how many are."""

@@ -12,8 +12,9 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Table, select, text
+from sqlalchemy import JSON, Column, Integer, Table, select, text
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, ProgrammingError
 
 from kern_events.adapters.agno.folding import Row, Turn
 
@@ -23,6 +24,7 @@ SESSIONS: Final = "kern_agno_sessions"
 RUNS: Final = "kern_agno_runs"
 _KEYS: Final = frozenset({"session_id", "runs"})  # `runs` is the frozen column of before Agno 3.
 _RUN_KEYS: Final = frozenset({"session_id", "run_id"})
+_REFUSED: Final = (DataError, IntegrityError, InterfaceError, ProgrammingError)  # For what is in a row.
 _JSON: Final = frozenset(
     {"session_data", "agent_data", "team_data", "workflow_data", "metadata", "summary", "run_data"}
 )
@@ -358,9 +360,9 @@ class Tables:
         """A page of the ids in Agno's table, in the order of the ids."""
         return [row[0] for row in self.ask(connection, (self._sql["ids"], (after, limit)))[0]]
 
-    def behind_ids(self, connection: Connection) -> list[str]:
-        """The sessions whose rows do not show what the log has."""
-        return [row[0] for row in self.ask(connection, (self._sql["behind"], (self.namespace,)))[0]]
+    def behind_ids(self, connection: Connection) -> dict[str, int]:
+        """The sessions whose rows do not show what the log has, and its version of them."""
+        return dict(map(tuple, self.ask(connection, (self._sql["behind"], (self.namespace,)))[0]))
 
     def marked_ids(self, connection: Connection, after: str, limit: int) -> list[str]:
         """A page of the ids that others have written to."""
@@ -407,13 +409,33 @@ class Tables:
 
     def write_session(self, connection: Connection, session_id: str, row: Row) -> None:
         """Make a session's row what it should be; the column of before Agno 3 says nothing then."""
-        values = {key: value for key, value in row.items() if key in self.sessions.c and key not in _KEYS}
-        if "runs" in self.sessions.c:
-            values["runs"] = None
         table = self.sessions
-        changed = connection.execute(table.update().where(table.c.session_id == session_id).values(**values))
-        if changed.rowcount == 0:
-            connection.execute(table.insert().values(session_id=session_id, **values))
+        values = {key: value for key, value in row.items() if key in table.c and key not in _KEYS}
+        values = {key: value if _fits(table.c[key], value) else None for key, value in values.items()}
+        if "runs" in table.c:
+            values["runs"] = None
+        try:
+            self._write_session(connection, session_id, values)
+        except _REFUSED:  # JSON may have a NUL, which Postgres has not: the row is shown without.
+            with_nul = [key for key in _JSON & values.keys() if "\\u0000" in json.dumps(values[key])]
+            if not with_nul:
+                raise
+            logger.error("session %r is shown without %s, for a NUL in it", session_id, ", ".join(with_nul))
+            blank: Row = {key: {} if key == "session_data" else None for key in with_nul}
+            self._write_session(connection, session_id, {**values, **blank})
+
+    def _write_session(self, connection: Connection, session_id: str, values: Row) -> None:
+        table = self.sessions
+        with connection.begin_nested():
+            update = table.update().where(table.c.session_id == session_id)
+            found = connection.execute(update.values(**values))
+            if found.rowcount == 0:
+                connection.execute(table.insert().values(session_id=session_id, **values))
+
+    def can_show(self, row: Row) -> bool:
+        """Whether a session's row has what the table cannot be without."""
+        needed = [column for column in self.sessions.c if not column.nullable and column.key not in _KEYS]
+        return all(_fits(column, row.get(column.key)) for column in needed)
 
     def write_runs(self, connection: Connection, session_id: str, rows: Mapping[str, Row]) -> None:
         """Make the rows of a session's runs what they should be."""
@@ -422,15 +444,44 @@ class Tables:
         self.forget(connection, session_id)  # The trigger takes it for a deletion.
 
     def add_runs(self, connection: Connection, session_id: str, rows: Mapping[str, Row]) -> None:
-        """Put back the rows of runs that are missing."""
+        """Put back the rows of runs that are missing, but for what is no row: whoever recorded it.
+
+        The id of a run is a key over all sessions, so the run of another session is none of this one.
+        """
         table = self.runs
         made = [
             {**{key: row.get(key) for key in table.c.keys() if key not in _RUN_KEYS},  # noqa: SIM118
              "run_id": run_id, "session_id": session_id}
             for run_id, row in rows.items()
         ]  # fmt: skip
-        if made:
-            connection.execute(table.insert(), made)
+        fitting = [each for each in made if all(_fits(column, each[column.key]) for column in table.c)]
+        left_out = len(made) - len(fitting)
+        try:
+            self._insert_runs(connection, fitting)
+        except _REFUSED:
+            for each in fitting:
+                try:
+                    self._insert_runs(connection, [each])
+                except _REFUSED:
+                    left_out += 1
+        if left_out:
+            logger.error("session %r is shown without %d of its runs: no rows", session_id, left_out)
+
+    def _insert_runs(self, connection: Connection, rows: Sequence[Row]) -> None:
+        if rows:
+            with connection.begin_nested():
+                connection.execute(self.runs.insert(), rows)
+
+
+def _fits(column: Column[Any], value: Any) -> bool:
+    """Whether a value is what a column takes: JSON may be any, a text is one that every database has."""
+    if value is None:
+        return bool(column.nullable)
+    if isinstance(column.type, JSON):
+        return True
+    if isinstance(column.type, Integer):
+        return type(value) is int and -(2**63) <= value < 2**63
+    return isinstance(value, str) and "\0" not in value
 
 
 def _mark_of(rows: Sequence[Any]) -> Mark | None:
@@ -491,7 +542,7 @@ _SQL: Final = {
     # Without triggers for a while, anything may have been written; what was deleted before that stays so.
     "suspect": "UPDATE {marks} SET changed = {CHANGED} WHERE namespace = ? AND changed < {CHANGED}",
     # Sessions whose rows do not show what the log has, but for those that others have deleted.
-    "behind": "SELECT h.session_id FROM {heads} AS h LEFT JOIN {marks} AS m"
+    "behind": "SELECT h.session_id, h.version FROM {heads} AS h LEFT JOIN {marks} AS m"
     " ON m.namespace = h.namespace AND m.session_id = h.session_id"
     " LEFT JOIN {sessions} AS a ON a.session_id = h.session_id"
     " WHERE h.namespace = ? AND (m.changed IS NULL OR m.changed <> {DELETED}) AND (m.version <> h.version"
