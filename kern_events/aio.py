@@ -326,7 +326,7 @@ class AsyncSessionLog:
         attempts: int = 5,
     ) -> AsyncConsumer:
         """See SessionLog.consumer; `handle` may be a coroutine function where it is not transactional."""
-        check_numbers(after=after)
+        check_numbers(after=0 if after is None else after)
         return AsyncConsumer(
             self,
             name,

@@ -503,7 +503,7 @@ class SessionLog:
             batch_size: At most so many recorded events at once.
             attempts: How often an event is tried before its session waits for somebody.
         """
-        check_numbers(after=after)
+        check_numbers(after=0 if after is None else after)
         return Consumer(
             self,
             name,
@@ -869,8 +869,12 @@ def merged(metadata: Mapping[str, Any], change: Any) -> dict[str, Any]:
 
 
 def check_numbers(**numbers: int | None) -> None:
-    """Numbers from 0, or None; anything else is a ValueError that names the parameter."""
+    """Numbers from 0, or None but for `after`; anything else is an error that names the parameter."""
     for name, value in numbers.items():
+        if value is not None and not hasattr(value, "__index__"):
+            raise TypeError(f"{name} is a number from 0, not {type(value).__name__}")
+        if value is None and name == "after":
+            raise TypeError("after is a number from 0, not None")
         if value is not None and not 0 <= operator.index(value) <= _MAX_NUMBER:
             raise ValueError(f"{name} is a number from 0")
 
@@ -890,6 +894,8 @@ def _in_order(order: Sequence[int], values: Sequence[T]) -> list[T]:
 def _cursor(after: str | None) -> tuple[int, str] | None:
     if after is None:
         return None
+    if not isinstance(after, str):
+        raise TypeError(f"after is the cursor of a session, a text, not {type(after).__name__}")
     updated, separator, session_id = after.partition(":")
     if not separator or not re.fullmatch("[0-9]{1,18}", updated):
         raise ValueError("after is not the cursor of a session")

@@ -414,6 +414,10 @@ def scope_of(agent: bool) -> str:
     return "agent" if agent else "session"
 
 
-def path_of(path: str | Sequence[str]) -> list[str]:
+def path_of(path: Any) -> list[str]:
     """A path of keys; a text is one key."""
-    return [path] if isinstance(path, str) else list(path)
+    if isinstance(path, str):
+        return [path]
+    if not isinstance(path, Sequence) or isinstance(path, (bytes, bytearray)):
+        raise InvalidEvent(f"{type(path).__name__} is not a path, which is a text or a list of keys", "path")
+    return list(path)

@@ -209,6 +209,8 @@ class Sessions(SessionLog):
             VersionConflict: The session has not come to `min_version`.
             ProjectionFailed: The projector raised.
         """
+        if type(session_id) is not str:  # The caches would ask for its hash.
+            self.head(session_id)  # Which says that it is no id.
         chosen = self._chosen(projector)
         if turn is None and version is None and at is None:
             return self._load_head(session_id, chosen, min_version, stale_ok)

@@ -136,3 +136,17 @@ def test_namespaces_see_nothing_of_each_other(open_log, address):
     with pytest.raises(SessionNotFound):
         mine.delete("only")
     assert mine.head("s").hash != yours.head("s").hash
+
+
+def test_a_parameter_of_another_type_is_refused_by_its_name(log):
+    log.append("s", notes(1))
+    for verb, values in (
+        (log.sessions, {"after": 5}), (log.sessions, {"limit": "1"}),
+        (log.read, {"session_id": "s", "after": None}), (log.read, {"session_id": "s", "until": 1.5}),
+        (log.read_all, {"after": None}), (log.subscribe, {"after": None}),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=f"^{list(values)[-1]} is "):
+            list(verb(**values))
+    for path in ({"a": 1}, {"a"}, 5, b"a"):
+        with pytest.raises(InvalidEvent, match="path"), log.turn("t") as turn:
+            turn.set_state(path, 1)

@@ -18,7 +18,8 @@ from kern_events import (
     tool_failed,
     tool_returned,
 )
-from projections import Message, SessionProjector, ToolCall, View
+from kern_events.errors import InvalidEvent
+from projections import Message, SessionProjector, Sessions, ToolCall, View
 from projections.chunks import Chunks
 from projections.frozen import FrozenDict, FrozenList
 from projections.session import Media, Raw, Reasoning, Refusal, Text
@@ -386,3 +387,9 @@ def assert_frozen(value: Any) -> None:
 def test_values_are_equal_by_content() -> None:
     assert Message("m", "user", "Hi") == Message("m", "user", "Hi")
     assert ToolCall("c", "f", "{}") != ToolCall("c", "f", "{ }")
+
+
+@pytest.mark.parametrize("session_id", [{}, ["s"], None, 5])
+def test_what_is_no_id_is_refused_before_a_cache_is_asked(session_id: Any) -> None:
+    with Sessions("memory:") as sessions, pytest.raises(InvalidEvent, match="session_id"):
+        sessions.load(session_id)
