@@ -38,6 +38,7 @@ def main() -> int:
     """Print the ratio of each question; 1 if one is above the limit."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.paired", description=__doc__)
     parser.add_argument("other", type=Path, help="the other checkout, as of before the change")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of those above; all by default")
     parser.add_argument("--rounds", type=int, default=60, help="pairs of blocks for each question")
     parser.add_argument("--limit", type=float, default=1.03)
     options = parser.parse_args()
@@ -49,7 +50,8 @@ def main() -> int:
             stack.enter_context(_worker(root, f"sqlite:///{bench.sqlite()}", bench.postgres(), bench.redis()))
             for root in (_HERE, options.other.resolve())
         ]
-        for name, what in _QUESTIONS.items():
+        for name in options.names or _QUESTIONS:
+            what = _QUESTIONS[name]
             ratio, low, high, ours = _compared(sides, name, options.rounds)
             slower |= ratio > options.limit
             figures = f"{ours * 1e6:9.1f} µs   {ratio:.3f}  ({low:.3f} to {high:.3f})"

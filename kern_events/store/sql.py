@@ -19,7 +19,7 @@ _STORED_E: Final = ", ".join(f"e.{column}" for column in STORED_COLUMNS)
 _HEAD_S: Final = ", ".join(f"s.{column}" for column in HEAD.split(", "))
 _LISTING: Final = ", ".join(LISTING)
 _TOMBSTONES: Final = "('session.erased', 'session.deleted')"
-_OF_FORKS: Final = "e.version > 1 AND e.type >= 'session.' AND e.type < 'session/'"
+_OF_FORKS: Final = "e.version <> 1 AND e.type >= 'session.' AND e.type < 'session/'"
 _CONTENT: Final = ("payload", "native", "meta")
 _INFO: Final = (
     "session_id, status, version, turn, " + _LISTING + ", fork_parent, fork_version, created_at, updated_at"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 from collections.abc import Iterator
 
 import psycopg
@@ -484,3 +485,22 @@ def test_whose_a_session_is_and_who_took_a_turn_costs_nothing_more(log, sent):
         sent.clear()
         turn.message("user", "It was looked at what they have appended.")
         assert len(sent) == 2
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_sqlite_plans_no_statement_anew(log):
+    """It does where the condition of an index has to be compared with the value that a statement is given."""
+    log.append("s", notes(9))
+    log._store.tail("default", "s", 0, 100)
+    planned = []
+    with log._store._file.reading() as driver:
+        driver.set_authorizer(lambda *about: planned.append(about) or sqlite3.SQLITE_OK)
+    log._store.tail("default", "s", 1, 100)
+    assert planned
+    planned.clear()
+
+    for after in range(2, 9):
+        log._store.tail("default", "s", after, 100)
+    with log._store._file.reading() as driver:
+        driver.set_authorizer(None)
+    assert planned == []

@@ -4,7 +4,7 @@
 -- What a fork says of itself is found without its other rows. Version 1, which no fork has, is where most
 -- sessions begin: it stays out, so that a new session costs no more.
 CREATE INDEX kern_events_describing ON kern_events (namespace, session_id, type, version)
-    WHERE version > 1 AND type >= 'session.' AND type < 'session/';
+    WHERE version <> 1 AND type >= 'session.' AND type < 'session/';
 
 -- An UPDATE may only erase: content and salt go, the commitment comes, a tombstone stands after it.
 CREATE OR REPLACE FUNCTION kern_append_only() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$

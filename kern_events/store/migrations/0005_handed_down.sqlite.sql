@@ -3,8 +3,10 @@
 
 -- What a fork says of itself is found without its other rows. Version 1, which no fork has, is where most
 -- sessions begin: it stays out, so that a new session costs no more.
+-- Not `version > 1`: SQLite would compare that with the value that each statement has for `version > ?`, and plan
+-- the statement anew at every use.
 CREATE INDEX kern_events_describing ON kern_events (session, type, version)
-    WHERE version > 1 AND type >= 'session.' AND type < 'session/';
+    WHERE version <> 1 AND type >= 'session.' AND type < 'session/';
 
 DROP TRIGGER kern_events_append_only;
 
