@@ -127,7 +127,8 @@ def _is_encodable(value: Any, depth: int = MAX_DEPTH) -> bool:
         return False
     if kinds.isdisjoint(DICTS) and kinds.isdisjoint(LISTS):
         return True
-    return depth > 0 and all([_is_encodable(item, depth - 1) for item in items])
+    # The first that is too deep ends it: what holds itself twice would else be looked at 2**64 times.
+    return depth > 0 and all(_is_encodable(item, depth - 1) for item in items)
 
 
 # A decode of this much takes longer than a look at so few values.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
@@ -17,6 +18,14 @@ import pytest
 from tests import servers, writers
 
 ALLOW_SKIP = "KERN_EVENTS_TEST_ALLOW_SKIP"
+
+
+@pytest.fixture(autouse=True)
+def module_path() -> Iterator[None]:
+    """What a command adds to the module search path, as for `--projector`, ends with its test."""
+    before = sys.path[:]
+    yield
+    sys.path[:] = before
 
 
 @pytest.fixture

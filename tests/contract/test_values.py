@@ -168,10 +168,11 @@ def deep() -> list[Any]:
     endless: list[Any] = []
     endless.append(endless)
     lists: Any = []
+    doubled: Any = []
     tuples: Any = ()
     for _ in range(4_000):
-        lists, tuples = [lists], (tuples,)
-    return [endless, lists, tuples, {"a": [tuples]}]
+        lists, tuples, doubled = [lists], (tuples,), [doubled, doubled]
+    return [endless, [endless, endless], lists, tuples, {"a": [tuples]}, doubled]
 
 
 def others(value: Any) -> list[Any]:

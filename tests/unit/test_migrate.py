@@ -22,8 +22,8 @@ PINNED = {
     "0003_parked.sqlite.sql": "bceda7b0b3aa759495fe023e0f3793039bc560989008bd811fcdef74ba5fc3f4",
     "0004_fork_owners.postgres.sql": "13f9faa90500282fe6d015937c42a0b182e2283474d80a4d7de50a5aa586c285",
     "0004_fork_owners.sqlite.sql": "21df1472a6d13bf804e6306b67bf57172cfef05a1e72650e51bc3b3de7aa75e5",
-    "0005_handed_down.postgres.sql": "b441bea6a42a6374df11e70330b6f35d468fe784ea767dcb7dd7259d9466f934",
-    "0005_handed_down.sqlite.sql": "af0e05355705b33eebed2888673c8213a89b9dc876527454f35a556460bcd50e",
+    "0005_handed_down.postgres.sql": "5ab513bb97e25d1c90db55bf39e92f58e755985abc0a7a3ce823a74f61d58da1",
+    "0005_handed_down.sqlite.sql": "a20efcdaecb044ef986e7ab05c0d7401e0b8efd17ef6a4299ab3ed0c8b598a3d",
 }
 DIALECTS = ("sqlite", "postgres")
 
