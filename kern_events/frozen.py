@@ -77,15 +77,28 @@ def freeze(value: Json) -> Frozen:
 _DEEPER: Final = 100  # than anything that is recorded
 
 
-def thaw(value: Json, depth: int = _DEEPER) -> Json:
+class _TooDeep(Exception):
+    """Ends the copy at once: what holds itself twice would else be gone through again and again."""
+
+
+def thaw(value: Json) -> Json:
     """A plain copy of a JSON value, frozen or not: dicts and lists, free to change.
 
-    What cannot be recorded, as a tuple, or what is nested deeper than `depth`, stays as it is, for the log
-    to refuse.
+    What cannot be recorded stays as it is, for the log to refuse: a tuple, or all of a value that is nested
+    in hundreds.
     """
+    try:
+        return _thawed(value, _DEEPER)
+    except _TooDeep:
+        return value
+
+
+def _thawed(value: Json, depth: int) -> Json:
     kind = type(value)
-    if kind in DICTS and depth:
-        return {key: thaw(item, depth - 1) for key, item in value.items()}
-    if kind in LISTS and depth:
-        return [thaw(item, depth - 1) for item in value]
-    return value
+    if kind not in DICTS and kind not in LISTS:
+        return value
+    if not depth:
+        raise _TooDeep
+    if kind in DICTS:
+        return {key: _thawed(item, depth - 1) for key, item in value.items()}
+    return [_thawed(item, depth - 1) for item in value]
