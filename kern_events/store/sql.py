@@ -382,13 +382,11 @@ _FORK: Final = _CREATE.replace(f"{_LISTING})", f"{_LISTING}, fork_parent, fork_v
 )
 
 
-
-
 class Paged(NamedTuple):
     """A page of rows: `by_rows`, where nothing is large, as almost always, and `by_bytes`.
 
     By rows costs as much as without pages. What is large comes without its contents, told by a hash
-    that is NULL. By bytes ends where a page is full, and costs a third more.
+    that is NULL; of a tail it is passed over. By bytes ends where a page is full, and costs a third more.
     """
 
     by_rows: str
