@@ -126,6 +126,7 @@ def import_events(
                 importer.report.seconds = time.perf_counter() - started
                 progress(importer.report)
         importer.finish()
+        importer.settle()
     finally:
         importer.close()
     importer.report.seconds = time.perf_counter() - started
@@ -157,6 +158,7 @@ class _Importer:
         self._whole: dict[str, int] = {}  # the sessions that are in the file from version 1, and up to where
         self._begun = False
         self._session: _Session | None = None
+        self._recorded: str | None = None  # a session that was found to be recorded
 
     def take(self, number: int, line: Line) -> None:
         """One line of the file, from 1."""
@@ -192,6 +194,11 @@ class _Importer:
                 self._record(session, session.incoming)
             except _Failed as failed:
                 self._fail(session, failed)
+
+    def settle(self) -> None:
+        """What was found to be recorded is durable from here on."""
+        if self._recorded is not None:
+            self._log._settled(self._recorded)
 
     def close(self) -> None:
         """Let go of what was read."""
@@ -261,6 +268,7 @@ class _Importer:
                 all(map(self._log._store.adopt, session.parts(head)))
         else:
             raise _Failed("somebody else is appending to it; import again")
+        self._recorded = session.section.session_id
         if whole:
             self._whole[session.section.session_id] = incoming.version
         if first is None:

@@ -68,15 +68,14 @@ class PendingReceipt(NamedTuple):
     receipt: Receipt
 
     def confirm(self) -> Receipt:
-        """The receipt, once the caller has committed.
+        """The receipt, once the caller has committed; also where the answer to that COMMIT was lost.
 
         Raises:
             StoreError: The events are not there: the transaction was rolled back or is still open.
         """
         expected = self.receipt
-        rows = self.log._store.rows(
-            expected.namespace, expected.session_id, expected.version - 1, expected.version, 1
-        )
+        scope = self.log._scope_of(expected.session_id)
+        rows = self.log._store.look_up(scope, expected.version - 1, 1, durable=True).behind
         if not rows or rows[0][18] != expected.hash:
             raise StoreError(
                 f"version {expected.version} of session {expected.session_id!r} is not recorded: "
@@ -725,6 +724,7 @@ class SessionLog:
         """
         landed = delete(self._store, self.namespace, session_id, self._tombstones(session_id, actor))
         if landed is None:
+            self._settled(session_id)  # Whoever lost the answer of a deletion takes this for it.
             raise SessionNotFound(session_id)
         return landed.receipt
 
@@ -815,6 +815,10 @@ class SessionLog:
     def _recorded(self, batch: Batch) -> Landed | None:
         """Whether a batch is recorded whose append was broken off; for the package's own recorders."""
         return recorded(self._store, batch)
+
+    def _settled(self, session_id: str) -> Head:
+        """As head, once everything that could be read before is durable; for the package's own importers."""
+        return self._store.look_up(self._scope_of(session_id), 0, 0, durable=True).head
 
     def _head_for(self, session_id: str, user_id: str | None) -> Head:
         """As head; OwnerMismatch if the session is another user's. For the package's own recorders."""

@@ -152,7 +152,7 @@ def import_transcripts(
         if progress:
             importer.report.seconds = time.perf_counter() - started
             progress(importer.report)
-    importer.flush()
+    importer.finish()
     importer.report.seconds = time.perf_counter() - started
     return importer.report
 
@@ -194,6 +194,7 @@ class _Importer:
         self._max_line_bytes = max_line_bytes
         self._group: dict[str, _Job] = {}
         self._group_events = self._group_bytes = 0
+        self._known: str | None = None  # a session that something of is recorded already
 
     def take(self, number: int, line: Line) -> None:
         """Record one line, now or with a later one."""
@@ -215,6 +216,12 @@ class _Importer:
             self.flush()
         if job := self._plan(number, conversation):
             self._enqueue(job)
+
+    def finish(self) -> None:
+        """Record what is left; what was found recorded is durable then, too."""
+        self.flush()
+        if self._known is not None:
+            self._log._settled(self._known)
 
     def flush(self) -> None:
         """Record the group in one transaction; if one of it is refused, each on its own."""
@@ -264,6 +271,8 @@ class _Importer:
         """What is to be recorded of a conversation; None, and counted, if nothing is."""
         try:
             head = self._log.head(conversation.session_id)
+            if head.version:
+                self._known = conversation.session_id
             batches = _Batches(self._log, conversation, _missing(self._log, conversation, head))
             made = list(batches) if isinstance(conversation.pieces, list) else batches
             events = size_bytes = 0

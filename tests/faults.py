@@ -85,11 +85,11 @@ class FaultyStore:
         base = Head(origin.version, bytes(32))
         return self._sent(lambda: self._inner.fork(batch, origin), AnswerLost(base))
 
-    def look_up(self, batch: Any, base: int, count: int) -> Any:
+    def look_up(self, batch: Any, base: int, count: int, *, durable: bool = False) -> Any:
         self._meanwhile()
         if self._chance.random() < 0.25:
             raise StoreUnavailable("the line is down")
-        return self._inner.look_up(batch, base, count)
+        return self._inner.look_up(batch, base, count, durable=durable)
 
     def settle(self) -> None:
         """Everything that is still under way arrives."""
@@ -148,7 +148,8 @@ class CuttingProxy:
 
     `cut_next` arms it once: `before` cuts when the client next sends something, which the server
     never sees; `during` lets the server have it and cuts at once; `after` cuts when the server has
-    answered, which the client never sees. `down` cuts everything and answers nobody.
+    answered, which the client never sees. `down` cuts everything and answers nobody. `freeze` holds back
+    whatever is sent, and closes nothing: to both sides, the other one is silent.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -160,6 +161,8 @@ class CuttingProxy:
         self._matching = b""
         self._down = self._then_down = False
         self._open: set[socket.socket] = set()
+        self._flowing = threading.Event()
+        self._flowing.set()
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
         self.cuts = 0
@@ -179,9 +182,18 @@ class CuttingProxy:
         """Take connections again."""
         self._down = False
 
+    def freeze(self) -> None:
+        """Hold everything back."""
+        self._flowing.clear()
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._flowing.set()
+
     def close(self) -> None:
         """Stop."""
         self.down()
+        self.thaw()
         _close(self._listener)
         for thread in self._threads:
             thread.join(PATIENCE_S)
@@ -196,7 +208,11 @@ class CuttingProxy:
             if self._down:
                 _close(client)
                 continue
-            server = socket.create_connection(self._server)
+            try:
+                server = socket.create_connection(self._server)
+            except OSError:
+                _close(client)
+                continue
             for one in (client, server):
                 one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._open.add(one)
@@ -214,6 +230,7 @@ class CuttingProxy:
                     break
                 if mode == "after":
                     cut.set()  # Its answer is the last that comes, and goes nowhere.
+                self._flowing.wait()
                 server.sendall(data)
                 if mode == "during":
                     break
@@ -225,6 +242,7 @@ class CuttingProxy:
             while data := server.recv(1 << 20):
                 if cut.is_set():
                     break
+                self._flowing.wait()
                 client.sendall(data)
         self._end(client, server)
 

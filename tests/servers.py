@@ -135,35 +135,102 @@ def postgres(
     Yields:
         The SQLAlchemy URL of its superuser: `postgresql+psycopg://postgres@127.0.0.1:PORT/postgres`.
     """
-    binaries = (binary or find_postgres()).path.parent
-    with _folder() as folder:
-        data, port = folder / "data", _free_port()
+    with postgres_process(binary, durable=durable, settings=settings) as process:
+        yield process.url
+
+
+class PostgresProcess:
+    """A Postgres that can be stopped at once and started again, and one that follows another.
+
+    Attributes:
+        port: Where it listens, the same one after a restart.
+        url: The SQLAlchemy URL of its superuser.
+    """
+
+    def __init__(self, binary: Binary, settings: Sequence[str], *, durable: bool) -> None:
+        self.port = _free_port()
+        self.url = f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/postgres"
+        self._binaries = binary.path.parent
+        self._settings = settings
+        self._durable = durable
+        self._life, self._running = ExitStack(), ExitStack()
         # Settings for clients would reach the server's own tools; an odd locale stops it on macOS.
-        env = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
-        env |= {"LC_ALL": "C", "TZ": "UTC"}
-        prefix, identity = _not_root(binaries / "postgres", folder)
+        self._env = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
+        self._env |= {"LC_ALL": "C", "TZ": "UTC"}
 
-        options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]
-        initdb: Command = [*prefix, binaries / "initdb", "-D", data, *options]
-        made = subprocess.run(initdb, cwd="/", env=env, capture_output=True, text=True, **identity)
-        if made.returncode:
-            raise RuntimeError(f"initdb failed:\n{made.stdout}{made.stderr}")
-
-        lines = ["listen_addresses = '127.0.0.1'", f"port = {port}", f"unix_socket_directories = '{folder}'"]
-        if not durable:
+    def make(self, primary_port: int | None = None) -> None:
+        """Make its data: an empty database, or a copy of the primary's, which it then follows."""
+        folder = self._life.enter_context(_folder())
+        # The data outlive the server, but not the tests, however they end.
+        self._life.enter_context(_running(["sleep", "infinity"], folder, lambda: True, stop="TERM"))
+        self._folder, self._data = folder, folder / "data"
+        self._prefix, self._identity = _not_root(self._binaries / "postgres", folder)
+        if primary_port is None:
+            options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]
+            self._tool("initdb", *options)
+        else:
+            source = ["-h", "127.0.0.1", "-p", f"{primary_port}", "-U", "postgres"]
+            self._tool("pg_basebackup", *source, "-R", "--checkpoint=fast", "--no-sync")
+        lines = ["listen_addresses = '127.0.0.1'", f"port = {self.port}"]
+        lines += [f"unix_socket_directories = '{folder}'"]
+        if not self._durable:
             lines += ["fsync = off", "synchronous_commit = off", "full_page_writes = off"]
-        with open(data / "postgresql.conf", "a") as conf:
-            conf.write("\n".join([*lines, *settings, ""]))
+        with open(self._data / "postgresql.conf", "a") as conf:
+            conf.write("\n".join([*lines, *self._settings, ""]))
 
-        def ready() -> bool:
-            with suppress(FileNotFoundError):
-                status = (data / "postmaster.pid").read_text().splitlines()[7:8]
-                return [line.strip() for line in status] == ["ready"]
-            return False
+    def start(self) -> None:
+        """Start it; it is ready for connections then, or for those that only read."""
+        (self._data / "postmaster.pid").unlink(missing_ok=True)
+        command: Command = [*self._prefix, self._binaries / "postgres", "-D", self._data]
+        nothing = self._folder / "nothing"
+        running = _running(command, nothing, self._is_ready, stop="INT", env=self._env, **self._identity)
+        self._running.enter_context(running)
 
-        command: Command = [*prefix, binaries / "postgres", "-D", data]
-        with _running(command, folder, ready, stop="INT", env=env, **identity):
-            yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+    def kill(self) -> None:
+        """End it at once, as a crash does: `pg_ctl stop -m immediate`."""
+        self._tool("pg_ctl", "stop", "-m", "immediate")
+        self._running.close()
+
+    def promote(self) -> None:
+        """Have a standby follow nobody any more."""
+        self._tool("pg_ctl", "promote", "-w")
+
+    def close(self) -> None:
+        """Stop it, and remove everything."""
+        self._running.close()
+        self._life.close()
+
+    def _tool(self, name: str, *options: str) -> None:
+        command: Command = [*self._prefix, self._binaries / name, "-D", self._data, *options]
+        made = subprocess.run(
+            command, cwd="/", env=self._env, capture_output=True, text=True, **self._identity
+        )
+        if made.returncode:
+            raise RuntimeError(f"{name} failed:\n{made.stdout}{made.stderr}")
+
+    def _is_ready(self) -> bool:
+        with suppress(FileNotFoundError):
+            status = (self._data / "postmaster.pid").read_text().splitlines()[7:8]
+            return [line.strip() for line in status] in (["ready"], ["standby"])
+        return False
+
+
+@contextmanager
+def postgres_process(
+    binary: Binary | None = None,
+    *,
+    durable: bool = False,
+    settings: Sequence[str] = (),
+    primary_port: int | None = None,
+) -> Iterator[PostgresProcess]:
+    """As `postgres`, for tests that do something to the server; with a port, a standby of what is there."""
+    process = PostgresProcess(binary or find_postgres(), settings, durable=durable)
+    try:
+        process.make(primary_port)
+        process.start()
+        yield process
+    finally:
+        process.close()
 
 
 @contextmanager

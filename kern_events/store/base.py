@@ -349,8 +349,12 @@ class Store(Protocol):
     def submit(self, batch: Batch, base: Base) -> Future[Landed | Refused] | None:
         """As attempt, without holding the thread; None where the store has no queue."""
 
-    def look_up(self, batch: Batch, base: int, count: int) -> Found:
-        """The head, the `count` rows behind `base` and the rows of the batch's key; what its fence bars."""
+    def look_up(self, batch: Batch, base: int, count: int, *, durable: bool = False) -> Found:
+        """The head, the `count` rows behind `base` and the rows of the batch's key; what its fence bars.
+
+        With `durable`, once all of it is as safe as what an attempt has answered: what can be read may be
+        less than that, as where the wait of a commit for its standby was broken off.
+        """
 
     def attempt_many(self, batches: Sequence[tuple[Batch, Base]]) -> list[Landed] | None:
         """Record several batches in one transaction; None if one is refused, which undoes all."""

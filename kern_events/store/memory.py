@@ -177,7 +177,7 @@ class MemoryStore:
         """See Store: refused, there is no transaction to join."""
         raise ValueError("memory: has no transactions to read in")
 
-    def look_up(self, batch: Batch, base: int, count: int) -> Found:
+    def look_up(self, batch: Batch, base: int, count: int, *, durable: bool = False) -> Found:
         """See Store."""
         with self._locked():
             session = self._sessions.get((batch.namespace, batch.session_id))

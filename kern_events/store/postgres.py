@@ -464,10 +464,11 @@ class PostgresStore:
         rows = self._server.query(self._sql.head, (namespace, session_id))
         return Head(*rows[0]) if rows else None
 
-    def look_up(self, batch: Batch, base: int, count: int) -> Found:
+    def look_up(self, batch: Batch, base: int, count: int, *, durable: bool = False) -> Found:
         """See Store."""
         self._server.ensure()
-        found = self._server.read(lambda session: self._looked_up(session.cursor, batch, base, count))
+        read = self._server.read_durably if durable else self._server.read
+        found = read(lambda session: self._looked_up(session.cursor, batch, base, count))
         self._remember(batch, found.head if found.head.version else None)
         return found
 

@@ -153,6 +153,21 @@ class PostgresServer:
                 return result
         raise AssertionError("unreachable")  # pragma: no cover
 
+    def read_durably(self, read: Callable[[Session], T]) -> T:
+        """A read of what no failover takes away, as far as `synchronous_commit` says that of a commit.
+
+        The primary shows a commit whose wait for a synchronous standby was broken off, and after a crash all
+        that its WAL has. So something is committed behind it, which waits for both; on the connection that
+        has read, because another one may lead to another server.
+        """
+
+        def work(session: Session, bases: list[Head]) -> T:
+            result = read(session)
+            session.cursor.execute(sql.POSTGRES_BARRIER)
+            return result
+
+        return self.in_transaction(work)
+
     def _take(self) -> Lease:
         if self._closed:
             raise StoreError("this log is closed")

@@ -2,7 +2,8 @@
 
 An attempt at base b can land only at b+1 ... b+k, and never once the head is past b without it. So a
 lost answer is looked up, never guessed, and the base moves only after a look-up has shown that the
-events are not behind it. It is decided here, once, so that it cannot differ by database.
+events are not behind it. What can be read need not be durable yet, so a look-up that acknowledges
+something waits for that. It is decided here, once, so that it cannot differ by database.
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ def record(
         if isinstance(answer, Landed):
             return answer
         used = answer.base
-        found = _look_up(store, batch, used, cause)
-        if landed := _already(batch, used, found):
+        landed, found = _found(store, batch, used, cause)
+        if landed:
             return landed
         head = found.head
         if head.version == version_of(used):
@@ -117,8 +118,9 @@ def recorded(store: Store, batch: Batch) -> Landed | None:
         for row in rows:
             if row[2] == began or row[2] == first:
                 count = len(batch.events) + (row[2] == began)
-                found = store.look_up(batch, row[0] - 1, count)
-                return _landed_before(batch, found.behind, found.head)
+                found = _looked_up(store, batch, row[0] - 1, count, None, durable=True)
+                there = found.behind and found.behind[0][2] == row[2]
+                return _landed_before(batch, found.behind, found.head) if there else None
         after = rows[-1][0]
     return None
 
@@ -193,8 +195,8 @@ def _place(
 ) -> Landed | Base:
     """Where one batch of several landed, or the base of its next attempt."""
     used = 0 if base is None else base
-    found = _look_up(store, batch, used, cause)
-    if landed := _already(batch, used, found):
+    landed, found = _found(store, batch, used, cause)
+    if landed:
         return landed
     if expected == 0 and base == 0 and found.head.status == "deleted":
         return found.head  # A deleted session is new again; its head is pinned once.
@@ -232,9 +234,8 @@ def delete(store: Store, namespace: str, session_id: str, tombstone: Tombstone) 
             if base is None:
                 raise
             raise AppendUnresolved(session_id, base.version) from error
-        batch = tombstone(base)
-        found = _look_up(store, batch, base, cause)
-        if landed := _already(batch, base, found):
+        landed, found = _found(store, tombstone(base), base, cause)
+        if landed:
             return landed
         if found.head.status == "deleted":
             return None
@@ -268,8 +269,8 @@ def fork(store: Store, batch: Batch, origin: Origin) -> Landed | None:
             raise AppendUnresolved(batch.session_id, origin.version) from error
         if isinstance(answer, Landed) or (answer is None and cause is None):
             return answer
-        found = _look_up(store, batch, origin.version, cause)
-        if landed := _already(batch, origin.version, found):
+        landed, found = _found(store, batch, origin.version, cause)
+        if landed:
             return landed
         if found.head.version:
             raise SessionExists(batch.session_id)
@@ -294,17 +295,42 @@ def check_within(batch: Batch, expected: Expected, answer: Landed | Refused, fou
     )
 
 
-def _look_up(store: Store, batch: Batch, base: Head | int, cause: BaseException | None) -> Found:
+def _found(
+    store: Store, batch: Batch, base: Head | int, cause: BaseException | None
+) -> tuple[Landed | None, Found]:
+    """Where a look-up finds the batch, if it does, and what else it saw.
+
+    What is there is looked up once more, durably. That counts alone: in between, another server may have
+    become the primary, and there it need not be.
+    """
+    found = _look_up(store, batch, base, cause)
+    landed = _already(batch, base, found)
+    if landed:
+        found = _look_up(store, batch, base, cause, durable=True)
+        landed = _already(batch, base, found)
+    return landed, found
+
+
+def _look_up(
+    store: Store, batch: Batch, base: Head | int, cause: BaseException | None, *, durable: bool = False
+) -> Found:
+    count = len(_events(batch, base))
+    return _looked_up(store, batch, version_of(base), count, cause, durable=durable)
+
+
+def _looked_up(
+    store: Store, batch: Batch, base: int, count: int, cause: BaseException | None, *, durable: bool
+) -> Found:
     try:
         for attempt in stamina.retry_context(
             on=StoreUnavailable, attempts=6, timeout=10.0, wait_initial=0.02, wait_max=1.0, wait_jitter=0.05
         ):
             with attempt:
-                return store.look_up(batch, version_of(base), len(_events(batch, base)))
+                return store.look_up(batch, base, count, durable=durable)
     except StoreError as error:
-        if cause is None:
+        if cause is None and not durable:
             raise  # The attempt is known not to have landed.
-        raise AppendUnresolved(batch.session_id, version_of(base)) from error
+        raise AppendUnresolved(batch.session_id, base) from error
     raise AssertionError("unreachable")  # pragma: no cover
 
 

@@ -759,6 +759,8 @@ POSTGRES_ISOLATION: Final = "SELECT current_setting('transaction_isolation')"
 POSTGRES_BEGIN_READ: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 # Begin a writing transaction.
 POSTGRES_BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
+# Something in the WAL, so that COMMIT waits for it; no table and no lock is needed, and everybody may do it.
+POSTGRES_BARRIER: Final = "SELECT pg_logical_emit_message(true, 'kern_events', '')"
 # How long the transaction waits for a lock, where a session may not have a setting of its own.
 POSTGRES_LOCK_TIMEOUT: Final = "SELECT set_config('lock_timeout', %b, true)"
 # One migrator at a time; the number is ours alone and means nothing.

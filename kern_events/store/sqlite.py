@@ -317,7 +317,7 @@ class SQLiteStore:
         rows = self._file.query(sql.SQLITE_HEAD, (namespace, session_id))
         return Head(*rows[0]) if rows else None
 
-    def look_up(self, batch: Batch, base: int, count: int) -> Found:
+    def look_up(self, batch: Batch, base: int, count: int, *, durable: bool = False) -> Found:
         """See Store."""
         with self._file.reading() as driver:
             return _look_up(driver, batch, base, count)
