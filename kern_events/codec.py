@@ -81,7 +81,7 @@ def encode_plain(values: list[Any], limit: int = MAX_PAYLOAD_BYTES) -> list[byte
     if not all(_is_encodable(values[i]) for i in nested):
         return None
     try:
-        encoded = [orjson.dumps(value, _plain, _STRICT) for value in values]
+        encoded = [orjson.dumps(value, None, _STRICT) for value in values]
     except (orjson.JSONEncodeError, RecursionError):
         return None
     if max(map(len, encoded)) > limit:
@@ -100,6 +100,7 @@ def encode_plain(values: list[Any], limit: int = MAX_PAYLOAD_BYTES) -> list[byte
 
 # What the strict encoder either records exactly or refuses, when it stands directly in a dict.
 _FLAT: Final = frozenset({str, int, bool, type(None)})
+_PLAIN: Final = _FLAT | {float}
 
 
 def _plain(value: Any) -> Any:
@@ -119,16 +120,14 @@ def _is_flat(value: Any) -> bool:
 def _is_encodable(value: Any, depth: int = MAX_DEPTH) -> bool:
     """Whether the encoder may be given a value: tuples that are nested in thousands end the process there."""
     kind = type(value)
-    if kind not in DICTS and kind not in LISTS:
+    if kind in DICTS:
+        value = value.values()
+    elif kind not in LISTS:
         return kind is not tuple
-    items = value.values() if kind in DICTS else value
-    kinds = set(map(type, items))
-    if tuple in kinds:
-        return False
-    if kinds.isdisjoint(DICTS) and kinds.isdisjoint(LISTS):
+    if _PLAIN.issuperset(map(type, value)):
         return True
     # The first that is too deep ends it: what holds itself twice would else be looked at 2**64 times.
-    return depth > 0 and all(_is_encodable(item, depth - 1) for item in items)
+    return depth > 0 and all(_is_encodable(item, depth - 1) for item in value if type(item) not in _PLAIN)
 
 
 # A decode of this much takes longer than a look at so few values.

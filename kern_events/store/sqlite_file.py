@@ -27,7 +27,7 @@ from kern_events.errors import StoreBusy, StoreCorrupt, StoreError, StoreUnavail
 from kern_events.store import migrate, sql
 from kern_events.store.base import Rows, logger, page_of
 from kern_events.store.connections import Connections, Lease, keep_inherited, survive_forks
-from kern_events.store.inodes import Identity, Inodes
+from kern_events.store.inodes import Watch
 
 _OLDEST: Final = (3, 37, 0)
 _SETUP_TIMEOUT_S: Final = 30.0  # many processes may open a fresh file at once
@@ -63,8 +63,7 @@ class SQLiteFile:
             self._engine, self._prepare_reader, _restore_reader, keep=pool_size if self._own else 0
         )
         self._writer: _Writer | None = None
-        self._watched: Inodes | None = None
-        self._opened: list[Identity] = []
+        self._watch: Watch | None = None
         self._replaced = False
         self._wal_mode = True
         self._ready = False
@@ -309,7 +308,8 @@ class SQLiteFile:
             checked_out.invalidate()
             raise
         self._writer = _Writer(checked_out, driver)
-        self._watch()
+        suffixes = ("", "-wal", "-shm") if self._wal_mode else ("",)
+        self._watch = Watch([self._path + suffix for suffix in suffixes])
         return driver
 
     def _wait_in_begin(self, driver: Driver) -> None:
@@ -357,7 +357,7 @@ class SQLiteFile:
         who opened and closed the database file in this process has cancelled SQLite's locks, and another
         process has unlinked the WAL below us.
         """
-        if self._watched is not None and self._watched.now() != self._opened:
+        if self._watch is not None and not self._watch.holds():
             self._replaced = True
             logger.error("a database file was replaced or removed while it was in use; reopening")
             raise StoreUnavailable(
@@ -384,12 +384,6 @@ class SQLiteFile:
             )
             raise StoreCorrupt(str(self._failed))
         self._replaced = False
-
-    def _watch(self) -> None:
-        """Note which files the writer has opened."""
-        suffixes = ("", "-wal", "-shm") if self._wal_mode else ("",)
-        self._watched = Inodes([self._path + suffix for suffix in suffixes])
-        self._opened = self._watched.now()
 
     def translated(self, error: sqlite3.Error) -> StoreError:
         """What the driver's error is to the log; damage latches the store to failed."""

@@ -19,6 +19,7 @@ from sqlalchemy.pool import AssertionPool, SingletonThreadPool, StaticPool
 
 from kern_events import Draft, SessionLog
 from kern_events.errors import KernError, StoreCorrupt, StoreError, StoreUnavailable
+from kern_events.store import inodes
 from tests.writers import note, notes, texts
 
 SECRET = "a word that nobody else would write"
@@ -270,11 +271,40 @@ def test_nothing_is_acknowledged_into_a_wal_that_was_replaced(url, path, harm, a
         assert receipt.version in seen, (acknowledged, seen)
 
 
+@pytest.fixture
+def settle(monkeypatch, path, tmp_path_factory):
+    """Lets the time since the folder's last change pass, as if it were hours."""
+    monkeypatch.setattr(inodes, "_SETTLED_S", -3600)
+    other = tmp_path_factory.mktemp("other") / "touched"
+
+    def settle():
+        while other.touch() or other.stat().st_ctime_ns <= path.parent.stat().st_ctime_ns:
+            pass
+
+    return settle
+
+
+def test_a_folder_in_which_nothing_changes_is_all_that_is_asked_for(url, path, settle, monkeypatch):
+    with SessionLog(url) as log:
+        log.append("s", notes(1))
+        settle()
+        log.append("s", notes(1))
+        monkeypatch.setattr(inodes.Watch, "_now", lambda _: pytest.fail("looked at the files"))
+        assert log.append("s", notes(1)).version == 3
+        (path.parent / "another file").touch()
+        with pytest.raises(pytest.fail.Exception, match="looked at the files"):
+            log.append("s", notes(1))
+
+
 @pytest.mark.parametrize("harm", HARMS)
-def test_a_log_that_is_alone_goes_on_in_a_new_wal(url, path, harm, caplog):
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_log_that_is_alone_goes_on_in_a_new_wal(url, path, harm, settled, settle, caplog):
     with SessionLog(url) as log:
         log.append("s", notes(1))
         seen_elsewhere(path)
+        if settled:
+            settle()
+            log.append("s", notes(1))
         harm(path)
         with suppress(KernError):
             log.append("s", [note("not known")], idempotency_key="lost")
