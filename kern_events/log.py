@@ -752,7 +752,7 @@ class SessionLog:
         return tombstone
 
     def verify(self, session_id: str | None = None, *, progress: Progress | None = None) -> Report:
-        """Recompute the hash chain and the head rows of one session or of all.
+        """Recompute the hash chain and the head rows of one session or of all; compare the schema.
 
         Args:
             session_id: One session, deleted or not; None is all of the namespace.
@@ -768,12 +768,17 @@ class SessionLog:
             check_id(session_id, "session_id")
         with self._store.snapshot() as snapshot:
             report = verify_snapshot(snapshot, self.namespace, session_id, progress)
-        if session_id is not None and not report.sessions and not report.findings:
-            raise SessionNotFound(session_id)
-        return report.with_notes(self._store.notes())
+        return report.with_notes([*report.notes, *self._store.notes()])
 
     def migrate(self) -> tuple[int, int]:
-        """Create or update the tables; returns the schema numbers before and after."""
+        """Create, update or mend the tables; returns the schema numbers before and after.
+
+        What `verify` finds of the schema is made anew: tables, columns, constraints, indexes and triggers
+        that are missing or have been changed. Where nothing is to be done, no rights are needed for it.
+
+        Raises:
+            StoreError: Something cannot be mended, or not by this role.
+        """
         return self._store.migrate()
 
     def _prepare(

@@ -18,7 +18,7 @@ from kern_events.delta import StateEditor
 from kern_events.events import TYPES, Draft, Event, Head, Kind, Receipt, to_datetime, to_microseconds
 from kern_events.frozen import NOTHING, FrozenDict, FrozenList, freeze, thaw
 from kern_events.lineage import Range
-from kern_events.store.base import SnapshotPut, StoredChunk, head_name
+from kern_events.store.base import Difference, SnapshotPut, StoredChunk, head_name
 from kern_events.turn import Claim, Claims, TurnRecorder
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ __all__ = [
     "NOTHING",
     "TYPES",
     "Claim",
+    "Difference",
     "FrozenDict",
     "FrozenList",
     "Kind",
@@ -41,6 +42,7 @@ __all__ = [
     "Tail",
     "descendants",
     "described",
+    "differences",
     "forget_snapshots",
     "freeze",
     "hash_at",
@@ -285,6 +287,11 @@ class Standing(NamedTuple):
     version: int
     origin: int
     stored: int
+
+
+def differences(log: SessionLog) -> Sequence[Difference]:
+    """What the database has not, or has otherwise than it was made, as `verify` finds it."""
+    return log._store.differences()
 
 
 def sizes(log: SessionLog) -> tuple[int, int]:

@@ -15,9 +15,12 @@ import msgspec
 from kern_events import chain
 from kern_events.batch import HANDED_DOWN, LISTING, TOMBSTONES, StoredRow, expected_hash, listing_of
 from kern_events.codec import decode
-from kern_events.errors import ChainBroken, InvalidEvent
+from kern_events.errors import ChainBroken, InvalidEvent, SessionNotFound, StoreError
 from kern_events.events import Kind
-from kern_events.store.base import ERASING, HOUR_US, PAGE_ROWS, HeadRow, Snapshot
+from kern_events.store.base import ERASING, HOUR_US, PAGE_ROWS, Difference, HeadRow, Snapshot
+
+SCHEMA: Final = "schema"
+"""The problem of a finding that concerns the database, and no session."""
 
 _LAST: Final = 2**63 - 1
 
@@ -28,11 +31,13 @@ class Finding(msgspec.Struct, frozen=True):
     """One thing that is not as it was recorded.
 
     Attributes:
-        session_id: The session.
+        session_id: The session; empty where the problem is the schema.
         version: The event, or the head's version.
         problem: changed, missing, foreign, erased_without_tombstone, undecodable, head or orphan;
-            snapshot where those are verified too.
-        field: What of it: `hash`, `version`, or the column of the head row; where the snapshot lies.
+            snapshot where those are verified too. schema: the database has not all that it was made with,
+            the triggers say, that keep the log append-only; `migrate` mends it.
+        field: What of it: `hash`, `version`, or the column of the head row; where the snapshot lies; what
+            of the schema, as in `trigger kern_events_rows`.
         expected: What the log should say.
         found: What it says.
     """
@@ -68,9 +73,11 @@ class Report(msgspec.Struct, frozen=True):
         return not self.findings
 
     def check(self) -> None:
-        """Raise ChainBroken for the first finding, if there is one."""
+        """Raise ChainBroken for the first finding, if there is one; StoreError if it is of the schema."""
         if self.findings:
             first = self.findings[0]
+            if first.problem == SCHEMA:
+                raise StoreError(f"{first.field}: {first.found}; run `kern-events migrate --db URL`")
             raise ChainBroken(first.session_id, first.version, first.expected, first.found)
 
     def with_notes(self, notes: Sequence[str]) -> Report:
@@ -81,7 +88,15 @@ class Report(msgspec.Struct, frozen=True):
 def verify_snapshot(
     snapshot: Snapshot, namespace: str, session_id: str | None, progress: Progress | None
 ) -> Report:
-    """Verify one session or all of a namespace in one consistent state."""
+    """Verify one session or all of a namespace in one consistent state.
+
+    Raises:
+        SessionNotFound: The session given was never recorded.
+    """
+    differences = snapshot.differences()
+    amiss = [Finding("", 0, SCHEMA, *difference) for difference in differences]
+    if any(_bars_reading(difference) for difference in differences):
+        return Report(0, 0, tuple(amiss), ("no session was read, as the tables are others",))
     findings: list[Finding] = []
     sessions = events = 0
     ancestry = _Ancestry(snapshot, namespace)
@@ -98,8 +113,15 @@ def verify_snapshot(
     for orphan, count in snapshot.orphans(namespace):
         if session_id in (None, orphan):
             findings.append(Finding(orphan, 0, "orphan", "head", "a head row", f"{count} events without one"))
+    if session_id is not None and not sessions and not findings:
+        raise SessionNotFound(session_id)
     findings.sort(key=lambda finding: finding.session_id)
-    return Report(sessions, events, tuple(findings))
+    return Report(sessions, events, (*findings, *amiss))
+
+
+def _bars_reading(difference: Difference) -> bool:
+    kind, _, name = difference.what.partition(" ")
+    return kind in ("table", "column") and name.startswith(("kern_sessions", "kern_events"))
 
 
 def _damaged(head: HeadRow) -> Finding:

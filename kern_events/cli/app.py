@@ -193,9 +193,16 @@ def verify(
 @cli.command()
 @database
 def migrate(db: str, namespace: str) -> None:
-    """Create the tables, or bring them up to date."""
+    """Create the tables, bring them up to date, or mend what is missing of them."""
+    from kern_events.spi import differences
+
     with sessions_at(db, namespace, create=True) as sessions:
+        found = differences(sessions)
         before, after = sessions.migrate()
+    for each in found:
+        click.echo(f"mended: {each.what}")
+    if found and before == after:
+        return
     click.echo(f"schema {before} -> {after}" if before != after else f"schema {after}: nothing to do")
 
 

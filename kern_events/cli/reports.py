@@ -22,7 +22,7 @@ from kern_events.events import SessionInfo
 from kern_events.imports import EventsReport, import_events, line_limit
 from kern_events.lines import Line, TooLong, lines_of
 from kern_events.transfer import MAX_PROBLEMS, ImportReport, Problem, import_transcripts
-from kern_events.verify import Finding, Report
+from kern_events.verify import SCHEMA, Finding, Report
 
 if TYPE_CHECKING:
     from kern_events import Sessions
@@ -278,6 +278,8 @@ def _origin(info: SessionInfo) -> str:
 
 
 def _finding(finding: Finding) -> str:
-    place = f"{one_line(finding.session_id)} version {finding.version:,}"
     said = f"expected {one_line(finding.expected)}, found {one_line(finding.found)}"
+    if finding.problem == SCHEMA:
+        return f"schema: {one_line(finding.field)}: {said}"
+    place = f"{one_line(finding.session_id)} version {finding.version:,}"
     return f"{place}: {finding.problem} {finding.field}: {said}"

@@ -150,13 +150,13 @@ def project(projector: Any, cache: str | None, once: bool, db: str, namespace: s
 @database
 @as_json
 def status(db: str, namespace: str, as_json: bool) -> None:
-    """Show how much there is, who follows it and how far behind, and what holds the feed up."""
-    from kern_events.cli.text import console, counted, put_json
-    from kern_events.spi import sizes
+    """Show how much there is, who follows it and how far behind, what holds the feed up, what is amiss."""
+    from kern_events.cli.text import console, counted, one_line, put_json
+    from kern_events.spi import differences, sizes
 
     with sessions_at(db, namespace) as log:
         count, events = sizes(log)
-        consumers, holders = log.consumers(), log.feed_held_by()
+        consumers, holders, wrong = log.consumers(), log.feed_held_by(), differences(log)
     out = console()
     if as_json:
         put_json(
@@ -166,6 +166,7 @@ def status(db: str, namespace: str, as_json: bool) -> None:
                 "events": events,
                 "consumers": [each._asdict() for each in consumers],
                 "feed_held_by": [each._asdict() for each in holders],
+                "schema": [each._asdict() for each in wrong],
             },
         )
         return
@@ -174,6 +175,9 @@ def status(db: str, namespace: str, as_json: bool) -> None:
     for holder in holders:
         who = "a prepared transaction" if holder.pid is None else f"server process {holder.pid}"
         out.print(f"the feed waits for {who}, {holder.age_s:.1f} s old", style="yellow")
+    for each in wrong:
+        said = f"schema: {one_line(str(each))}; `kern-events migrate` mends it"
+        out.print(said, style="red", soft_wrap=True)
 
 
 def _put_consumers(consumers: list[ConsumerStatus]) -> None:

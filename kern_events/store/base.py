@@ -317,6 +317,23 @@ class SnapshotPut(NamedTuple):
     drop: Sequence[str] = ()
 
 
+class Difference(NamedTuple):
+    """One thing that the database has not, or has otherwise.
+
+    Attributes:
+        what: What it is, as in `trigger kern_events_rows`, or `positions`.
+        expected: How it should be.
+        found: How it is.
+    """
+
+    what: str
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.found}"
+
+
 class Snapshot(Protocol):
     """One consistent state of the log, as verify reads it."""
 
@@ -333,6 +350,9 @@ class Snapshot(Protocol):
 
     def orphans(self, namespace: str) -> Sequence[tuple[str, int]]:
         """Sessions that have events and no head row, with how many."""
+
+    def differences(self) -> Sequence[Difference]:
+        """What the database has not, or has otherwise than this release makes it."""
 
 
 class Store(Protocol):
@@ -478,6 +498,9 @@ class Store(Protocol):
 
     def snapshot(self) -> AbstractContextManager[Snapshot]:
         """One consistent state, for reads that belong together."""
+
+    def differences(self) -> Sequence[Difference]:
+        """As in Snapshot."""
 
     def migrate(self) -> tuple[int, int]:
         """Bring the tables up to date: the schema numbers before and after."""

@@ -38,6 +38,7 @@ from kern_events.store.base import (
     Base,
     Bound,
     Consumers,
+    Difference,
     Found,
     HeadRow,
     Landed,
@@ -502,6 +503,10 @@ class MemoryStore:
 
     def orphans(self, namespace: str) -> Sequence[tuple[str, int]]:
         """See Snapshot: rows live in their session here."""
+        return ()
+
+    def differences(self) -> Sequence[Difference]:
+        """See Snapshot: there is no database."""
         return ()
 
     def migrate(self) -> tuple[int, int]:

@@ -33,6 +33,7 @@ from kern_events.store.base import (
     Base,
     Bound,
     Consumers,
+    Difference,
     Found,
     HeadRow,
     Landed,
@@ -703,7 +704,11 @@ class PostgresStore:
     def snapshot(self) -> Iterator[_Snapshot]:
         """See Store."""
         with self._server.looking() as cursor:
-            yield _Snapshot(cursor, self._sql, self._pages)
+            yield _Snapshot(cursor, self._server, self._pages)
+
+    def differences(self) -> Sequence[Difference]:
+        """See Store."""
+        return self._server.read(lambda session: self._server.differences(session.cursor))
 
     def migrate(self) -> tuple[int, int]:
         """See Store."""
@@ -806,10 +811,14 @@ def _fetched(cursor: Cursor, statement: str, values: tuple[Any, ...]) -> list[An
 class _Snapshot:
     """See Snapshot."""
 
-    def __init__(self, cursor: Cursor, statements: sql.PostgresSQL, pages: _Pages) -> None:
+    def __init__(self, cursor: Cursor, server: PostgresServer, pages: _Pages) -> None:
         self._cursor = cursor
-        self._sql = statements
+        self._server = server
+        self._sql = server.sql
         self._pages = pages
+
+    def differences(self) -> Sequence[Difference]:
+        return self._server.differences(self._cursor)
 
     def head_rows(self, namespace: str, session_id: str | None) -> Iterator[HeadRow]:
         if session_id is not None:

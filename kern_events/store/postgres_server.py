@@ -20,8 +20,8 @@ from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 from kern_events.clock import now_us
 from kern_events.errors import StoreBusy, StoreCorrupt, StoreError, StoreUnavailable
 from kern_events.events import Head
-from kern_events.store import migrate, pooler, sql
-from kern_events.store.base import AnswerLost
+from kern_events.store import migrate, pooler, postgres_schema, sql
+from kern_events.store.base import AnswerLost, Difference
 from kern_events.store.connections import Connections, Lease, keep_inherited, survive_forks
 from kern_events.store.wire import Cursor, binary_cursor, made_binary
 
@@ -212,8 +212,20 @@ class PostgresServer:
                 self._migrate(cursor)
         else:  # By a role, perhaps, that may make nothing.
             migrate.check_writer("postgres", *before)
+        if self.read(lambda session: self.differences(session.cursor)):
+            with self._migrating() as cursor:
+                self._find_tables(cursor)
+                postgres_schema.mend(cursor, self._schema)
         self._ready = True
         return (before or (0, 0))[0], migrate.latest("postgres")
+
+    def differences(self, cursor: Cursor) -> list[Difference]:
+        """What the database has not, or has otherwise; nothing where there are no tables yet."""
+        tables = {row[0] for row in cursor.execute(sql.POSTGRES_TABLES, (self._schema,))}
+        if "kern_migrations" not in tables:
+            return []
+        [[applied, _]] = cursor.execute(self.sql.applied).fetchall()
+        return postgres_schema.differences(cursor, self._schema, applied)
 
     def ensure(self) -> None:
         """Check the tables and create them where there are none; once per process."""
@@ -225,7 +237,11 @@ class PostgresServer:
                 self._create()
             else:
                 migrate.check_number("postgres", *applied)
+                self.read(lambda session: self._warn(session.cursor, applied[0]))
             self._ready = True
+
+    def _warn(self, cursor: Cursor, applied: int) -> None:
+        postgres_schema.warn_of_triggers(cursor, self._schema, applied)
 
     def _create(self) -> None:
         try:
@@ -274,11 +290,10 @@ class PostgresServer:
 
     def _migrate(self, cursor: psycopg.Cursor[Any]) -> None:
         """Apply what is missing; another process may have been first while this one waited."""
-        if self._schema:
-            # IF NOT EXISTS asks for the right to make one also where it is there.
-            if not cursor.execute(sql.POSTGRES_SCHEMA_EXISTS, (self._schema,)).fetchall():
-                cursor.execute(sql.POSTGRES_CREATE_SCHEMA.format(name=f'"{self._schema}"').encode())
-            cursor.execute(sql.POSTGRES_SCHEMA, (f'"{self._schema}"',))
+        # IF NOT EXISTS asks for the right to make one also where it is there.
+        if self._schema and not cursor.execute(sql.POSTGRES_SCHEMA_EXISTS, (self._schema,)).fetchall():
+            cursor.execute(sql.POSTGRES_CREATE_SCHEMA.format(name=f'"{self._schema}"').encode())
+        self._find_tables(cursor)
         tables = {row[0] for row in cursor.execute(sql.POSTGRES_TABLES, (self._schema,))}
         migrate.check_foreign(tables)
         if "kern_migrations" not in tables:
@@ -290,6 +305,11 @@ class PostgresServer:
             cursor.execute(step.text.encode(), prepare=False)
             note = (step.number, step.name, step.sha256, migrate.MIN_WRITER[step.number], now_us())
             cursor.execute(sql.POSTGRES_NOTE_MIGRATION, note)
+
+
+    def _find_tables(self, cursor: psycopg.Cursor[Any]) -> None:
+        if self._schema:
+            cursor.execute(sql.POSTGRES_SCHEMA, (f'"{self._schema}"',))
 
 
 class PostgresSinks:

@@ -20,7 +20,7 @@ from kern_events.batch import DESCRIBING, LISTING, TOMBSTONES, Batch, Linked, St
 from kern_events.clock import now_us
 from kern_events.errors import InvalidEvent, KernError, StoreError, StoreUnavailable
 from kern_events.events import Head, SessionInfo
-from kern_events.store import sql
+from kern_events.store import sql, sqlite_schema
 from kern_events.store.base import (
     HOUR_US,
     PAGE_ROWS,
@@ -29,6 +29,7 @@ from kern_events.store.base import (
     Base,
     Bound,
     Consumers,
+    Difference,
     Found,
     HeadRow,
     Landed,
@@ -505,6 +506,11 @@ class SQLiteStore:
                 driver.text_factory = text_factory
                 roll_back(driver)
 
+    def differences(self) -> Sequence[Difference]:
+        """See Store."""
+        with self._file.reading() as driver:
+            return sqlite_schema.differences(driver)
+
     def migrate(self) -> tuple[int, int]:
         """See Store."""
         return self._file.migrate()
@@ -567,6 +573,9 @@ class _Snapshot:
 
     def orphans(self, namespace: str) -> Sequence[tuple[str, int]]:
         return self._driver.execute(sql.SQLITE_ORPHANS).fetchall()
+
+    def differences(self) -> Sequence[Difference]:
+        return sqlite_schema.differences(self._driver)
 
 
 def _newest_of(types: Sequence[str]) -> str:

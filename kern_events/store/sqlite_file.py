@@ -24,7 +24,7 @@ from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from kern_events.clock import now_us
 from kern_events.errors import StoreBusy, StoreCorrupt, StoreError, StoreUnavailable
-from kern_events.store import migrate, sql
+from kern_events.store import migrate, sql, sqlite_schema
 from kern_events.store.base import Rows, logger, page_of
 from kern_events.store.connections import Connections, Lease, keep_inherited, survive_forks
 from kern_events.store.inodes import Watch
@@ -189,7 +189,21 @@ class SQLiteFile:
         """The schema numbers before and after bringing the tables up to date."""
         before = self._schema_number()
         self.ensure()
+        self._mend(self._writing())
         return before, self._schema_number()
+
+    def _mend(self, driver: Driver) -> None:
+        if not sqlite_schema.differences(driver):
+            return
+        try:
+            self._begin_setup(driver)
+            try:
+                sqlite_schema.mend(driver)
+                driver.execute(sql.COMMIT)
+            finally:
+                roll_back(driver)
+        except sqlite3.Error as error:
+            raise self.translated(error) from error
 
     def _create_engine(self, url: URL, pool_size: int) -> Engine:
         return create_engine(
@@ -248,6 +262,7 @@ class SQLiteFile:
             applied, min_writer = driver.execute(sql.SQLITE_APPLIED).fetchone()
             if not migrate.pending("sqlite", applied):
                 migrate.check_number("sqlite", applied, min_writer)
+                sqlite_schema.warn_of_triggers(driver)
                 self._wait_in_begin(driver)
                 return
         self._wait_in_begin(driver)

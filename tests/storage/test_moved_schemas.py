@@ -6,6 +6,7 @@ import psycopg
 import pytest
 
 from kern_events import SessionLog
+from kern_events.store import migrate
 from tests import databases, facade
 from tests.storage.conftest import Raw
 from tests.writers import notes
@@ -54,3 +55,19 @@ def test_another_log_under_the_old_name_is_not_asked_for_tombstones(dba, postgre
     erase = "SET payload = NULL, native = NULL, salt = NULL, payload_commit = sha256('')"
     with pytest.raises(psycopg.errors.RestrictViolation):
         dba.run(f"UPDATE live.kern_events {erase} WHERE session_id = 's' AND version = 1")
+
+
+def test_tables_that_were_moved_before_an_update_are_mended(postgres_url, monkeypatch):
+    """Their triggers call functions of an older release, which were left behind in another schema."""
+    known = migrate.migrations
+    with monkeypatch.context() as older, SessionLog(postgres_url, schema="staging") as log:
+        older.setattr(migrate, "migrations", lambda dialect: known(dialect)[:5])
+        log.append("s", notes(2))
+    with databases.connect(postgres_url) as dba:
+        for statement in MOVES["moved"]:
+            dba.execute(statement)
+
+    with SessionLog(postgres_url, schema="live") as log:
+        log.migrate()
+        log.delete("s")
+        assert log.verify().ok

@@ -59,6 +59,9 @@ def test_a_schema_that_was_given_to_the_role_is_used(postgres_url):
         with SessionLog(address, schema="given") as log:
             before, after = log.migrate()
             assert before == after
+            run(postgres_url, "DROP INDEX given.kern_events_key")
+            with pytest.raises(StoreError, match="index kern_events_key cannot be mended: permission denied"):
+                log.migrate()
     finally:
         run(postgres_url, "DROP OWNED BY guest CASCADE", "DROP ROLE guest")
 

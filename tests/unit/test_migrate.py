@@ -24,7 +24,7 @@ PINNED = {
     "0004_fork_owners.sqlite.sql": "21df1472a6d13bf804e6306b67bf57172cfef05a1e72650e51bc3b3de7aa75e5",
     "0005_handed_down.postgres.sql": "5ab513bb97e25d1c90db55bf39e92f58e755985abc0a7a3ce823a74f61d58da1",
     "0005_handed_down.sqlite.sql": "a20efcdaecb044ef986e7ab05c0d7401e0b8efd17ef6a4299ab3ed0c8b598a3d",
-    "0006_moved_schemas.postgres.sql": "16aad75ce5c78b5cba20b44174871adb460b8af22fbfc1b3b97a1af1efa77c0c",
+    "0006_moved_schemas.postgres.sql": "a298e4a1a36f53477f6b095f594a19361a93205e7070af7457de7a952ae4375b",
     "0006_moved_schemas.sqlite.sql": "c3de85fff1c63a953a3a00e74268413b66243b3f31e8a2e6c01f7d702811d9da",
 }
 DIALECTS = ("sqlite", "postgres")

@@ -41,4 +41,12 @@ BEGIN
     RAISE EXCEPTION '% is append-only: % refused', TG_TABLE_NAME, TG_OP USING ERRCODE = 'restrict_violation';
 END $$;
 
-ALTER FUNCTION kern_heads_stay() SET search_path = pg_catalog, pg_temp;
+CREATE OR REPLACE FUNCTION kern_heads_stay() RETURNS trigger LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RAISE EXCEPTION '% rows stay: % refused', TG_TABLE_NAME, TG_OP USING ERRCODE = 'restrict_violation';
+END $$;
+
+-- The tables may have been moved already, and the functions left behind.
+REVOKE ALL ON FUNCTION kern_append_only() FROM PUBLIC;
+REVOKE ALL ON FUNCTION kern_heads_stay() FROM PUBLIC;
