@@ -88,7 +88,7 @@ class AsyncSessionLog:
         url_or_engine: As for SessionLog (a plain Engine, not an AsyncEngine), or a SessionLog to
             share with synchronous code; that one is not closed with this object.
         threads: The size of the pool.
-        namespace, schema, pool_size, lock_timeout_s, max_payload_bytes, types: As for SessionLog.
+        namespace, schema, pool_size, lock_timeout_s, timeout_s, max_payload_bytes, types: As for SessionLog.
     """
 
     def __init__(
@@ -99,13 +99,14 @@ class AsyncSessionLog:
         schema: str | None = None,
         pool_size: int = 8,
         lock_timeout_s: float = 5.0,
+        timeout_s: float = 30.0,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
         types: EventTypes = NO_TYPES,
         threads: int = 8,
     ) -> None:
         self._owned = not isinstance(url_or_engine, SessionLog)
-        options = (namespace, schema, pool_size, lock_timeout_s, max_payload_bytes, types)
-        if not self._owned and options != ("default", None, 8, 5.0, MAX_PAYLOAD_BYTES, NO_TYPES):
+        options = (namespace, schema, pool_size, lock_timeout_s, timeout_s, max_payload_bytes, types)
+        if not self._owned and options != ("default", None, 8, 5.0, 30.0, MAX_PAYLOAD_BYTES, NO_TYPES):
             raise TypeError("a SessionLog has its options already: give it alone")
         self.log: Final = (
             url_or_engine
@@ -116,6 +117,7 @@ class AsyncSessionLog:
                 schema=schema,
                 pool_size=pool_size,
                 lock_timeout_s=lock_timeout_s,
+                timeout_s=timeout_s,
                 max_payload_bytes=max_payload_bytes,
                 types=types,
             )

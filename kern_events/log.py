@@ -99,6 +99,8 @@ class SessionLog:
             and further threads wait for one.
         lock_timeout_s: How long to wait for a lock before StoreBusy. On Postgres a caller's Engine
             keeps its own setting.
+        timeout_s: On Postgres, how long an answer may take, beside the wait for a lock: then it is lost.
+            Not for a caller's Engine.
         max_payload_bytes: The limit of one encoded payload, up to 16 MiB.
         types: The application's own event types. Older versions are read through their upcasters, and
             what does not fit its type is refused. A log without types gives what is recorded.
@@ -112,6 +114,7 @@ class SessionLog:
         schema: str | None = None,
         pool_size: int = 8,
         lock_timeout_s: float = 5.0,
+        timeout_s: float = 30.0,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
         types: EventTypes = NO_TYPES,
     ) -> None:
@@ -121,9 +124,15 @@ class SessionLog:
             raise ValueError(
                 f"max_payload_bytes is 1 to {LARGEST_PAYLOAD_BYTES:,}, not {max_payload_bytes:,}"
             )
+        if not timeout_s > 0:
+            raise ValueError(f"timeout_s is a number above 0, not {timeout_s}")
         self.namespace: Final = check_id(namespace, "namespace")
         self._store: Final = open_store(
-            url_or_engine, schema=schema, pool_size=pool_size, lock_timeout_s=lock_timeout_s
+            url_or_engine,
+            schema=schema,
+            pool_size=pool_size,
+            lock_timeout_s=lock_timeout_s,
+            timeout_s=timeout_s,
         )
         self._max_payload_bytes = max_payload_bytes
         self._lock_timeout_s = lock_timeout_s

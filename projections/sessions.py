@@ -68,6 +68,7 @@ class LogOptions(TypedDict, total=False):
     schema: str | None
     pool_size: int
     lock_timeout_s: float
+    timeout_s: float
     max_payload_bytes: int
     types: EventTypes
 

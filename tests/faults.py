@@ -148,8 +148,10 @@ class CuttingProxy:
 
     `cut_next` arms it once: `before` cuts when the client next sends something, which the server
     never sees; `during` lets the server have it and cuts at once; `after` cuts when the server has
-    answered, which the client never sees. `down` cuts everything and answers nobody. `freeze` holds back
-    whatever is sent, and closes nothing: to both sides, the other one is silent.
+    answered, which the client never sees; `freeze` cuts nothing, but holds back that and what follows on
+    that connection. `down` cuts everything and answers nobody. `freeze` holds
+    back everything, on the connections that there are or on new ones too: to both sides, the other one is
+    silent.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -161,8 +163,8 @@ class CuttingProxy:
         self._matching = b""
         self._down = self._then_down = False
         self._open: set[socket.socket] = set()
-        self._flowing = threading.Event()
-        self._flowing.set()
+        self._flows: list[threading.Event] = []
+        self._frozen = False
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
         self.cuts = 0
@@ -182,13 +184,19 @@ class CuttingProxy:
         """Take connections again."""
         self._down = False
 
-    def freeze(self) -> None:
+    def freeze(self, *, new: bool = True) -> None:
         """Hold everything back."""
-        self._flowing.clear()
+        with self._lock:
+            self._frozen = new
+            for flow in self._flows:
+                flow.clear()
 
     def thaw(self) -> None:
         """Let it go on."""
-        self._flowing.set()
+        with self._lock:
+            self._frozen = False
+            for flow in self._flows:
+                flow.set()
 
     def close(self) -> None:
         """Stop."""
@@ -216,12 +224,24 @@ class CuttingProxy:
             for one in (client, server):
                 one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._open.add(one)
-            cut = threading.Event()
+            cut, flow = threading.Event(), self._flow()
             for run in (self._forward, self._answer):
-                self._threads.append(threading.Thread(target=run, args=(client, server, cut), daemon=True))
+                args = (client, server, cut, flow)
+                self._threads.append(threading.Thread(target=run, args=args, daemon=True))
                 self._threads[-1].start()
 
-    def _forward(self, client: socket.socket, server: socket.socket, cut: threading.Event) -> None:
+    def _flow(self) -> threading.Event:
+        """Set while what a new connection sends goes on."""
+        flow = threading.Event()
+        with self._lock:
+            self._flows.append(flow)
+            if not self._frozen:
+                flow.set()
+        return flow
+
+    def _forward(
+        self, client: socket.socket, server: socket.socket, cut: threading.Event, flow: threading.Event
+    ) -> None:
         """What the client sends, until it is to be cut."""
         with contextlib.suppress(OSError):
             while data := client.recv(1 << 20):
@@ -230,19 +250,23 @@ class CuttingProxy:
                     break
                 if mode == "after":
                     cut.set()  # Its answer is the last that comes, and goes nowhere.
-                self._flowing.wait()
+                if mode == "freeze":
+                    flow.clear()
+                flow.wait()
                 server.sendall(data)
                 if mode == "during":
                     break
         self._end(client, server)
 
-    def _answer(self, client: socket.socket, server: socket.socket, cut: threading.Event) -> None:
+    def _answer(
+        self, client: socket.socket, server: socket.socket, cut: threading.Event, flow: threading.Event
+    ) -> None:
         """What the server answers."""
         with contextlib.suppress(OSError):
             while data := server.recv(1 << 20):
                 if cut.is_set():
                     break
-                self._flowing.wait()
+                flow.wait()
                 client.sendall(data)
         self._end(client, server)
 

@@ -12,7 +12,12 @@ from kern_events.store.base import Store
 
 
 def open_store(
-    url_or_engine: str | URL | Engine, *, schema: str | None, pool_size: int, lock_timeout_s: float
+    url_or_engine: str | URL | Engine,
+    *,
+    schema: str | None,
+    pool_size: int,
+    lock_timeout_s: float,
+    timeout_s: float,
 ) -> Store:
     """The store behind a URL or an Engine. No I/O: it connects on first use.
 
@@ -38,7 +43,12 @@ def open_store(
 
         try:
             return PostgresStore(
-                url, engine, schema=schema, pool_size=pool_size, lock_timeout_s=lock_timeout_s
+                url,
+                engine,
+                schema=schema,
+                pool_size=pool_size,
+                lock_timeout_s=lock_timeout_s,
+                timeout_s=timeout_s,
             )
         except ArgumentError:  # Its text may have what is secret in a URL.
             raise ValueError("the Postgres URL has not one port for each of its hosts") from None

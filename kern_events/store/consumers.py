@@ -39,6 +39,9 @@ class Sinks(Protocol):
     def begin(self, connection: Connection) -> None:
         """Begin a durable transaction that writes."""
 
+    def handing(self, connection: Connection) -> AbstractContextManager[Any]:
+        """A savepoint in which a handler does with the connection what it likes."""
+
     def is_over(self) -> bool:
         """Whether the pool of connections was disposed of: what comes back late is to be closed."""
 
@@ -65,7 +68,7 @@ class SQLConsumers:
         key = {"namespace": namespace, "name": name, "owner": owner}
         with self._transaction() as connection:
             position = self._sinks.hold(connection, key, lease_us)
-            yield None if position is None else _InTransaction(self._sinks.sql, key, connection, position)
+            yield None if position is None else _InTransaction(self._sinks, key, connection, position)
 
     def leased(self, namespace: str, name: str, owner: str, lease_us: int) -> Held | None:
         """See Consumers."""
@@ -165,15 +168,16 @@ class _InTransaction(_Parking):
     """See Held: everything in the one transaction."""
 
     def __init__(
-        self, statements: sql.ConsumerSQL, key: dict[str, Any], connection: Connection, position: int
+        self, sinks: Sinks, key: dict[str, Any], connection: Connection, position: int
     ) -> None:
-        super().__init__(statements, key)
+        super().__init__(sinks.sql, key)
+        self._sinks = sinks
         self.connection: Connection | None = connection
         self._within: Final = connection
         self.position = position
 
     def attempt(self) -> AbstractContextManager[Any]:
-        return self._within.begin_nested()
+        return self._sinks.handing(self._within)
 
     def move(self, position: int) -> None:
         self._within.execute(text(self._sql.move), {**self._key, "position": position})

@@ -65,6 +65,7 @@ from kern_events.store.base import (
 )
 from kern_events.store.connections import survive_forks
 from kern_events.store.consumers import SQLConsumers
+from kern_events.store.patience import unhurried
 from kern_events.store.postgres_server import PostgresServer, PostgresSinks, Session, translated
 from kern_events.store.wire import (
     Cursor,
@@ -97,12 +98,24 @@ class PostgresStore:
     dialect = "postgres"
 
     def __init__(
-        self, url: URL, engine: Engine | None, *, schema: str | None, pool_size: int, lock_timeout_s: float
+        self,
+        url: URL,
+        engine: Engine | None,
+        *,
+        schema: str | None,
+        pool_size: int,
+        lock_timeout_s: float,
+        timeout_s: float,
     ) -> None:
         if schema is not None and not _IDENTIFIER.fullmatch(schema):
             raise ValueError(f"{schema!r} is not a schema name: letters, digits and underscores")
         self._server = PostgresServer(
-            url, engine, schema=schema, pool_size=pool_size, lock_timeout_s=lock_timeout_s
+            url,
+            engine,
+            schema=schema,
+            pool_size=pool_size,
+            lock_timeout_s=lock_timeout_s,
+            timeout_s=timeout_s,
         )
         self._sql = self._server.sql
         self._heads: LRUCache[tuple[str, str], Head] = LRUCache(_HEADS_CACHED)
@@ -697,8 +710,14 @@ class PostgresStore:
 
     def sizes(self, namespace: str) -> tuple[int, int]:
         """See Store."""
-        sessions, events = self._server.query(self._sql.sizes, (namespace,))[0]
-        return sessions, int(events)
+        self._server.ensure()
+
+        def read(session: Session) -> tuple[int, int]:
+            with unhurried(session.connection):
+                [(sessions, events)] = session.cursor.execute(self._sql.sizes, (namespace,)).fetchall()
+            return sessions, int(events)
+
+        return self._server.read(read)
 
     @contextmanager
     def snapshot(self) -> Iterator[_Snapshot]:
@@ -842,7 +861,8 @@ class _Snapshot:
         return self._cursor.execute(_newest_of(self._sql, types), values).fetchone()
 
     def orphans(self, namespace: str) -> Sequence[tuple[str, int]]:
-        return self._cursor.execute(self._sql.orphans, (namespace,)).fetchall()
+        with unhurried(self._cursor.connection):
+            return self._cursor.execute(self._sql.orphans, (namespace,)).fetchall()
 
 
 def _try_link(batch: Batch, base: Base, head: Head) -> Linked | None:

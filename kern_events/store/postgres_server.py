@@ -20,7 +20,7 @@ from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 from kern_events.clock import now_us
 from kern_events.errors import StoreBusy, StoreCorrupt, StoreError, StoreUnavailable
 from kern_events.events import Head
-from kern_events.store import migrate, pooler, postgres_schema, sql
+from kern_events.store import migrate, patience, pooler, postgres_schema, sql
 from kern_events.store.base import AnswerLost, Difference
 from kern_events.store.connections import Connections, Lease, keep_inherited, survive_forks
 from kern_events.store.wire import Cursor, binary_cursor, made_binary
@@ -43,14 +43,21 @@ class PostgresServer:
     """The connections to one database, and the ways to use them: read, send, transact, look in peace."""
 
     def __init__(
-        self, url: URL, engine: Engine | None, *, schema: str | None, pool_size: int, lock_timeout_s: float
+        self,
+        url: URL,
+        engine: Engine | None,
+        *,
+        schema: str | None,
+        pool_size: int,
+        lock_timeout_s: float,
+        timeout_s: float,
     ) -> None:
         self.prefix: Final = f'"{schema}".' if schema else ""
         self.sql: Final = sql.PostgresSQL(self.prefix)
         self._schema = schema
         self._own = engine is None
         lock_timeout_ms = max(1, int(lock_timeout_s * 1000))
-        self._engine = engine or _create_engine(url, pool_size, lock_timeout_ms)
+        self._engine = engine or _create_engine(url, pool_size, lock_timeout_ms, timeout_s)
         pooled = self._own and pooler.in_transaction_mode(url)
         self._connections = Connections(
             self._engine,
@@ -275,7 +282,9 @@ class PostgresServer:
         lease = self._take()
         try:
             connection = lease.driver.connection
-            with connection.transaction(), connection.cursor() as cursor:
+            # An index of a large table takes its time.
+            unhurried = patience.unhurried(connection)
+            with unhurried, connection.transaction(), connection.cursor() as cursor:
                 if isinstance(lease.driver.cursor, pooler.TransactionCursor):
                     lease.driver.cursor.limit()
                 cursor.execute(sql.POSTGRES_MIGRATION_LOCK)
@@ -332,6 +341,12 @@ class PostgresSinks:
         """See Sinks."""
         return self._server._closed and self._server._own
 
+    @contextmanager
+    def handing(self, connection: Connection) -> Iterator[None]:
+        """See Sinks: what the handler does may take its time."""
+        with patience.unhurried(connection.connection.driver_connection), connection.begin_nested():
+            yield
+
     def hold(self, connection: Connection, key: dict[str, Any], lease_us: int) -> int | None:
         """See Sinks."""
         row = connection.execute(text(self.sql.hold), key).fetchone()
@@ -342,14 +357,12 @@ class PostgresSinks:
         return translated(error) if isinstance(error, psycopg.Error) else StoreError(str(error))
 
 
-def _create_engine(url: URL, pool_size: int, lock_timeout_ms: int) -> Engine:
-    connect_args: dict[str, Any] = {**pooler.prepare_threshold(url)}
+def _create_engine(url: URL, pool_size: int, lock_timeout_ms: int, timeout_s: float) -> Engine:
+    connect_args: dict[str, Any] = {**pooler.prepare_threshold(url), **patience.settings(url, timeout_s)}
     if not pooler.in_transaction_mode(url):
         options = f"-c lock_timeout={lock_timeout_ms} -c plan_cache_mode=force_generic_plan"
         given = url.query.get("options")
         connect_args["options"] = f"{given} {options}" if given else options
-    if "connect_timeout" not in url.query:
-        connect_args["connect_timeout"] = 10
     # Not what the environment says; and of a database in SQL_ASCII no text could be read else, nor told.
     connect_args["client_encoding"] = "utf8"
     engine = create_engine(
@@ -359,6 +372,8 @@ def _create_engine(url: URL, pool_size: int, lock_timeout_ms: int) -> Engine:
         max_overflow=-1,
         connect_args=connect_args,
     )
+    # The server may wait for a lock first.
+    patience.be_patient(engine, timeout_s + lock_timeout_ms / 1000)
     if pooler.in_transaction_mode(url):
         pooler.limit_transactions(engine, lock_timeout_ms)
     return engine

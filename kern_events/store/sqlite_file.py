@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
@@ -431,6 +431,10 @@ class SQLiteSinks:
         """See Sinks."""
         self._file.ensure()
         return self._file._engine
+
+    def handing(self, connection: Connection) -> AbstractContextManager[Any]:
+        """See Sinks."""
+        return connection.begin_nested()
 
     def begin(self, connection: Connection) -> None:
         """See Sinks."""

@@ -1,0 +1,95 @@
+"""A Postgres that says nothing, and how long it is waited for.
+
+A line that is dead is found by the kernel, if it is told to look. A server that is stuck, or a line on which
+a middleman answers for it, keeps a connection whole and silent: there the driver would wait without an end.
+So an exchange has a deadline. What was sent may be carried out nevertheless: its answer is lost.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import psycopg
+from sqlalchemy import URL, event
+from sqlalchemy.engine import Engine
+
+_LOOK_S: Final = 0.1  # what the driver has itself
+_PROBES: Final = 4
+_DAY_S: Final = 86_400
+
+
+class _Silent(Exception):
+    """Nothing came in time."""
+
+
+class PatientConnection(psycopg.Connection[Any]):
+    """A connection on which no exchange takes longer than `patience_s`: it is closed then. None waits on."""
+
+    patience_s: float | None = None
+
+    def wait(self, gen: Any, interval: float = _LOOK_S, *args: Any, **options: Any) -> Any:
+        """As psycopg's, with the deadline."""
+        if self.patience_s is None:
+            return super().wait(gen, interval, *args, **options)
+        try:
+            return super().wait(_within(gen, self.patience_s), interval, *args, **options)
+        except _Silent:
+            self.close()
+            raise psycopg.OperationalError(f"no answer within {self.patience_s:g} s") from None
+
+
+def _within(gen: Any, patience_s: float) -> Any:
+    """The driver's steps, as long as something comes in time; the clock is read only where nothing does."""
+    give_up_s = math.inf
+    try:
+        state = next(gen)
+        while True:
+            ready = yield state
+            if not ready:
+                now_s = time.monotonic()
+                give_up_s = min(give_up_s, now_s + patience_s)
+                if now_s >= give_up_s:
+                    raise _Silent
+            state = gen.send(ready)
+    except StopIteration as done:
+        return done.value
+
+
+def be_patient(engine: Engine, patience_s: float) -> None:
+    """Have every connection of an engine give up on an exchange after so long."""
+
+    @event.listens_for(engine, "do_connect")
+    def connect(dialect: Any, record: Any, args: Any, options: Any) -> PatientConnection:
+        connection = PatientConnection.connect(*args, **options)
+        connection.patience_s = patience_s
+        return connection
+
+
+@contextmanager
+def unhurried(connection: Any) -> Iterator[None]:
+    """What is done in here with a connection may take its time; only a line that is dead ends it."""
+    if not isinstance(connection, PatientConnection):
+        yield
+        return
+    before, connection.patience_s = connection.patience_s, None
+    try:
+        yield
+    finally:
+        connection.patience_s = before
+
+
+def settings(url: URL, timeout_s: float) -> dict[str, int]:
+    """What libpq is told, so that the kernel finds a dead line in that time; what the URL says counts."""
+    seconds = int(min(timeout_s, _DAY_S))
+    wanted = {
+        "tcp_user_timeout": math.ceil(min(timeout_s, _DAY_S) * 1_000),
+        "keepalives_idle": max(1, seconds // 3),
+        "keepalives_interval": max(1, seconds // 6),
+        "keepalives_count": _PROBES,
+        "connect_timeout": math.ceil(min(timeout_s, 10)),
+    }
+    return {name: value for name, value in wanted.items() if name not in url.query}
