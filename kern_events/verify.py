@@ -17,7 +17,7 @@ from kern_events.batch import HANDED_DOWN, LISTING, TOMBSTONES, StoredRow, expec
 from kern_events.codec import decode
 from kern_events.errors import ChainBroken, InvalidEvent, SessionNotFound, StoreError
 from kern_events.events import Kind
-from kern_events.store.base import ERASING, HOUR_US, PAGE_ROWS, Difference, HeadRow, Snapshot
+from kern_events.store.base import ERASING, HOUR_US, PAGE_ROWS, HeadRow, Snapshot
 
 SCHEMA: Final = "schema"
 """The problem of a finding that concerns the database, and no session."""
@@ -95,7 +95,7 @@ def verify_snapshot(
     """
     differences = snapshot.differences()
     amiss = [Finding("", 0, SCHEMA, *difference) for difference in differences]
-    if any(_bars_reading(difference) for difference in differences):
+    if any(difference.bars_reading for difference in differences):
         return Report(0, 0, tuple(amiss), ("no session was read, as the tables are others",))
     findings: list[Finding] = []
     sessions = events = 0
@@ -117,11 +117,6 @@ def verify_snapshot(
         raise SessionNotFound(session_id)
     findings.sort(key=lambda finding: finding.session_id)
     return Report(sessions, events, (*findings, *amiss))
-
-
-def _bars_reading(difference: Difference) -> bool:
-    kind, _, name = difference.what.partition(" ")
-    return kind in ("table", "column") and name.startswith(("kern_sessions", "kern_events"))
 
 
 def _damaged(head: HeadRow) -> Finding:
@@ -239,7 +234,7 @@ class _Walk:
         self._scope = chain.scope(namespace, head.session_id)
         self._version = head.fork_version or 0
         self._hash, self._epoch, self._owner = beginning
-        self._turn = self._branch = self._at = self._created = 0
+        self._turn = self._branch = self._at = self._created = self._position = 0
         self._status = "open"
         self._listing: dict[str, str | None] = dict.fromkeys(LISTING)
         self._erased: list[int] = []
@@ -273,6 +268,9 @@ class _Walk:
         expected = expected_hash(self._hash, self._scope, row)
         if hash != expected:
             self._find(version, "changed", "hash", expected, hash)
+        if row[1] <= self._position:  # Whoever follows has passed it by.
+            self._find(version, "changed", "position", f"above {self._position}", row[1])
+        self._position = row[1]
         # The next event is held against the stored hash, so that one change is one finding.
         self._version, self._hash = version, hash
         self.events += 1

@@ -330,6 +330,12 @@ class Difference(NamedTuple):
     expected: str
     found: str
 
+    @property
+    def bars_reading(self) -> bool:
+        """Whether the log cannot be read like this: tables or columns are missing, or others."""
+        kind, _, name = self.what.partition(" ")
+        return kind in ("table", "column") and name.startswith(("kern_sessions", "kern_events"))
+
     def __str__(self) -> str:
         return f"{self.what}: {self.found}"
 

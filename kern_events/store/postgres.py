@@ -66,6 +66,7 @@ from kern_events.store.base import (
 from kern_events.store.connections import survive_forks
 from kern_events.store.consumers import SQLConsumers
 from kern_events.store.patience import unhurried
+from kern_events.store.positions import HIDDEN
 from kern_events.store.postgres_server import PostgresServer, PostgresSinks, Session, translated
 from kern_events.store.wire import (
     Cursor,
@@ -148,13 +149,16 @@ class PostgresStore:
         if is_past_fence(batch, head) and self._barred(batch, head) is not None:
             return Refused(head)
         statement, values = self._statement(batch, head, linked)
+        before = self._server.positions.highest
         rows = self._server.send(statement, values, head)
         if not rows:
             self._remember(batch, None)
             return Refused(head)
         self._remember(batch, linked.head)
         self.on_commit()
-        return landed(batch, linked, max(row[0] for row in rows))
+        position = max(row[0] for row in rows)
+        self._server.positions.drawn(before, position)
+        return landed(batch, linked, position)
 
     def submit(self, batch: Batch, base: Base) -> Future[Landed | Refused] | None:
         """See Store: there is no queue; concurrent appends share the server's own group commit."""
@@ -166,7 +170,11 @@ class PostgresStore:
         return self._transact(lambda session, bases: self._many(session, bases, batches))
 
     def _transact(self, work: Callable[[Session, list[Head]], T]) -> T:
-        result = self._server.in_transaction(work)
+        def checked(session: Session, bases: list[Head]) -> T:
+            self._server.positions.check(*session)
+            return work(session, bases)
+
+        result = self._server.in_transaction(checked)
         self.on_commit()
         return result
 
@@ -176,6 +184,7 @@ class PostgresStore:
         """See Store."""
         cursor = self._callers_cursor(connection)
         try:
+            self._server.positions.check(cursor.connection, cursor)
             answer = self._joined(cursor, batch, base)
             if isinstance(answer, Landed):
                 return answer, None
@@ -200,6 +209,7 @@ class PostgresStore:
         try:
             if cursor.execute(sql.POSTGRES_ISOLATION).fetchall()[0][0] != "read committed":
                 raise ValueError("delete(connection=) needs READ COMMITTED")
+            self._server.positions.check(cursor.connection, cursor)
             return self._deleted(cursor, [], namespace, session_id, tombstone)
         except psycopg.Error as error:
             raise translated(error) from error
@@ -295,6 +305,7 @@ class PostgresStore:
 
         def work(session: Session, bases: list[Head]) -> bool | None:
             cursor = session.cursor
+            self._server.positions.check(*session)
             row = cursor.execute(self._sql.locked_head, scope).fetchone()
             if (Head(*row[:7]) if row else None) != adoption.base:
                 return None
@@ -735,7 +746,7 @@ class PostgresStore:
 
     def notes(self) -> Sequence[str]:
         """See Store."""
-        return ()
+        return (HIDDEN,) if self._server.positions.hidden else ()
 
     def close(self) -> None:
         """See Store."""

@@ -21,8 +21,9 @@ from kern_events.clock import now_us
 from kern_events.errors import StoreBusy, StoreCorrupt, StoreError, StoreUnavailable
 from kern_events.events import Head
 from kern_events.store import migrate, patience, pooler, postgres_schema, sql
-from kern_events.store.base import AnswerLost, Difference
+from kern_events.store.base import AnswerLost, Difference, logger
 from kern_events.store.connections import Connections, Lease, keep_inherited, survive_forks
+from kern_events.store.positions import Positions
 from kern_events.store.wire import Cursor, binary_cursor, made_binary
 
 T = TypeVar("T")
@@ -54,6 +55,7 @@ class PostgresServer:
     ) -> None:
         self.prefix: Final = f'"{schema}".' if schema else ""
         self.sql: Final = sql.PostgresSQL(self.prefix)
+        self.positions: Final = Positions(self.sql)
         self._schema = schema
         self._own = engine is None
         lock_timeout_ms = max(1, int(lock_timeout_s * 1000))
@@ -84,10 +86,11 @@ class PostgresServer:
             self._engine.dispose()
 
     def send(self, statement: str, values: tuple[Any, ...], base: Head) -> list[Any]:
-        """One autocommit statement that writes; a broken connection leaves its outcome open."""
+        """One autocommit statement that appends; a broken connection leaves its outcome open."""
         for attempt in range(_RETRIES):
             lease = self._take()
             try:
+                self.positions.check(*lease.driver)
                 rows: list[Any] = lease.driver.cursor.execute(statement, values).fetchall()
             except psycopg.Error as error:
                 if _broken(lease, error):
@@ -223,6 +226,7 @@ class PostgresServer:
             with self._migrating() as cursor:
                 self._find_tables(cursor)
                 postgres_schema.mend(cursor, self._schema)
+                self.positions.mend(cursor)
         self._ready = True
         return (before or (0, 0))[0], migrate.latest("postgres")
 
@@ -232,7 +236,10 @@ class PostgresServer:
         if "kern_migrations" not in tables:
             return []
         [[applied, _]] = cursor.execute(self.sql.applied).fetchall()
-        return postgres_schema.differences(cursor, self._schema, applied)
+        found = postgres_schema.differences(cursor, self._schema, applied)
+        if any(each.bars_reading for each in found):
+            return found
+        return found + self.positions.difference(cursor)
 
     def ensure(self) -> None:
         """Check the tables and create them where there are none; once per process."""
@@ -249,6 +256,8 @@ class PostgresServer:
 
     def _warn(self, cursor: Cursor, applied: int) -> None:
         postgres_schema.warn_of_triggers(cursor, self._schema, applied)
+        for each in self.positions.difference(cursor):
+            logger.warning("%s, expected %s; run `kern-events migrate`", each, each.expected)
 
     def _create(self) -> None:
         try:

@@ -686,6 +686,18 @@ class PostgresSQL:
             "AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
             "AND l.pid IS DISTINCT FROM pg_backend_pid() ORDER BY 2 DESC"
         )
+        # The sequence that gives positions, and whether this role may read it.
+        self.sequence = filled(
+            "SELECT s, coalesce(has_sequence_privilege(s, 'SELECT'), false) "
+            "FROM pg_get_serial_sequence('{s}kern_events', 'position') AS s"
+        )
+        # The highest position, and the one that the sequence, as it names itself, gives next.
+        self.positions_of = filled(
+            "SELECT (SELECT coalesce(max(position), 0) FROM {s}kern_events), "
+            "last_value + CASE WHEN is_called THEN 1 ELSE 0 END FROM {sequence}"
+        )
+        # Nobody draws a position until the end of the transaction.
+        self.lock_events = filled("LOCK TABLE {s}kern_events IN SHARE ROW EXCLUSIVE MODE")
         # Whether positions are drawn one by one.
         self.sequence_cache = filled(
             "SELECT seqcache FROM pg_sequence WHERE seqrelid = "
@@ -849,6 +861,8 @@ POSTGRES_DROP_OBJECT: Final = {
     "index": "DROP INDEX IF EXISTS {name}",
     "trigger": "DROP TRIGGER IF EXISTS {name} ON {table}",
 }
+# Let a sequence go on behind a number.
+POSTGRES_SET_SEQUENCE: Final = "SELECT setval(%s::regclass, %s)"
 # Nobody has a use for a trigger's function.
 POSTGRES_REVOKE: Final = "REVOKE ALL ON FUNCTION {name}() FROM PUBLIC"
 

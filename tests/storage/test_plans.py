@@ -59,6 +59,7 @@ USES = {
 }
 NOT_HOT = re.compile(
     r"orphan|NOT EXISTS|migrations|sqlite_master|pg_class|pg_locks|pg_sequence|pg_is_in_recovery"
+    r"|pg_get_serial_sequence|last_value"  # once per connection
     r"|updated_at FROM kern_consumers"  # of all consumers, which are few
 )
 
@@ -423,6 +424,7 @@ UNEXPLAINED = {
     "copy", "adopt",  # not sent through execute
     "joined_head", "append_listing_keyed",  # as locked_head and append_listing
     "head_rows", "orphans", "applied", "lockers", "feed_held_by", "sequence_cache", "sizes",  # of all
+    "sequence", "positions_of", "lock_events",  # of the sequence
     "append_keyed", "append_owned_keyed",  # NOT EXISTS, see kern_events_key
 }  # fmt: skip
 
