@@ -178,7 +178,7 @@ class CuttingProxy:
         """Cut all connections, and refuse new ones."""
         self._down = True
         for one in list(self._open):
-            _close(one)
+            close(one)
 
     def up(self) -> None:
         """Take connections again."""
@@ -202,7 +202,7 @@ class CuttingProxy:
         """Stop."""
         self.down()
         self.thaw()
-        _close(self._listener)
+        close(self._listener)
         for thread in self._threads:
             thread.join(PATIENCE_S)
             assert not thread.is_alive()
@@ -214,12 +214,12 @@ class CuttingProxy:
             except OSError:
                 return
             if self._down:
-                _close(client)
+                close(client)
                 continue
             try:
                 server = socket.create_connection(self._server)
             except OSError:
-                _close(client)
+                close(client)
                 continue
             for one in (client, server):
                 one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -282,10 +282,10 @@ class CuttingProxy:
     def _end(self, *sockets: socket.socket) -> None:
         for one in sockets:
             self._open.discard(one)
-            _close(one)
+            close(one)
 
 
-def _close(one: socket.socket) -> None:
+def close(one: socket.socket) -> None:
     with contextlib.suppress(OSError):
         one.shutdown(socket.SHUT_RDWR)
     one.close()
