@@ -1,0 +1,75 @@
+"""Power cuts: what was acknowledged is on the disk, and the file is whole, wherever the power goes.
+
+A workload is recorded once, under disk.c, and 500 cuts are made of it, 20,000 with `--long` from ten of
+them. A log that does not wait for the disk, and a disk that does not wait either, have to be caught.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+
+import pytest
+
+from tests import disks, powercuts
+from tests.writers import pick
+
+
+@pytest.fixture(scope="module")
+def record(library, fast_path):
+    """The record of a workload; one is made once."""
+
+    @functools.cache
+    def record(seed, synchronous="FULL"):
+        folder, trace = (fast_path / f"{what} {seed} {synchronous}" for what in ("work", "trace"))
+        folder.mkdir()
+        disks.run(library, "tests.powercuts:work", folder, trace, seed, synchronous)
+        return trace
+
+    return record
+
+
+@pytest.fixture
+def image(fast_path):
+    """Where files are as they are after a power cut."""
+    folder = fast_path / "image"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def assert_whole(account):
+    assert {harm: account[harm] for harm in powercuts.HARMS} == dict.fromkeys(powercuts.HARMS, 0), account
+    assert account["acknowledged"] > account["cuts"]  # That is: cuts came behind much that had been.
+    assert min(account[left] for left in disks.LEFT) > 0
+
+
+def test_a_power_cut_at_any_moment_loses_nothing(record, image):
+    account = powercuts.cuts(record("short"), image, 500, pick("power"))
+
+    assert_whole(account)
+
+
+@pytest.mark.long
+def test_twenty_thousand_power_cuts_lose_nothing(record, image):
+    account = Counter()
+    for number in range(10):
+        account += powercuts.cuts(record(f"long {number}"), image, 2_000, pick(number))
+
+    assert account["cuts"] == 20_000
+    assert_whole(account)
+
+
+def test_a_log_that_does_not_wait_for_the_disk_is_caught(record, image):
+    """Positive control: with synchronous = NORMAL a commit is not on the disk when it returns."""
+    account = powercuts.cuts(record("short", "NORMAL"), image, 50, pick("normal"))
+
+    assert account["lost"] > 0
+    assert account["unsound"] == account["unreadable"] == 0  # It loses the end, and no more.
+
+
+def test_a_disk_that_does_not_wait_is_caught(record, image):
+    """Positive control: where a sync does nothing, the file is destroyed, too."""
+    account = powercuts.cuts(record("short"), image, 50, pick("lies"), lies=True)
+
+    assert account["lost"] > 0
+    assert account["unreadable"] + account["unsound"] > 0
