@@ -27,6 +27,7 @@ from kern_events.errors import (
     KernError,
     StoreBusy,
     StoreError,
+    StoreFull,
     StoreUnavailable,
     UpcastFailed,
 )
@@ -116,7 +117,8 @@ class Consumer:
         """Work until `stop` is called, or until nothing is left; gives the number of events handled.
 
         Of several workers of one name, in whatever processes, one works and the others stand by; when
-        it dies, another one goes on within a second. A database that does not answer is waited for.
+        it dies, another one goes on within a second. A database that does not answer, or has no room, is
+        waited for, with a warning in the log.
 
         Args:
             until_idle: Return once everything that is final is done.
@@ -265,7 +267,8 @@ class Consumer:
             raise
         except Exception as error:
             # On SQLite nobody else has the lock that a sink's own transaction holds.
-            deadlocked = held.connection is not None and self._log._store.dialect == "sqlite"
+            holds_lock = held.connection is not None and self._log._store.dialect == "sqlite"
+            deadlocked = holds_lock and isinstance(error, StoreBusy)
             if isinstance(error, StoreError) and _passes(error) and not deadlocked:
                 raise
             if held.connection is not None and held.connection.invalidated:
@@ -398,7 +401,7 @@ class _Recorded(NamedTuple):
 
 def _passes(error: StoreError) -> bool:
     """Whether it may be otherwise in a moment."""
-    return isinstance(error, (StoreBusy, StoreUnavailable))
+    return isinstance(error, (StoreBusy, StoreFull, StoreUnavailable))
 
 
 def _described(error: BaseException) -> str:

@@ -21,6 +21,7 @@
     ├── SchemaOutdated
     └── StoreError             the driver's exception is __cause__
         ├── StoreBusy          safe to retry
+        ├── StoreFull          safe to retry, once there is room
         ├── StoreUnavailable   no connection
         │   └── AppendUnresolved
         ├── FeedUnavailable
@@ -279,6 +280,14 @@ class StoreError(KernError):
 
 class StoreBusy(StoreError):
     """A lock was not granted in time. Nothing was written; safe to retry."""
+
+
+class StoreFull(StoreError):
+    """There is no room to write: the disk, a quota, a tablespace or a limit is full.
+
+    Nothing was written; safe to retry. What is recorded can be read, and once there is room, writing goes on
+    by itself.
+    """
 
 
 class StoreUnavailable(StoreError):

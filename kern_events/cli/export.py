@@ -127,9 +127,19 @@ def _replaced(path: str) -> Iterator[IO[bytes]]:
             with suppress(FileNotFoundError):
                 os.chmod(part, 0o600 & os.stat(path).st_mode)
             os.replace(part, path)
+            _sync_folder(os.path.dirname(path))
     finally:
         with suppress(OSError):
             os.unlink(part)
+
+
+def _sync_folder(path: str) -> None:
+    """Have what was renamed in a folder be so after a power cut, too."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, repeat
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 from rich.console import Console
@@ -18,6 +18,7 @@ from rich.table import Table
 
 from kern_events.bundle import is_header
 from kern_events.cli.text import console, counted, moment, one_line, put_json
+from kern_events.errors import StoreError
 from kern_events.events import SessionInfo
 from kern_events.imports import EventsReport, import_events, line_limit
 from kern_events.lines import Line, TooLong, lines_of
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 _DRAW_EVERY_S: Final = 0.1
 _PLAIN_EVERY_S: Final = 10.0
 _SHOWN_PROBLEMS: Final = 20  # of an import; a file that is something else has one a line
+
+R = TypeVar("R", EventsReport, ImportReport)
 
 Advance = Callable[[int, str], None]  # how much is done of the total, and how to say it
 
@@ -118,14 +121,14 @@ def _first(lines: Iterator[Line]) -> tuple[int, Line]:
 def _import_events(
     log: SessionLog, file: IO[bytes], lines: Iterable[Line], limit: int, *, link_parents: bool, as_json: bool
 ) -> bool:
-    with progress("importing", _size_bytes(file)) as advance:
+    with progress("importing", _size_bytes(file)) as advance, _counting_anyway() as count:
         report = import_events(
             log,
             lines,
             max_line_bytes=limit,
             link_parents=link_parents,
             progress=lambda report: advance(
-                report.size_bytes,
+                count(report).size_bytes,
                 f"{counted(report.read, 'event')}, {report.events_per_s:,.0f} per second",
             ),
         )
@@ -154,13 +157,13 @@ def put_imported_events(out: Console, errors: Console, report: EventsReport) -> 
 def _import_transcripts(
     log: SessionLog, file: IO[bytes], lines: Iterable[Line], limit: int, *, as_json: bool
 ) -> bool:
-    with progress("importing", _size_bytes(file)) as advance:
+    with progress("importing", _size_bytes(file)) as advance, _counting_anyway() as count:
         report = import_transcripts(
             log,
             lines,
             max_line_bytes=limit,
             progress=lambda report: advance(
-                report.size_bytes,
+                count(report).size_bytes,
                 f"{counted(report.messages, 'message')}, {report.messages_per_s:,.0f} per second",
             ),
         )
@@ -188,6 +191,26 @@ def put_imported(out: Console, errors: Console, report: ImportReport) -> None:
         f"{counted(report.events, 'event')} recorded in {report.seconds:.2f} s, "
         f"{report.messages_per_s:,.0f} messages per second"
     )
+
+
+@contextmanager
+def _counting_anyway() -> Iterator[Callable[[R], R]]:
+    """Say what is recorded also where the database fails in the middle: by the last report that was given."""
+    latest: list[Any] = []
+
+    def keep(report: R) -> R:
+        latest[:] = [report]
+        return report
+
+    try:
+        yield keep
+    except StoreError:
+        events = latest[0].events if latest else 0
+        console(stderr=True).print(
+            f"{counted(events, 'event')} recorded before the database failed: import it again to go on there",
+            soft_wrap=True,
+        )
+        raise
 
 
 def _put_problems(errors: Console, problems: Sequence[Problem], failed: int) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from kern_events.clock import now_us
-from kern_events.errors import StoreBusy, StoreError
+from kern_events.errors import StoreBusy, StoreError, StoreFull, StoreUnavailable
 from kern_events.store import sql
 from kern_events.store.base import ConsumerRow, Due, Held, Parked
 from kern_events.store.connections import survive_forks
@@ -47,6 +47,9 @@ class Sinks(Protocol):
 
     def hold(self, connection: Connection, key: dict[str, Any], lease_us: int) -> int | None:
         """The position of a consumer that is ours until the end of the transaction."""
+
+    def is_open(self, connection: Connection) -> bool:
+        """Whether the transaction is still there, after an error in it."""
 
     def translated(self, error: BaseException | None) -> StoreError:
         """What the driver's error is to the log."""
@@ -167,17 +170,28 @@ class _Parking:
 class _InTransaction(_Parking):
     """See Held: everything in the one transaction."""
 
-    def __init__(
-        self, sinks: Sinks, key: dict[str, Any], connection: Connection, position: int
-    ) -> None:
+    def __init__(self, sinks: Sinks, key: dict[str, Any], connection: Connection, position: int) -> None:
         super().__init__(sinks.sql, key)
         self._sinks = sinks
         self.connection: Connection | None = connection
         self._within: Final = connection
         self.position = position
 
-    def attempt(self) -> AbstractContextManager[Any]:
-        return self._sinks.handing(self._within)
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        try:
+            with self._sinks.handing(self._within):
+                yield
+        except Exception as error:
+            # Undoing it may fail in turn, where the database has undone all by itself.
+            for each in (error, error.__context__):
+                if isinstance(each, DBAPIError) and isinstance(
+                    full := self._sinks.translated(each.orig), StoreFull
+                ):
+                    raise full from each.orig
+            if not (self._within.invalidated or self._sinks.is_open(self._within)):
+                raise StoreUnavailable("the database has ended the transaction of a consumer") from error
+            raise
 
     def move(self, position: int) -> None:
         self._within.execute(text(self._sql.move), {**self._key, "position": position})

@@ -18,7 +18,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from kern_events.clock import now_us
-from kern_events.errors import StoreBusy, StoreCorrupt, StoreError, StoreUnavailable
+from kern_events.errors import StoreBusy, StoreCorrupt, StoreError, StoreFull, StoreUnavailable
 from kern_events.events import Head
 from kern_events.store import migrate, patience, pooler, postgres_schema, sql
 from kern_events.store.base import AnswerLost, Difference, logger
@@ -31,6 +31,9 @@ T = TypeVar("T")
 _RETRIES: Final = 5
 _NOT_COMMITTED: Final = ("40001", "40P01")  # serialization failure, deadlock: safe to repeat
 _BROKEN: Final = ("57P", "08")  # the server or the line went away
+_FULL: Final = ("53100", "53400")  # the disk; a limit, as of an extension for quotas or of temporary files
+# For these reasons the server gives no state of its own to a file that cannot grow.
+_NO_ROOM: Final = ("Disk quota exceeded", "File too large", "No space left on device")
 
 
 class Session(NamedTuple):
@@ -361,6 +364,10 @@ class PostgresSinks:
         row = connection.execute(text(self.sql.hold), key).fetchone()
         return None if row is None else row[0]
 
+    def is_open(self, connection: Connection) -> bool:
+        """See Sinks: it ends with its connection."""
+        return not connection.invalidated
+
     def translated(self, error: BaseException | None) -> StoreError:
         """See Sinks."""
         return translated(error) if isinstance(error, psycopg.Error) else StoreError(str(error))
@@ -435,6 +442,8 @@ def translated(error: psycopg.Error) -> StoreError:
         return StoreBusy(text)
     if state[:2] in ("08", "57") or state in ("25006", "53300"):
         return StoreUnavailable(text)
+    if state in _FULL or (state[:2] in ("XX", "58") and any(why in text for why in _NO_ROOM)):
+        return StoreFull(text)
     if state[:2] == "XX" and state != "XX000":
         return StoreCorrupt(text)
     if not state and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):

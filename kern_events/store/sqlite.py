@@ -60,6 +60,7 @@ from kern_events.store.base import (
 from kern_events.store.connections import survive_forks
 from kern_events.store.consumers import SQLConsumers
 from kern_events.store.group import GroupCommit, Job
+from kern_events.store.sqlite_errors import is_before_commit, is_io
 from kern_events.store.sqlite_file import (
     WAL_RESET,
     Driver,
@@ -300,10 +301,12 @@ class SQLiteStore:
     def _commit_failed(
         self, driver: Driver, group: list[Job[Driver]], results: list[Any], error: Exception
     ) -> None:
-        known = isinstance(error, sqlite3.Error) and error.sqlite_errorname in ("SQLITE_FULL", "SQLITE_BUSY")
+        known = is_before_commit(error)
         roll_back(driver)
         translated = self._file.translated(error) if isinstance(error, sqlite3.Error) else error
-        if not known:
+        # After a disk that fails the connection stays: whatever is in the WAL of what was undone, its next
+        # commit writes over. Whoever opened the file anew might find it there, and not on the disk.
+        if not (known or is_io(error)):
             self._file.drop_writer()
         for job, result in zip(group, results, strict=True):
             if job.bases:

@@ -28,6 +28,7 @@ from kern_events.store import migrate, sql, sqlite_schema
 from kern_events.store.base import Rows, logger, page_of
 from kern_events.store.connections import Connections, Lease, keep_inherited, survive_forks
 from kern_events.store.inodes import Watch
+from kern_events.store.sqlite_errors import is_busy, told
 
 _OLDEST: Final = (3, 37, 0)
 _SETUP_TIMEOUT_S: Final = 30.0  # many processes may open a fresh file at once
@@ -402,22 +403,15 @@ class SQLiteFile:
 
     def translated(self, error: sqlite3.Error) -> StoreError:
         """What the driver's error is to the log; damage latches the store to failed."""
-        name = getattr(error, "sqlite_errorname", "") or ""
-        text = f"SQLite: {error}"
         if is_busy(error):
-            return StoreBusy(self._busy_text())
-        if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_IOERR")):
-            damage = StoreCorrupt(f"{text} ({name}): nothing more is written to {self._path}; keep the file")
-            damage.__cause__ = error
-            self._failed = damage
-            return StoreCorrupt(str(damage))
-        if name.startswith("SQLITE_CANTOPEN"):
-            return StoreUnavailable(
-                f"cannot open {self._path}: does the folder exist, and may you write there?"
-            )
-        if name.startswith(("SQLITE_READONLY", "SQLITE_PERM")):
-            return StoreUnavailable(f"{self._path} cannot be written: {error}")
-        return StoreError(text)
+            found: StoreError = StoreBusy(self._busy_text())
+        else:
+            found = told(error, self._path)
+        found.__cause__ = error
+        if isinstance(found, StoreCorrupt):
+            self._failed = StoreCorrupt(str(found))
+            self._failed.__cause__ = error
+        return found
 
 
 class SQLiteSinks:
@@ -458,6 +452,11 @@ class SQLiteSinks:
         """See Sinks."""
         row = connection.execute(text(self.sql.lease), {**key, "lease_us": lease_us}).fetchone()
         return None if row is None else row[0]
+
+    def is_open(self, connection: Connection) -> bool:
+        """See Sinks: SQLite ends a transaction by itself where a disk is full or fails."""
+        driver = connection.connection.driver_connection
+        return isinstance(driver, sqlite3.Connection) and driver.in_transaction
 
     def translated(self, error: BaseException | None) -> StoreError:
         """See Sinks."""
@@ -511,12 +510,6 @@ def roll_back(driver: Driver) -> None:
     """End a transaction, if one is open, without a trace."""
     if driver.in_transaction:
         driver.execute(sql.ROLLBACK)
-
-
-def is_busy(error: sqlite3.Error) -> bool:
-    """Whether somebody else holds the lock."""
-    name = getattr(error, "sqlite_errorname", "") or ""
-    return name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
 
 
 _URI_OPTIONS: Final = frozenset({"cache", "immutable", "mode", "nolock", "psow", "vfs"})

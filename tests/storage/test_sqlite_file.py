@@ -18,7 +18,7 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.pool import AssertionPool, SingletonThreadPool, StaticPool
 
 from kern_events import Draft, SessionLog
-from kern_events.errors import KernError, StoreCorrupt, StoreError, StoreUnavailable
+from kern_events.errors import KernError, StoreCorrupt, StoreError, StoreFull, StoreUnavailable
 from kern_events.store import inodes
 from tests.writers import note, notes, texts
 
@@ -475,7 +475,7 @@ def test_a_place_where_no_file_can_be_is_unavailable(tmp_path, where):
         log.append("s", notes(1))
 
 
-def test_a_full_disk_is_told_and_nothing_is_half_there(url):
+def test_a_full_disk_is_told_and_nothing_is_half_there(url, path):
     """The limit on pages stands in for the disk; with room again, the log goes on."""
     recorded(url)
     engine, made = create_engine(url), []
@@ -492,7 +492,7 @@ def test_a_full_disk_is_told_and_nothing_is_half_there(url):
     with SessionLog(engine) as log:
         version = log.append("s0", notes(1)).version
         limit(1)  # That is: as many as there are.
-        with pytest.raises(StoreError, match="full"):
+        with pytest.raises(StoreFull, match=re.escape(f"no room to write to {path}")):
             log.append("s0", [note("x" * 100_000)])
         assert log.head("s0").version == version
         limit(1_000_000)

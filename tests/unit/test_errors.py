@@ -31,6 +31,7 @@ TREE = {
     "SchemaOutdated": "KernError",
     "StoreError": "KernError",
     "StoreBusy": "StoreError",
+    "StoreFull": "StoreError",
     "StoreUnavailable": "StoreError",
     "AppendUnresolved": "StoreUnavailable",
     "FeedUnavailable": "StoreError",

@@ -25,7 +25,14 @@ from kern_events.adapters.agno.native import with_native
 from kern_events.adapters.agno.tables import AS_NOTED, CHANGED, DELETED, NO_ROW, Held, Mark, Tables
 from kern_events.codec import MAX_BATCH
 from kern_events.delta import apply_ops, state_ops
-from kern_events.errors import InvalidEvent, StoreBusy, StoreError, StoreUnavailable, VersionConflict
+from kern_events.errors import (
+    InvalidEvent,
+    StoreBusy,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+    VersionConflict,
+)
 from kern_events.store import sql
 from projections.paths import events_on
 
@@ -496,7 +503,7 @@ class Recorder:
         except InvalidEvent as error:  # An id that the log cannot have.
             logger.error("a session cannot be recorded: %s: %s", error.path, error.reason)
             return False
-        except (StoreBusy, StoreUnavailable):
+        except (StoreBusy, StoreFull, StoreUnavailable):
             raise
         except Exception as error:  # Its text may be content: a database quotes the row that it refuses.
             logger.error("session %r cannot be shown in Agno's tables: %s", session_id, type(error).__name__)
