@@ -324,7 +324,10 @@ class SQLiteStore:
     def look_up(self, batch: Batch, base: int, count: int, *, durable: bool = False) -> Found:
         """See Store."""
         with self._file.reading() as driver:
-            return _look_up(driver, batch, base, count)
+            found = _look_up(driver, batch, base, count)
+        if durable:
+            self._file.flush()
+        return found
 
     def rows(
         self, namespace: str, session_id: str, after: int, until: int | None, limit: int

@@ -27,7 +27,7 @@ from kern_events.errors import StoreBusy, StoreCorrupt, StoreError, StoreUnavail
 from kern_events.store import migrate, sql, sqlite_schema
 from kern_events.store.base import Rows, logger, page_of
 from kern_events.store.connections import Connections, Lease, keep_inherited, survive_forks
-from kern_events.store.inodes import Watch
+from kern_events.store.inodes import Watch, flush
 from kern_events.store.sqlite_errors import is_busy, told
 
 _OLDEST: Final = (3, 37, 0)
@@ -400,6 +400,13 @@ class SQLiteFile:
             )
             raise StoreCorrupt(str(self._failed))
         self._replaced = False
+
+    def flush(self) -> None:
+        """Have on the disk what can be read: who is killed within COMMIT may have written, not flushed it."""
+        try:
+            flush(self._path + "-wal")
+        except OSError as error:
+            raise StoreUnavailable(f"{self._path}-wal cannot be flushed: {error.strerror}") from error
 
     def translated(self, error: sqlite3.Error) -> StoreError:
         """What the driver's error is to the log; damage latches the store to failed."""

@@ -188,7 +188,11 @@ def _fail_over_under_users(stack):
     eventually(lambda: users.acknowledged)
     two.primary.kill()
     two.primary.start()  # Now all that is in its WAL can be read there.
-    two.waiting(7)
+    again = stack.enter_context(SessionLog(two.url))  # As another process does after a crash.
+    users.start("redelivered", appending(again, "keyed", "k"))
+    users.start("deleted", deleting(again))
+    users.start("imported", lambda base: import_transcripts(again, [LINE]))
+    two.waiting(10)
     assert users.acknowledged.keys() == {"hasty"}
     two.fail_over()
     users.join()
@@ -199,5 +203,6 @@ def _fail_over_under_users(stack):
             assert texts(left.read(session_id)) == [0, 1]
         assert [left.head(each).version for each in ("own", "fork", "imported")] == [0, 2, 3]
         assert left.head("secret").status == "deleted"
+        assert users.acknowledged["redelivered"] == users.acknowledged["keyed"]
         assert users.acknowledged["own"] is None
         assert left.verify().ok
