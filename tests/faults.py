@@ -6,12 +6,15 @@ Both follow a seeded schedule, so a run that fails can be repeated.
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
+
+import stamina
 
 from kern_events import Head
 from kern_events.errors import StoreUnavailable
@@ -19,6 +22,18 @@ from kern_events.store.base import AnswerLost, Refused, unknown_head
 from tests.writers import PATIENCE_S
 
 FATES = ("answered", "lost", "unsent", "late")
+
+
+@contextlib.contextmanager
+def impatient() -> Iterator[None]:
+    """Look-ups that fail are repeated at once, and in silence."""
+    stamina.set_testing(True, attempts=2)
+    logging.getLogger("stamina").setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.getLogger("stamina").setLevel(logging.NOTSET)
+        stamina.set_testing(False)
 
 
 class FaultyStore:

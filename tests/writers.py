@@ -26,7 +26,9 @@ from tests import facade
 PATIENCE_S = 60.0
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.writers", "kern_events.store.sqlite", "kern_events.store.postgres"])
+_context.set_forkserver_preload(
+    ["tests.writers", "tests.clients", "kern_events.store.sqlite", "kern_events.store.postgres"]
+)
 
 
 def note(text: Any = "something", **fields: Any) -> Draft:

@@ -8,12 +8,10 @@ again after a lost answer, instead of staying at its base, has to double in the 
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections import Counter
 from itertools import pairwise
 
 import pytest
-import stamina
 
 from kern_events import AsyncSessionLog, Draft, SessionLog
 from kern_events.errors import (
@@ -36,12 +34,9 @@ CLEAN = {"lost": 0, "doubled": 0, "wrong": 0}
 
 @pytest.fixture(autouse=True)
 def impatient():
-    """Look-ups that fail are repeated at once, and in silence."""
-    stamina.set_testing(True, attempts=2)
-    logging.getLogger("stamina").setLevel(logging.CRITICAL)
-    yield
-    logging.getLogger("stamina").setLevel(logging.NOTSET)
-    stamina.set_testing(False)
+    """See tests/faults.py."""
+    with faults.impatient():
+        yield
 
 
 @pytest.fixture(params=facade.FACADES)
