@@ -28,7 +28,6 @@ from kern_events.errors import (
     InvalidEvent,
     OwnerMismatch,
     SessionNotFound,
-    StoreCorrupt,
     StoreError,
     VersionConflict,
 )
@@ -45,7 +44,7 @@ from kern_events.events import (
 from kern_events.feed import FeedHolder, Subscription, Wakeups, settled_end
 from kern_events.frozen import DICTS
 from kern_events.store import open_store
-from kern_events.store.base import PAGE_ROWS, Expected, Landed, Origin, Rows, is_of_another
+from kern_events.store.base import PAGE_ROWS, Expected, Landed, Origin, Rows, is_of_another, missing
 from kern_events.store.retry import check_within, delete, fork, record, record_many, recorded
 from kern_events.turn import Claims, TurnRecorder, claim_at, opening_draft
 from kern_events.upcast import NO_TYPES, EventTypes
@@ -359,6 +358,7 @@ class SessionLog:
 
         Raises:
             SessionNotFound: The session has no events or was deleted; raised at once.
+            StoreCorrupt: It has, and none is there; a StoreError where row-level security may hide them.
             DecodeError: The bytes of an event are damaged; raised when it is reached.
             UpcastFailed: An upcaster failed; raised when the event is reached.
         """
@@ -374,6 +374,9 @@ class SessionLog:
         head, rows = self._store.tail(self.namespace, session_id, after, size)
         if head is None or head.status == "deleted":
             raise SessionNotFound(session_id)
+        if head.version > after and not rows:
+            said = f"session {session_id!r} has no event after version {after}"
+            raise missing(said, self._store.hides_rows())
         return self._pages(session_id, rows, until, limit)
 
     def _pages(
@@ -430,7 +433,8 @@ class SessionLog:
         while after < until:
             rows = self._store.rows(self.namespace, session_id, after, until, PAGE_ROWS)
             if not rows:
-                raise StoreCorrupt(f"session {session_id!r} ends at version {after} of {until}")
+                said = f"session {session_id!r} ends at version {after} of {until}"
+                raise missing(said, self._store.hides_rows())
             after = rows[-1][0]
             yield map(bundle.row_line, rows)
             del rows  # Two pages at once would be twice the memory.

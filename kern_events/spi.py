@@ -15,9 +15,11 @@ from kern_events import chain, lineage
 from kern_events.batch import event_of, expected_hash
 from kern_events.codec import check_id
 from kern_events.delta import StateEditor
+from kern_events.errors import StoreError
 from kern_events.events import TYPES, Draft, Event, Head, Kind, Receipt, to_datetime, to_microseconds
 from kern_events.frozen import NOTHING, FrozenDict, FrozenList, freeze, thaw
 from kern_events.lineage import Range
+from kern_events.store import base
 from kern_events.store.base import Difference, SnapshotPut, StoredChunk, head_name
 from kern_events.turn import Claim, Claims, TurnRecorder
 
@@ -49,6 +51,7 @@ __all__ = [
     "in_thread",
     "live_parts",
     "live_path",
+    "missing",
     "own_path",
     "page",
     "point",
@@ -287,6 +290,11 @@ class Standing(NamedTuple):
     version: int
     origin: int
     stored: int
+
+
+def missing(log: SessionLog, said: str) -> StoreError:
+    """The error for events that have to be there, and are not seen: StoreCorrupt, or row-level security."""
+    return base.missing(said, log._store.hides_rows())
 
 
 def differences(log: SessionLog) -> Sequence[Difference]:

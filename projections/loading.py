@@ -388,7 +388,7 @@ class Loader:
         if at_hand is not None and tail is not None:
             last = at_hand[-1].version
             if last != path[0].first + len(at_hand) - 1:
-                raise gap(path[0].session_id, path[0].first)
+                raise gap(self._log, path[0].session_id, path[0].first)
             yield Page(at_hand, tail.size_bytes)
             path = behind(path, path[0].session_id, last) or ()
         yield from events_on(self._log, path)

@@ -11,7 +11,7 @@ from itertools import groupby, islice
 from typing import Final, NamedTuple
 
 from kern_events import Event, SessionLog, spi
-from kern_events.errors import StoreCorrupt
+from kern_events.errors import StoreError
 from kern_events.spi import Range
 
 PAGE: Final = 1_000  # more are slower: so many dicts at once make the garbage collector look at them again
@@ -42,7 +42,7 @@ def events_on(log: SessionLog, path: Sequence[Range]) -> Iterator[Page]:
     """The events of a path.
 
     Raises:
-        StoreCorrupt: One that has to be there is not.
+        StoreCorrupt: One that has to be there is not; a StoreError where row-level security may hide it.
     """
     for owner, parts in groupby(path, key=lambda part: part.session_id):
         yield from _events_of(log, owner, list(parts))
@@ -60,7 +60,7 @@ def _events_of(log: SessionLog, session_id: str, parts: list[Range]) -> Iterator
                 index += event.version == parts[index].last
         read = events[-1].version if events else after
         if not _is_whole(kept, parts[begin : index + 1], after, read) or not events:
-            raise gap(session_id, after + 1)
+            raise gap(log, session_id, after + 1)
         if kept:
             yield Page(kept, size_bytes * len(kept) // len(events))
         # What was abandoned is skipped as a whole where it reaches beyond this page.
@@ -87,9 +87,7 @@ def _is_whole(kept: Sequence[Event], parts: Sequence[Range], after: int, read: i
     return len(kept) == expected
 
 
-def gap(session_id: str, version: int) -> StoreCorrupt:
+def gap(log: SessionLog, session_id: str, version: int) -> StoreError:
     """The error for an event that is not there."""
-    return StoreCorrupt(
-        f"the events of session {session_id!r} from version {version} on are not all there; "
-        "run `kern-events verify`"
-    )
+    said = f"the events of session {session_id!r} from version {version} on are not all there"
+    return spi.missing(log, said)

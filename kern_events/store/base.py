@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection
 
 from kern_events import chain
 from kern_events.batch import LISTING, Batch, Fence, Linked, StoredRow
+from kern_events.errors import StoreCorrupt, StoreError
 from kern_events.events import Head, Kind, Receipt, SessionInfo
 
 logger: Final = logging.getLogger("kern_events")
@@ -317,6 +318,16 @@ class SnapshotPut(NamedTuple):
     drop: Sequence[str] = ()
 
 
+ROW_SECURITY: Final = "row-level security is in force for this role, and what its policies hide is not seen"
+
+
+def missing(said: str, is_hidden: bool) -> StoreError:
+    """The error for rows that have to be there, and are not seen."""
+    if is_hidden:
+        return StoreError(f"{said}: {ROW_SECURITY}")
+    return StoreCorrupt(f"{said}; run `kern-events verify`")
+
+
 class Difference(NamedTuple):
     """One thing that the database has not, or has otherwise.
 
@@ -507,6 +518,9 @@ class Store(Protocol):
 
     def differences(self) -> Sequence[Difference]:
         """As in Snapshot."""
+
+    def hides_rows(self) -> bool:
+        """Whether the database may keep rows from this role: row-level security is in force for it."""
 
     def migrate(self) -> tuple[int, int]:
         """Bring the tables up to date: the schema numbers before and after."""

@@ -509,6 +509,10 @@ class MemoryStore:
         """See Snapshot: there is no database."""
         return ()
 
+    def hides_rows(self) -> bool:
+        """See Store."""
+        return False
+
     def migrate(self) -> tuple[int, int]:
         """See Store: there are no tables."""
         return 0, 0

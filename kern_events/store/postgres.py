@@ -29,6 +29,7 @@ from kern_events.store import sql
 from kern_events.store.base import (
     HOUR_US,
     PAGE_ROWS,
+    ROW_SECURITY,
     Adoption,
     Base,
     Bound,
@@ -53,6 +54,7 @@ from kern_events.store.base import (
     is_past_fence,
     landed,
     listing_values,
+    missing,
     newest_version,
     nothing,
     page_of,
@@ -230,6 +232,9 @@ class PostgresStore:
         head = Head(*row[:7]) if row else None
         if head is None or head.status == "deleted":
             return None
+        whole = {"namespace": namespace, "session_id": session_id, "version": head.version}
+        if cursor.execute(self._sql.hides_events, whole).fetchall()[0][0]:
+            raise StoreError(f"session {session_id!r} cannot be erased as a whole: {ROW_SECURITY}")
         bases.append(head)
         batch = tombstone(head)
         outcome = self._write(cursor, batch, head)
@@ -287,7 +292,10 @@ class PostgresStore:
             if parent is None or parent[5] == "deleted" or parent[4] != origin.epoch:
                 return None
             place = (namespace, origin.owner, origin.version - 1, origin.version, 1)
-            [row] = cursor.execute(self._sql.rows.by_bytes, place).fetchall()
+            row = cursor.execute(self._sql.rows.by_bytes, place).fetchone()
+            if row is None:
+                said = f"version {origin.version} of session {origin.owner!r} is not there"
+                raise missing(said, self._server.hides_rows(cursor))
             head = fork_head(batch, origin, parent[4], row[18], row[8])
             linked = link(batch, head, now_us())
             bases.append(head)
@@ -316,7 +324,11 @@ class PostgresStore:
             bases.append(adoption.base or unknown_head(whose))
             if not self._adopt_head(cursor, adoption):
                 return None
-            _adopt_rows(cursor, self._sql.adopt, adoption)
+            if self._server.row_security:
+                pairs = zip(adoption.linked.rows, adoption.commits, strict=True)
+                cursor.executemany(self._sql.insert, [(*scope, *row, commit) for row, commit in pairs])
+            else:
+                _adopt_rows(cursor, self._sql.adopt, adoption)
             if adoption.erasures:
                 self._erase(cursor, whose, adoption.erase_before)
                 forks = self._touch(cursor, whose, adoption.erasures)
@@ -437,9 +449,16 @@ class PostgresStore:
             linked.append(link(batch, head, now_us()))
         if not self._write_heads(session, batches, known, linked):
             return None
-        _copy(cursor, self._sql.copy, [batch for batch, _ in batches], linked)
+        if self._server.row_security:
+            places = [(namespace, batch.session_id) for batch, _ in batches]
+            rows = [(*at, *row, None) for at, one in zip(places, linked, strict=True) for row in one.rows]
+            cursor.executemany(self._sql.insert, rows)
+        else:
+            _copy(cursor, self._sql.copy, [batch for batch, _ in batches], linked)
         last = int8_array([one.head.version for one in linked])
         positions = cursor.execute(self._sql.positions, (ids, last, namespace)).fetchall()
+        if len(positions) != len(batches):
+            raise missing("what was just appended is not there", self._server.hides_rows(cursor))
         for batch, _ in batches:
             self._remember(batch, None)
         return [
@@ -740,13 +759,18 @@ class PostgresStore:
         """See Store."""
         return self._server.read(lambda session: self._server.differences(session.cursor))
 
+    def hides_rows(self) -> bool:
+        """See Store."""
+        return self._server.read(lambda session: self._server.hides_rows(session.cursor))
+
     def migrate(self) -> tuple[int, int]:
         """See Store."""
         return self._server.migrate()
 
     def notes(self) -> Sequence[str]:
         """See Store."""
-        return (HIDDEN,) if self._server.positions.hidden else ()
+        hidden = (HIDDEN,) if self._server.positions.hidden else ()
+        return (*hidden, ROW_SECURITY) if self._server.row_security else hidden
 
     def close(self) -> None:
         """See Store."""

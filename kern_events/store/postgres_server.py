@@ -59,6 +59,7 @@ class PostgresServer:
         self.prefix: Final = f'"{schema}".' if schema else ""
         self.sql: Final = sql.PostgresSQL(self.prefix)
         self.positions: Final = Positions(self.sql)
+        self.row_security = False  # as it was when the tables were looked at
         self._schema = schema
         self._own = engine is None
         lock_timeout_ms = max(1, int(lock_timeout_s * 1000))
@@ -254,10 +255,15 @@ class PostgresServer:
                 self._create()
             else:
                 migrate.check_number("postgres", *applied)
-                self.read(lambda session: self._warn(session.cursor, applied[0]))
+                self.read(lambda session: self._look(session.cursor, applied[0]))
             self._ready = True
 
-    def _warn(self, cursor: Cursor, applied: int) -> None:
+    def hides_rows(self, cursor: Cursor) -> bool:
+        """Whether row-level security is in force for this role."""
+        return bool(cursor.execute(self.sql.row_security).fetchall()[0][0])
+
+    def _look(self, cursor: Cursor, applied: int) -> None:
+        self.row_security = self.hides_rows(cursor)
         postgres_schema.warn_of_triggers(cursor, self._schema, applied)
         for each in self.positions.difference(cursor):
             logger.warning("%s, expected %s; run `kern-events migrate`", each, each.expected)
@@ -446,6 +452,8 @@ def translated(error: psycopg.Error) -> StoreError:
         return StoreFull(text)
     if state[:2] == "XX" and state != "XX000":
         return StoreCorrupt(text)
+    if state == "23505":  # Of a row that is seen it is known before.
+        text += " (row-level security may hide the row that has it)"
     if not state and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
         return StoreUnavailable(text)
     return StoreError(text)

@@ -41,6 +41,7 @@ from kern_events.store.base import (
     Store,
     Tombstone,
     is_of_another,
+    missing,
     version_of,
 )
 
@@ -92,7 +93,7 @@ def record(
             _same_base(batch, expected, found)
             base, same_base = head, same_base + 1
             if same_base >= _MAX_ATTEMPTS:
-                raise _give_up(batch, head.version, cause)
+                raise _give_up(store, batch, head.version, cause)
         elif expected == 0 and head.status == "deleted" and base == 0:
             base, cause = head, None  # A deleted session is new again; its head is pinned once.
         elif expected is not None:
@@ -166,6 +167,8 @@ def record_many(store: Store, batches: Sequence[tuple[Batch, Expected]]) -> list
         bases = free
     if cause is not None:
         raise _unresolved(batches, bases) from cause
+    if store.hides_rows():
+        raise missing("one of several appends was refused again and again", True)
     raise StoreBusy(f"others appended {_MAX_ATTEMPTS} times in between; nothing is recorded, try again")
 
 
@@ -243,7 +246,7 @@ def delete(store: Store, namespace: str, session_id: str, tombstone: Tombstone) 
             base = cause = None  # It can land no more, so the base may move.
     if base is None:
         raise StoreBusy(f"others appended {_MAX_ATTEMPTS} times in between; nothing is recorded, try again")
-    raise _give_up(tombstone(base), base.version, cause)
+    raise _give_up(store, tombstone(base), base.version, cause)
 
 
 def fork(store: Store, batch: Batch, origin: Origin) -> Landed | None:
@@ -276,7 +279,7 @@ def fork(store: Store, batch: Batch, origin: Origin) -> Landed | None:
             raise SessionExists(batch.session_id)
         if answer is None:
             return None
-    raise _give_up(batch, origin.version, cause)
+    raise _give_up(store, batch, origin.version, cause)
 
 
 def check_within(batch: Batch, expected: Expected, answer: Landed | Refused, found: Found | None) -> Landed:
@@ -397,13 +400,13 @@ def _check_open(batch: Batch, found: Found) -> None:
         raise SessionClosed(batch.session_id, head.status)
 
 
-def _give_up(batch: Batch, base: int, cause: BaseException | None) -> StoreError:
+def _give_up(store: Store, batch: Batch, base: int, cause: BaseException | None) -> StoreError:
     if cause is None:
-        error = StoreError(
+        said = (
             f"the append to session {batch.session_id!r} was refused {_MAX_ATTEMPTS} times "
             f"although the session stands at version {base}"
         )
-        return error
+        return missing(said, True) if store.hides_rows() else StoreError(said)
     unresolved = AppendUnresolved(batch.session_id, base)
     unresolved.__cause__ = cause
     return unresolved

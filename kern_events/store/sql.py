@@ -698,6 +698,18 @@ class PostgresSQL:
         )
         # Nobody draws a position until the end of the transaction.
         self.lock_events = filled("LOCK TABLE {s}kern_events IN SHARE ROW EXCLUSIVE MODE")
+        # Whether row-level security is in force for this role.
+        self.row_security = filled(
+            "SELECT row_security_active('{s}kern_sessions'::regclass) "
+            "OR row_security_active('{s}kern_events'::regclass)"
+        )
+        # Whether it hides events of a session, whose versions have no gaps.
+        self.hides_events = filled(
+            "SELECT row_security_active('{s}kern_events'::regclass) AND (SELECT count(*) FROM {s}kern_events "
+            "WHERE namespace = %(namespace)b AND session_id = %(session_id)b) <> %(version)b "
+            "- (SELECT coalesce(max(fork_version), 0) FROM {s}kern_sessions "
+            "WHERE namespace = %(namespace)b AND session_id = %(session_id)b)"
+        )
         # Whether positions are drawn one by one.
         self.sequence_cache = filled(
             "SELECT seqcache FROM pg_sequence WHERE seqrelid = "
@@ -768,6 +780,11 @@ class PostgresSQL:
         # Many events of many sessions.
         self.copy = filled(
             f"COPY {{s}}kern_events (namespace, session_id, {_ROW}) FROM STDIN (FORMAT BINARY)"
+        )
+        # As before, one by one, and either: under row-level security there is no COPY.
+        self.insert = filled(
+            f"INSERT INTO {{s}}kern_events (namespace, session_id, {_ROW}, payload_commit) "
+            f"VALUES ({', '.join(['%b'] * (len(ROW_COLUMNS) + 3))})"
         )
         # Events of another log, which may be erased.
         self.adopt = self.copy.replace(f"{_ROW})", f"{_ROW}, payload_commit)")

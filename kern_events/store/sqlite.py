@@ -49,6 +49,7 @@ from kern_events.store.base import (
     is_past_fence,
     landed,
     listing_values,
+    missing,
     newest_version,
     nothing,
     refuses,
@@ -174,7 +175,9 @@ class SQLiteStore:
             if driver.execute(sql.SQLITE_LOCKED_HEAD, (scope, batch.session_id)).fetchone():
                 return Refused(origin.version)
             place = (scope, origin.owner, origin.version - 1, origin.version, 1)
-            [row] = driver.execute(sql.SQLITE_ROWS, place).fetchall()
+            row = driver.execute(sql.SQLITE_ROWS, place).fetchone()
+            if row is None:
+                raise missing(f"version {origin.version} of session {origin.owner!r} is not there", False)
             head = fork_head(batch, origin, parent[4], row[18], row[8])
             linked = link(batch, head, now_us())
             bases.append(head)
@@ -516,6 +519,10 @@ class SQLiteStore:
         """See Store."""
         with self._file.reading() as driver:
             return sqlite_schema.differences(driver)
+
+    def hides_rows(self) -> bool:
+        """See Store."""
+        return False
 
     def migrate(self) -> tuple[int, int]:
         """See Store."""

@@ -90,3 +90,16 @@ def raw(dialect: str, url: str, log: SessionLog) -> Iterator[Raw]:
         connection = databases.connect(url)
     yield Raw(dialect, connection)
     connection.close()
+
+
+@pytest.fixture
+def clerk(raw: Raw, url: str) -> Iterator[str]:
+    """On Postgres, the address of a role that may use the tables of the log, and is not their owner."""
+    [(schema,)] = raw.run("SELECT current_schema()")
+    name = f"clerk_{schema}"
+    raw.run(f"CREATE ROLE {name} LOGIN")
+    raw.run(f"GRANT USAGE ON SCHEMA {schema} TO {name}")
+    raw.run(f"GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO {name}")
+    yield make_url(url).set(username=name).render_as_string(hide_password=False)
+    raw.run(f"DROP OWNED BY {name}")
+    raw.run(f"DROP ROLE {name}")

@@ -422,6 +422,7 @@ def statements():
 
 UNEXPLAINED = {
     "copy", "adopt",  # not sent through execute
+    "row_security", "insert",  # of no row; of one, under row-level security
     "joined_head", "append_listing_keyed",  # as locked_head and append_listing
     "head_rows", "orphans", "applied", "lockers", "feed_held_by", "sequence_cache", "sizes",  # of all
     "sequence", "positions_of", "lock_events",  # of the sequence

@@ -8,7 +8,6 @@ from contextlib import closing
 import pytest
 from click.testing import CliRunner
 from sqlalchemy import create_engine
-from sqlalchemy.engine import make_url
 
 from kern_events import SessionLog
 from kern_events.cli.app import cli
@@ -116,22 +115,6 @@ def test_an_end_that_was_lost_in_a_failover_is_gone_on_from(log, raw):
     raw.run(f"ALTER SEQUENCE {SEQUENCE} RESTART WITH 3")
 
     assert [log.append("s", notes(1)).position for _ in range(3)] == [3, 4, 5]
-
-
-@pytest.fixture
-def clerk(raw, url):
-    """The address of a role that may append, and may not read the sequence."""
-    [(schema,)] = raw.run("SELECT current_schema()")
-    name = f"clerk_{schema}"
-    for statement in (
-        f"CREATE ROLE {name} LOGIN",
-        f"GRANT USAGE ON SCHEMA {schema} TO {name}",
-        f"GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO {name}",
-    ):
-        raw.run(statement)
-    yield make_url(url).set(username=name)
-    raw.run(f"DROP OWNED BY {name}")
-    raw.run(f"DROP ROLE {name}")
 
 
 def test_who_may_not_read_the_sequence_appends_and_notices_later(log, clerk, raw):

@@ -8,7 +8,7 @@ import pytest
 
 from kern_events import Draft, chain
 from kern_events.batch import prepare, prepare_draft
-from kern_events.errors import ChainBroken
+from kern_events.errors import ChainBroken, StoreCorrupt
 from kern_events.verify import SCHEMA
 from tests.writers import note, notes
 
@@ -453,3 +453,14 @@ def test_a_history_that_is_chained_anew_to_its_end_cannot_be_told(raw, log):
 
     assert is_honest(log)
     assert list(log.read("other"))[-1].hash != receipt.hash
+
+
+# ------------------------------------------------------------------------------- missing events
+
+
+def test_a_session_without_its_events_is_corrupt_and_not_empty(raw, log):
+    raw.run(f"DELETE FROM kern_events WHERE {raw.where('s')}")
+
+    for use in (lambda: list(log.read("s")), lambda: log.fork("s", "f", version=2)):
+        with pytest.raises(StoreCorrupt, match="kern-events verify"):
+            use()
