@@ -15,8 +15,10 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from kern_events import chain
+from kern_events.clock import AHEAD_US
 from kern_events.codec import (
     JSON,
+    LARGEST_PAYLOAD_BYTES,
     MAX_BATCH,
     MAX_PAYLOAD_BYTES,
     check_id,
@@ -29,7 +31,7 @@ from kern_events.codec import (
 )
 from kern_events.delta import check_change
 from kern_events.errors import DecodeError, InvalidEvent
-from kern_events.events import ERASED, Draft, Event, Head, Kind, kind_of
+from kern_events.events import ERASED, WRITERS_CLOCK, Draft, Event, Head, Kind, kind_of
 from kern_events.frozen import DICTS
 from kern_events.upcast import NO_TYPES, EventTypes
 
@@ -52,6 +54,7 @@ HANDED_DOWN: Final = frozenset({Kind.RESTORE, Kind.FORK})
 _CARRIED: Final = ("user_id", "name", "metadata")  # what a restore says, because it is not rewound
 _RESERVED: Final = frozenset({Kind.RESTORE, Kind.FORK, Kind.ERASURE})
 _MAX_TYPE_VERSION: Final = 2**31 - 1
+_CLOCKED: Final = f'"{WRITERS_CLOCK}":'.encode()
 
 # One linked row, in the order in which every store writes it.
 Row = tuple[
@@ -346,7 +349,7 @@ def _readable(row: StoredRow) -> dict[str, Any] | None:
 
 
 def link(batch: Batch, head: Head, now_us: int) -> Linked:
-    """Place a batch behind a head.
+    """Place a batch behind a head, at this time or, as time never falls, at the head's.
 
     Raises:
         InvalidEvent: A draft is stamped with a turn that has not started.
@@ -354,6 +357,8 @@ def link(batch: Batch, head: Head, now_us: int) -> Linked:
     events = batch.at(head)
     turn, branch, epoch, status = head.turn, head.branch, head.epoch, head.status
     first, at_us, key = head.version + 1, max(now_us, head.at_us), batch.idempotency_key
+    if at_us - now_us > AHEAD_US:
+        events = (_clocked(events[0], now_us), *events[1:])
     links: list[chain.Link] = []
     listing: dict[str, str | None] | None = None
     for version, event in enumerate(events, first):
@@ -388,6 +393,18 @@ def link(batch: Batch, head: Head, now_us: int) -> Linked:
         )  # fmt: skip
     after = Head(head.version + len(rows), hashes[-1], turn, branch, epoch, status, at_us)
     return Linked(rows, after, listing)
+
+
+def _clocked(event: Prepared, now_us: int) -> Prepared:
+    """An event that is dated by an earlier one, with what its own writer's clock says."""
+    meta = encode({**(event.draft.meta or {}), WRITERS_CLOCK: now_us}, "meta", 2 * LARGEST_PAYLOAD_BYTES)
+    trailer = chain.trailer(JSON, None, event.draft.actor, meta)
+    return msgspec.structs.replace(event, meta=meta, trailer=trailer)
+
+
+def is_clocked(row: StoredRow) -> bool:
+    """Whether a recorded row says that it is dated by an earlier one; see Event.clock_us."""
+    return row[10] is not None and _CLOCKED in row[10]
 
 
 def _listing_after(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from sqlalchemy.engine import Connection
 
 from kern_events.batch import StoredRow
-from kern_events.clock import now_us
+from kern_events.clock import said_us
 from kern_events.codec import check_id
 from kern_events.errors import (
     DecodeError,
@@ -384,7 +384,7 @@ def statuses(store: Store, namespace: str) -> list[ConsumerStatus]:
 def _status(store: Store, namespace: str, row: ConsumerRow) -> ConsumerStatus:
     behind = store.feed_count(namespace, row.position, _COUNTED)
     oldest = store.feed(namespace, row.position, _NEWEST, 1) if behind else ()
-    lag_s = max(0.0, (now_us() - oldest[0][1][8]) / 1e6) if oldest else 0.0
+    lag_s = max(0.0, (said_us() - oldest[0][1][8]) / 1e6) if oldest else 0.0
     parked = store.consumers.parked(namespace, row.name)
     given_up = sum(each.retry_us is None for each in parked)
     return ConsumerStatus(row.name, row.position, behind, lag_s, row.updated_at, len(parked), given_up)

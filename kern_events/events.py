@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
@@ -16,6 +15,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from kern_events.clock import now_us
 from kern_events.codec import encode
 from kern_events.delta import check_ops
 from kern_events.errors import InvalidEvent
@@ -24,6 +24,9 @@ from kern_events.frozen import DICTS, LISTS, Json
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_US: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
 """The last time that a datetime can say, in microseconds since 1970."""
+
+WRITERS_CLOCK: Final = "kern.clock_us"
+"""In the meta of an event that is dated by an earlier one: what the clock of its own writer said."""
 
 Status = Literal["open", "closed", "deleted"]
 
@@ -103,9 +106,9 @@ _UUID7_RANDOM: Final = ~(0xF << 76 | 0b11 << 62) & (1 << 80) - 1
 
 
 def new_event_id() -> bytes:
-    """A UUIDv7 as 16 bytes: 48 bits of milliseconds, then randomness."""
+    """A UUIDv7 as 16 bytes: 48 bits of milliseconds, then randomness; InvalidEvent as from now_us."""
     tail = _random.getrandbits(80) & _UUID7_RANDOM | _UUID7_FIXED
-    return (time.time_ns() // 1_000_000 << 80 | tail).to_bytes(16, "big")
+    return (now_us() // 1_000 << 80 | tail).to_bytes(16, "big")
 
 
 class Draft(msgspec.Struct, frozen=True):
@@ -156,7 +159,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
         ref: A restore's target version or a fork's origin, else None.
         at_us: The recorder's clock in microseconds since 1970, UTC; never falls within a session.
         actor: As in Draft.
-        meta: As in Draft.
+        meta: As in Draft, and see `clock_us`.
         idempotency_key: The key of the append call, on its first event.
         codec: How the payload's bytes are encoded; 0 is UTF-8 JSON.
         key_commit: Commits to the encryption key, if any.
@@ -191,6 +194,16 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     def at(self) -> datetime:
         """When it was recorded, aware UTC."""
         return to_datetime(self.at_us)
+
+    @property
+    def clock_us(self) -> int | None:
+        """What the recorder's clock said, where the event before it is dated more than a minute later.
+
+        Then `at` is that event's, because time never falls, and not when this one was recorded. On the
+        first event of an append, in its meta as `kern.clock_us`; else None.
+        """
+        clock_us = self.meta.get(WRITERS_CLOCK) if self.meta else None
+        return clock_us if type(clock_us) is int else None
 
     @property
     def erased(self) -> bool:

@@ -20,7 +20,7 @@ from kern_events import chain, lineage
 from kern_events.batch import Linked, Row, StoredRow
 from kern_events.bundle import Section, is_header, namespace_of, parse, row_line
 from kern_events.errors import InvalidEvent
-from kern_events.events import Head
+from kern_events.events import LAST_US, Head
 from kern_events.incoming import Beginning, Incoming
 from kern_events.lines import MAX_LINE_BYTES, Line, Source, TooLong, lines_of
 from kern_events.store.base import Adoption, AnswerLost
@@ -91,7 +91,7 @@ def import_events(
     A session that is not there is recorded; of one that is there in part the rest is added; one that
     is there is left as it is, also if there is more of it. What differs from what is recorded is
     reported, and so is a session with a line that does not hash to what it says or could not have
-    been recorded: nothing of it is written, the others go on. Positions are new ones.
+    been recorded, as one later than now: nothing of it is written, the others go on. Positions are new ones.
 
     A session is one transaction, if it has at most 10,000 events and 8 MiB, and else several, each
     with events that go on from those before. An import that was cut off is completed by another one.
@@ -316,7 +316,7 @@ class _Session:
     def begin(self) -> None:
         """Find what its first row goes on from; _Failed if that is not there."""
         self._beginning = _beginning(self._log, self.section)
-        self.incoming = self._walk(self._beginning)
+        self.incoming = self._walk(self._beginning, self._log._store.now_us)
 
     def give_up(self) -> None:
         """It takes no more rows, and forgets those that it has."""
@@ -386,7 +386,7 @@ class _Session:
             after = head.version if head else 0
             yield self._part(self.incoming, head, epoch, [row for row in self._rows if row[0] > after])
             return
-        walk, rows, size_bytes = self._walk(self._beginning), [], 0
+        walk, rows, size_bytes = self._walk(self._beginning, lambda: LAST_US), [], 0
         for row in self._replayed(self._file):
             walk.take(row)
             if head is not None and row[0] <= head.version:
@@ -424,8 +424,9 @@ class _Session:
             erase_before=walk.deleted if walk.deleted > before else 0,
         )
 
-    def _walk(self, beginning: Beginning) -> Incoming:
-        return Incoming(self._log.namespace, self.section.session_id, beginning, self._log._max_payload_bytes)
+    def _walk(self, beginning: Beginning, now_us: Callable[[], int]) -> Incoming:
+        limit = self._log._max_payload_bytes
+        return Incoming(self._log.namespace, self.section.session_id, beginning, limit, now_us)
 
     def _spill(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the session is.

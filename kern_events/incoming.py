@@ -15,9 +15,10 @@ import msgspec
 
 from kern_events import chain
 from kern_events.batch import HANDED_DOWN, LISTING, TOMBSTONES, StoredRow, expected_hash, listing_of
+from kern_events.clock import AHEAD_US, said_us
 from kern_events.codec import JSON, MAX_PAYLOAD_BYTES, check_id, decode, encode, too_large
 from kern_events.errors import InvalidEvent
-from kern_events.events import LAST_US, Head, Kind, Status, kind_of
+from kern_events.events import Head, Kind, Status, kind_of
 from kern_events.lines import check_keys, colons
 
 _MAX_TYPE_VERSION: Final = 2**31 - 1
@@ -57,6 +58,7 @@ class Incoming:
         session_id: str,
         beginning: Beginning,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+        now_us: Callable[[], int] = said_us,
     ) -> None:
         start = beginning.head
         self.version, self.hash, self.turn, self.at_us = start.version, start.hash, start.turn, start.at_us
@@ -68,6 +70,7 @@ class Incoming:
         """The version of the last `session.deleted`: everything before it has to be erased."""
         self.partly_erased = 0
         """The version of the last `session.erased`."""
+        self._now_us, self._latest_us = now_us, 0
         self._begins = beginning
         self._scope = chain.scope(namespace, session_id)
         self._limit = max_payload_bytes
@@ -123,8 +126,10 @@ class Incoming:
         _check_fields(row)
         if expected_hash(self.hash, self._scope, row) != row[18]:
             raise InvalidEvent("the event does not hash to what the line says", "hash")
-        if not self.at_us <= at_us <= LAST_US:
-            raise InvalidEvent("earlier than the event before it, or past the year 9999", "at")
+        if at_us < self.at_us:
+            raise InvalidEvent("earlier than the event before it", "at")
+        if self._is_to_come(at_us):
+            raise InvalidEvent("later than now: by a wrong clock, every event behind it would be too", "at")
         if key is not None and key in self._keys:
             raise InvalidEvent("the key of an earlier event", "idempotency_key")
         if self.status == "deleted" and type != "session.created":
@@ -133,6 +138,12 @@ class Incoming:
             row[5] == Kind.FORK
         ):
             raise InvalidEvent("session.forked is the first event of a fork, and no other", "type")
+
+    def _is_to_come(self, at_us: int) -> bool:
+        """Whether a time is more than a minute ahead of the clock, which is asked where it might be."""
+        if at_us > self._latest_us:
+            self._latest_us = self._now_us() + AHEAD_US
+        return at_us > self._latest_us
 
     def _check_turn(self, row: StoredRow) -> None:
         version, kind, turn, ref = row[0], row[5], row[6], row[7]

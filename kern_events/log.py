@@ -779,8 +779,9 @@ class SessionLog:
         """
         if session_id is not None:
             check_id(session_id, "session_id")
+        now_us = self._store.now_us()
         with self._store.snapshot() as snapshot:
-            report = verify_snapshot(snapshot, self.namespace, session_id, progress)
+            report = verify_snapshot(snapshot, self.namespace, session_id, progress, now_us)
         return report.with_notes([*report.notes, *self._store.notes()])
 
     def migrate(self) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from kern_events.batch import event_of
 from kern_events.bundle import is_header
 from kern_events.codec import MAX_BATCH
 from kern_events.errors import DecodeError, InvalidEvent, SessionClosed, SessionNotFound, VersionConflict
-from kern_events.events import Draft, Event, Head
+from kern_events.events import WRITERS_CLOCK, Draft, Event, Head
 from kern_events.lines import MAX_LINE_BYTES, Line, Source, TooLong, lines_of
 from kern_events.transcript import ORIGIN, Conversation, parse
 
@@ -38,6 +38,7 @@ _TYPES: Final = frozenset({"turn.started", "turn.completed", "message.added", "t
 _ABOUT_TYPES: Final = ("session.created", "session.described")
 _ABOUT: Final = (*["session.created"] * 4, "session.described")  # five, see newest_of
 _DELETED: Final = ("session.deleted",) * 5
+_CLOCKED_ORIGIN: Final = {**ORIGIN, WRITERS_CLOCK: None}
 _LAST: Final = 2**63 - 1
 _MESSAGE_TYPES: Final = ("message.added", "tool.returned")
 
@@ -366,7 +367,7 @@ def _said(log: SessionLog, session_id: str, after: int) -> dict[str, Any]:
         if row[0] <= after:
             break
         event = event_of(log.namespace, session_id, row)
-        if event.meta == ORIGIN and not event.erased:
+        if not event.erased and event.meta and {**event.meta, WRITERS_CLOCK: None} == _CLOCKED_ORIGIN:
             return {key: value for key, value in event.payload.items() if key != "session_type"}
         before = row[0]
     return {}

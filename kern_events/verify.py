@@ -13,7 +13,16 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from kern_events import chain
-from kern_events.batch import HANDED_DOWN, LISTING, TOMBSTONES, StoredRow, expected_hash, listing_of
+from kern_events.batch import (
+    HANDED_DOWN,
+    LISTING,
+    TOMBSTONES,
+    StoredRow,
+    expected_hash,
+    is_clocked,
+    listing_of,
+)
+from kern_events.clock import AHEAD_US
 from kern_events.codec import decode
 from kern_events.errors import ChainBroken, InvalidEvent, SessionNotFound, StoreError
 from kern_events.events import Kind
@@ -23,6 +32,7 @@ SCHEMA: Final = "schema"
 """The problem of a finding that concerns the database, and no session."""
 
 _LAST: Final = 2**63 - 1
+_NAMED: Final = 10
 
 Progress = Callable[[int, int], None]
 
@@ -81,14 +91,18 @@ class Report(msgspec.Struct, frozen=True):
             raise ChainBroken(first.session_id, first.version, first.expected, first.found)
 
     def with_notes(self, notes: Sequence[str]) -> Report:
-        """The same report with the store's notes."""
+        """The same report with these notes instead."""
         return msgspec.structs.replace(self, notes=tuple(notes))
 
 
 def verify_snapshot(
-    snapshot: Snapshot, namespace: str, session_id: str | None, progress: Progress | None
+    snapshot: Snapshot,
+    namespace: str,
+    session_id: str | None,
+    progress: Progress | None,
+    now_us: int = _LAST,
 ) -> Report:
-    """Verify one session or all of a namespace in one consistent state.
+    """Verify one session or all of a namespace in one consistent state; what is later than now is noted.
 
     Raises:
         SessionNotFound: The session given was never recorded.
@@ -98,6 +112,7 @@ def verify_snapshot(
     if any(difference.bars_reading for difference in differences):
         return Report(0, 0, tuple(amiss), ("no session was read, as the tables are others",))
     findings: list[Finding] = []
+    misdated: list[str] = []
     sessions = events = 0
     ancestry = _Ancestry(snapshot, namespace)
     for head in snapshot.head_rows(namespace, session_id):
@@ -108,6 +123,8 @@ def verify_snapshot(
             continue
         findings += walk.run(snapshot)
         sessions, events = sessions + 1, events + walk.events
+        if (since := walk.misdated_since(now_us)) is not None:
+            misdated.append(f"{head.session_id!r} from version {since:,}")
         if progress:
             progress(sessions, events)
     for orphan, count in snapshot.orphans(namespace):
@@ -116,7 +133,16 @@ def verify_snapshot(
     if session_id is not None and not sessions and not findings:
         raise SessionNotFound(session_id)
     findings.sort(key=lambda finding: finding.session_id)
-    return Report(sessions, events, (*findings, *amiss))
+    return Report(sessions, events, (*findings, *amiss), _notes(misdated))
+
+
+def _notes(misdated: Sequence[str]) -> tuple[str, ...]:
+    """What there is to know of sessions whose times are ahead; some of them, as there may be many."""
+    if not misdated:
+        return ()
+    more = f" and {len(misdated) - _NAMED:,} more" if len(misdated) > _NAMED else ""
+    some = ", ".join(misdated[:_NAMED])
+    return (f"dated ahead of the recorder's clock or of this one: {some}{more}",)
 
 
 def _damaged(head: HeadRow) -> Finding:
@@ -241,6 +267,13 @@ class _Walk:
         self._handed_down: list[int] = []  # of those, what may have gone with the parent
         self._covered: list[tuple[int, int]] = []
         self._findings: list[Finding] = []
+        self._clocked = 0  # the first version that says so
+
+    def misdated_since(self, now_us: int) -> int | None:
+        """From which version on times are not those of recording, as far as that can be seen at this time."""
+        if self._clocked:
+            return self._clocked
+        return self._version if self._at - now_us > AHEAD_US else None
 
     def run(self, snapshot: Snapshot) -> list[Finding]:
         for row in self._rows(snapshot):
@@ -280,6 +313,8 @@ class _Walk:
         version, type, kind, turn = row[0], row[3], row[5], row[6]
         self._created = self._created or row[8]
         self._at = row[8]
+        if not self._clocked and is_clocked(row):
+            self._clocked = version
         if kind == Kind.TURN_START:
             self._turn = max(self._turn, turn)
         elif kind == Kind.RESTORE:

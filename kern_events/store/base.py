@@ -418,6 +418,9 @@ class Store(Protocol):
     def adopt(self, adoption: Adoption) -> bool:
         """Record rows of another log; False if the session, or a fork's parent, is not where they go on."""
 
+    def now_us(self) -> int:
+        """The time by the clock that all writers of this database are held against."""
+
     def head(self, namespace: str, session_id: str) -> Head | None:
         """The head, or None if the session is unknown."""
 

@@ -28,7 +28,7 @@ from kern_events.batch import (
     handed_down,
     link,
 )
-from kern_events.clock import now_us
+from kern_events.clock import now_us, said_us
 from kern_events.errors import StoreError
 from kern_events.events import Head, Kind, SessionInfo
 from kern_events.store.base import (
@@ -249,6 +249,10 @@ class MemoryStore:
             if adoption.erasures:
                 self._erase(*key, adoption.erase_before, adoption.erasures)
             return True
+
+    def now_us(self) -> int:
+        """See Store: there is no clock but this machine's."""
+        return said_us()
 
     def head(self, namespace: str, session_id: str) -> Head | None:
         """See Store."""

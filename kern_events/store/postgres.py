@@ -22,7 +22,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from kern_events import chain
 from kern_events.batch import DESCRIBING, LISTING, TOMBSTONES, Batch, Linked, StoredRow, handed_down, link
-from kern_events.clock import now_us
+from kern_events.clock import said_us
 from kern_events.errors import FeedUnavailable, InvalidEvent, StoreError
 from kern_events.events import Head, SessionInfo
 from kern_events.store import sql
@@ -70,6 +70,7 @@ from kern_events.store.consumers import SQLConsumers
 from kern_events.store.patience import unhurried
 from kern_events.store.positions import HIDDEN
 from kern_events.store.postgres_server import PostgresServer, PostgresSinks, Session, translated
+from kern_events.store.server_clock import ServerClock
 from kern_events.store.wire import (
     Cursor,
     adopted_row,
@@ -123,6 +124,7 @@ class PostgresStore:
         self._sql = self._server.sql
         self._heads: LRUCache[tuple[str, str], Head] = LRUCache(_HEADS_CACHED)
         self._heads_lock = threading.Lock()
+        self._clock = ServerClock()
         self._pages = _Pages()
         self._feed_checked = False
         self.on_commit: Callable[[], None] = nothing
@@ -141,12 +143,12 @@ class PostgresStore:
         if lock:
             return self._transact(lambda session, bases: self._locked(session, bases, batch, base))
         head = self._head_for(batch, base)
-        linked = _try_link(batch, base, head)
+        linked = _try_link(batch, base, head, self._clock.now_us())
         if linked is None:
             head = self._read_head(batch)  # The one at hand may be behind.
             if refuses(batch, base, head):
                 return Refused(head if base is None else base)
-            linked = link(batch, head, now_us())
+            linked = link(batch, head, self._clock.now_us())
         # Behind a head that others have moved: the guard does not tell what they have appended.
         if is_past_fence(batch, head) and self._barred(batch, head) is not None:
             return Refused(head)
@@ -297,9 +299,10 @@ class PostgresStore:
                 said = f"version {origin.version} of session {origin.owner!r} is not there"
                 raise missing(said, self._server.hides_rows(cursor))
             head = fork_head(batch, origin, parent[4], row[18], row[8])
-            linked = link(batch, head, now_us())
+            linked = link(batch, head, self._clock.now_us())
             bases.append(head)
-            values = (*_created(batch, linked), origin.parent, origin.version, origin.owner)
+            forked = (*_created(batch, linked), origin.parent, origin.version, origin.owner)
+            values = (*forked, linked.head.at_us, head.at_us)
             rows = cursor.execute(self._sql.fork, (*values, *_row_values(batch, head, linked))).fetchall()
             return landed(batch, linked, max(row[0] for row in rows)) if rows else Refused(head)
 
@@ -383,8 +386,8 @@ class PostgresStore:
         rows = _row_values(batch, head, linked)
         scope = (batch.namespace, batch.session_id)
         if head.version == 0:
-            return self._sql.create, (*_created(batch, linked), *rows)
-        guard = (*scope, *_moved(head))
+            return self._sql.create, (*_created(batch, linked), linked.head.at_us, head.at_us, *rows)
+        guard = (*scope, *_moved(head), linked.head.at_us)
         key = batch.idempotency_key
         unused = () if key is None else (*scope, key)
         if batch.user_id is not None:
@@ -425,10 +428,13 @@ class PostgresStore:
             # Somebody created the session meanwhile: its head is there now, to be held.
 
     def _write(self, cursor: Cursor, batch: Batch, head: Head) -> Landed | Refused:
-        linked = link(batch, head, now_us())
-        statement, values = self._statement(batch, head, linked)
-        rows = cursor.execute(statement, values).fetchall()
-        return landed(batch, linked, max(row[0] for row in rows)) if rows else Refused(head)
+        while True:
+            linked = link(batch, head, self._clock.now_us())
+            statement, values = self._statement(batch, head, linked)
+            if rows := cursor.execute(statement, values).fetchall():
+                return landed(batch, linked, max(row[0] for row in rows))
+            if not self._clock.is_ahead(_server_us(cursor)):
+                return Refused(head)
 
     def _many(
         self, session: Session, bases: list[Head], batches: Sequence[tuple[Batch, Base]]
@@ -446,7 +452,7 @@ class PostgresStore:
             if refuses(batch, base, head, user_id) or _barred(cursor, self._sql, batch, head) is not None:
                 return None
             bases.append(head)
-            linked.append(link(batch, head, now_us()))
+            linked.append(link(batch, head, self._clock.now_us()))
         if not self._write_heads(session, batches, known, linked):
             return None
         if self._server.row_security:
@@ -461,6 +467,8 @@ class PostgresStore:
             raise missing("what was just appended is not there", self._server.hides_rows(cursor))
         for batch, _ in batches:
             self._remember(batch, None)
+        if self._clock.is_ahead(positions[0][1]):
+            return None
         return [
             landed(batch, one, row[0])
             for (batch, _), one, row in zip(batches, linked, positions, strict=True)
@@ -511,10 +519,21 @@ class PostgresStore:
     def look_up(self, batch: Batch, base: int, count: int, *, durable: bool = False) -> Found:
         """See Store."""
         self._server.ensure()
-        read = self._server.read_durably if durable else self._server.read
-        found = read(lambda session: self._looked_up(session.cursor, batch, base, count))
+
+        def look(session: Session) -> Found:
+            found = self._looked_up(session.cursor, batch, base, count)
+            if found.head.version <= base:
+                # Nobody came between, so it was refused for something else: for the time, perhaps.
+                self._clock.is_ahead(_server_us(session.cursor))
+            return found
+
+        found = self._server.read_durably(look) if durable else self._server.read(look)
         self._remember(batch, found.head if found.head.version else None)
         return found
+
+    def now_us(self) -> int:
+        """See Store: the server's."""
+        return self._server.read(lambda session: _server_us(session.cursor))
 
     def _looked_up(self, cursor: Cursor, batch: Batch, base: int, count: int) -> Found:
         values: dict[str, Any] = {
@@ -712,7 +731,7 @@ class PostgresStore:
         if put.drop:
             cursor.execute(self._sql.drop_snapshots, (*place, text_array(put.drop)))
         arrays = (text_array(names), int8_array(versions), bytea_array(bodies))
-        cursor.execute(self._sql.put_snapshot, (*place, put.epoch, now_us(), *arrays))
+        cursor.execute(self._sql.put_snapshot, (*place, put.epoch, said_us(), *arrays))
         return True
 
     def snapshot_plan(
@@ -900,14 +919,19 @@ class _Snapshot:
             return self._cursor.execute(self._sql.orphans, (namespace,)).fetchall()
 
 
-def _try_link(batch: Batch, base: Base, head: Head) -> Linked | None:
+def _try_link(batch: Batch, base: Base, head: Head, now_us: int) -> Linked | None:
     """Link to a head that may be behind; None if it does not take the batch."""
     if refuses(batch, base, head):
         return None
     try:
-        return link(batch, head, now_us())
+        return link(batch, head, now_us)
     except InvalidEvent:  # A turn that this head does not know of.
         return None
+
+
+def _server_us(cursor: Cursor) -> int:
+    now: int = cursor.execute(sql.POSTGRES_CLOCK).fetchall()[0][0]
+    return now
 
 
 def _newest_of(statements: sql.PostgresSQL, types: Sequence[str]) -> str:

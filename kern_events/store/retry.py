@@ -14,6 +14,7 @@ from typing import Final
 import stamina
 
 from kern_events.batch import Batch, Prepared, StoredRow
+from kern_events.clock import AHEAD_US
 from kern_events.codec import decode
 from kern_events.errors import (
     AppendUnresolved,
@@ -48,7 +49,6 @@ from kern_events.store.base import (
 _MAX_ATTEMPTS: Final = 5  # at one base, before giving up
 _ABANDONED: Final = -1  # no branch that a session can be on
 _LOCK_AFTER: Final = 2  # conflicts, before the head row is locked
-_CLOCKS_DIFFER_US: Final = 60_000_000
 _PAGE: Final = 500
 
 
@@ -109,11 +109,13 @@ def recorded(store: Store, batch: Batch) -> Landed | None:
     """Whether a batch is recorded, whose append an exception from outside has broken off.
 
     By then it is decided: stores wait for what they have begun. Only what was recorded since the first
-    draft was made is looked at, with some room for clocks that differ.
+    draft was made is looked at, with some room for clocks that differ; everything, where one was made in
+    a time that is still to come.
     """
     first = batch.events[0].draft.event_id
-    made_us = int.from_bytes(first[:6], "big") * 1_000
-    after = store.version_at(batch.namespace, batch.session_id, made_us - _CLOCKS_DIFFER_US)
+    made_us, after = int.from_bytes(first[:6], "big") * 1_000, 0
+    if made_us <= store.now_us():
+        after = store.version_at(batch.namespace, batch.session_id, made_us - AHEAD_US)
     began = batch.opening.draft.event_id if batch.opening else None
     while rows := store.rows(batch.namespace, batch.session_id, after, None, _PAGE):
         for row in rows:

@@ -10,6 +10,7 @@ import functools
 from typing import Final, NamedTuple
 
 from kern_events.batch import LISTING, ROW_COLUMNS, STORED_COLUMNS
+from kern_events.clock import AHEAD_US
 from kern_events.store import base
 
 HEAD: Final = "version, head_hash, turn, branch, epoch, status, updated_at"
@@ -350,6 +351,8 @@ def sqlite_snapshot_chunks(count: int) -> str:
 
 # -------------------------------------------------------------------------------------- Postgres
 
+# The server's clock, in microseconds since 1970.
+POSTGRES_NOW: Final = "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)"
 _NEW_ROWS: Final = (
     "INSERT INTO {s}kern_events (namespace, session_id, version, at, idempotency_key, event_id, type, "
     "type_version, kind, turn, ref, actor, meta, codec, key_commit, payload, native, salt, hash) "
@@ -361,10 +364,13 @@ _NEW_ROWS: Final = (
     "WITH ORDINALITY AS e (event_id, type, type_version, kind, turn, ref, actor, meta, codec, key_commit, "
     "payload, native, salt, hash, n) ORDER BY e.n RETURNING position"
 )
+# A time may be ahead of the server's clock by a minute, or as far as the time before it, as times never fall.
+_LATEST: Final = f"greatest({{}}, {POSTGRES_NOW} + {AHEAD_US})"
 # The whole head, so that one that somebody made up can never be written behind.
 _GUARD: Final = (
     "WHERE namespace = %b AND session_id = %b AND version = %b AND head_hash = %b AND turn = %b "
-    "AND branch = %b AND epoch = %b AND status = %b AND updated_at = %b"
+    f"AND branch = %b AND epoch = %b AND status = %b AND updated_at = %b AND %b <= "
+    f"{_LATEST.format('updated_at')}"
 )
 _OWNER: Final = " AND (user_id IS NULL OR user_id = %b)"
 _NO_KEY: Final = (
@@ -380,14 +386,22 @@ _REWRITE: Final = (
     + ", updated_hour = %b, "
     + ", ".join(f"{column} = CASE WHEN %b THEN %b ELSE {column} END" for column in LISTING)
 )
-_CREATE: Final = (
-    f"INSERT INTO {{s}}kern_sessions (namespace, session_id, {HEAD}, updated_hour, created_at, {_LISTING}) "
-    f"VALUES (%b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, {', '.join(['%b'] * len(LISTING))}) "
-    "ON CONFLICT DO NOTHING"
+_NEW_HEAD: Final = (
+    f"INSERT INTO {{s}}kern_sessions (namespace, session_id, {HEAD}, updated_hour, created_at, {_LISTING}"
 )
-_FORK: Final = _CREATE.replace(f"{_LISTING})", f"{_LISTING}, fork_parent, fork_version, fork_owner)").replace(
-    ") ON CONFLICT", ", %b, %b, %b) ON CONFLICT"
+_HEAD_TYPES: Final = (
+    *("text", "text", "bigint", "bytea", "bigint", "bigint", "bigint", "text", "bigint", "bigint", "bigint"),
+    *["text"] * len(LISTING),
 )
+_FORKED: Final = ", fork_parent, fork_version, fork_owner"
+_FORKED_TYPES: Final = ("text", "bigint", "text")
+
+
+def _new_head(*more: str, columns: str = "") -> str:
+    """A new head row, in time."""
+    values = ", ".join(f"%b::{each}" for each in (*_HEAD_TYPES, *more))
+    when = f"WHERE %b <= {_LATEST.format('%b')}"
+    return f"{_NEW_HEAD}{columns}) SELECT {values} {when} ON CONFLICT DO NOTHING"
 
 
 class Paged(NamedTuple):
@@ -446,7 +460,7 @@ class PostgresSQL:
         self.append_owned = guarded(f"{_REWRITE} {_GUARD}{_OWNER}")
         self.append_owned_keyed = guarded(f"{_REWRITE} {_GUARD}{_OWNER}{_NO_KEY}")
         # The first append of a session.
-        self.create = guarded(_CREATE)
+        self.create = guarded(_new_head())
         # A session's head.
         self.head = filled(f"SELECT {HEAD} FROM {{s}}kern_sessions WHERE namespace = %b AND session_id = %b")
         # As head, with whose session it is, and hold it until the end of the transaction.
@@ -509,9 +523,12 @@ class PostgresSQL:
             "WHERE e.namespace = %b AND e.session_id = %b AND e.version = c.version"
         )
         # A new fork.
-        self.fork = guarded(_FORK)
+        self.fork = guarded(_new_head(*_FORKED_TYPES, columns=_FORKED))
         # The head of a session of another log, a fork or not.
-        self.adopt_head = filled(_FORK)
+        self.adopt_head = filled(
+            f"{_NEW_HEAD}{_FORKED}) VALUES ({', '.join(['%b'] * len((*_HEAD_TYPES, *_FORKED_TYPES)))}) "
+            "ON CONFLICT DO NOTHING"
+        )
         # The parent's head; no erasure may come between it and the fork.
         self.parent_head = self.head + " FOR KEY SHARE"
         # Where a session comes from.
@@ -770,9 +787,9 @@ class PostgresSQL:
         )
         # Move a head that this transaction holds.
         self.move_locked = filled(_REWRITE + " WHERE namespace = %b AND session_id = %b")
-        # Where the last events of several sessions ended up in the log.
+        # Where the last events of several sessions ended up in the log, and the server's clock.
         self.positions = filled(
-            "SELECT e.position FROM unnest(%b::text[], %b::int8[]) "
+            f"SELECT e.position, {POSTGRES_NOW} FROM unnest(%b::text[], %b::int8[]) "
             "WITH ORDINALITY AS w (session_id, version, n) "
             "JOIN {s}kern_events AS e ON e.namespace = %b AND e.session_id = w.session_id "
             "AND e.version = w.version ORDER BY w.n"
@@ -790,6 +807,8 @@ class PostgresSQL:
         self.adopt = self.copy.replace(f"{_ROW})", f"{_ROW}, payload_commit)")
 
 
+# The server's clock.
+POSTGRES_CLOCK: Final = f"SELECT {POSTGRES_NOW}"
 # The isolation level of the caller's transaction.
 POSTGRES_ISOLATION: Final = "SELECT current_setting('transaction_isolation')"
 # Begin as a reader of one consistent state.
@@ -985,8 +1004,7 @@ class ConsumerSQL:
 
 # The database's clock, in microseconds since 1970.
 SQLITE_NOW: Final = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
-# As before.
-POSTGRES_NOW: Final = "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)"
+# POSTGRES_NOW is above, where appends are held against it.
 # A consumer's row that nobody else has, until the end of the transaction.
 POSTGRES_LOCK: Final = " FOR UPDATE SKIP LOCKED"
 

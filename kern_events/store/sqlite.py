@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from kern_events import chain
 from kern_events.batch import DESCRIBING, LISTING, TOMBSTONES, Batch, Linked, StoredRow, handed_down, link
-from kern_events.clock import now_us
+from kern_events.clock import now_us, said_us
 from kern_events.errors import InvalidEvent, KernError, StoreError, StoreUnavailable
 from kern_events.events import Head, SessionInfo
 from kern_events.store import sql, sqlite_schema
@@ -319,6 +319,10 @@ class SQLiteStore:
 
     # --------------------------------------------------------------------------------- reading
 
+    def now_us(self) -> int:
+        """See Store: there is no clock but this machine's."""
+        return said_us()
+
     def head(self, namespace: str, session_id: str) -> Head | None:
         """See Store."""
         rows = self._file.query(sql.SQLITE_HEAD, (namespace, session_id))
@@ -552,7 +556,7 @@ def _put_snapshot(
     bases.append(Head(*head))
     place = (namespace, put.session_id, projector)
     driver.executemany(sql.SQLITE_DROP_SNAPSHOT, [(*place, name) for name in put.drop])
-    rows = [(*place, put.epoch, now_us(), *chunk) for chunk in put.chunks]
+    rows = [(*place, put.epoch, said_us(), *chunk) for chunk in put.chunks]
     driver.executemany(sql.SQLITE_PUT_SNAPSHOT, rows)
     return True
 

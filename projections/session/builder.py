@@ -24,6 +24,7 @@ INSTRUCTIONS: Final = frozenset({"system", "developer"})
 
 MAX_PROBLEMS: Final = 20
 MESSAGE_BYTES: Final = 64  # a message beside its content
+_MISDATED: Final = "dated by an earlier event, which is ahead of its recorder's clock"
 
 
 class Builder:
@@ -96,6 +97,11 @@ class Builder:
         self.incomplete = True
         if len(self.problems) < MAX_PROBLEMS:
             self.problems.append(f"version {event.version}, {event.type}: {problem}")
+
+    def note_clock(self, event: Event) -> None:
+        """Say, once, that from here on times are not those of recording; nothing is missing for that."""
+        if not any(each.endswith(_MISDATED) for each in self.problems) and len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(f"version {event.version}, {event.type}: {_MISDATED}")
 
     def add_message(self, message: Message) -> None:
         """A message at the end of the transcript and of the context."""

@@ -88,6 +88,8 @@ class SessionProjector:
             builder.version = event.version
             handler = _HANDLERS.get(event.type, _unknown)
             payload = event.payload
+            if event.meta and event.clock_us is not None:
+                builder.note_clock(event)
             if handler is _unknown:
                 self._foreign(builder, event)
             elif event.type_version != 1 or type(payload) is not dict:

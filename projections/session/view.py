@@ -180,7 +180,8 @@ class View(msgspec.Struct, frozen=True, gc=False):
         metadata: The application's own data about the session, frozen.
         summary: The last summary: a text or a frozen value.
         incomplete: Something could not be read or made sense of, so the view may lack something.
-        problems: The first of what that was, one line each, never with content.
+        problems: The first of what that was, one line each, never with content; and, of a view that need
+            not be incomplete, where times cease to be those of recording (see `Event.clock_us`).
         stale: Loaded with `stale_ok=True` and not compared with the log; up to a second old.
     """
 
