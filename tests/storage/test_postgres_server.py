@@ -11,7 +11,8 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 
 from kern_events import SessionLog
-from kern_events.errors import FeedUnavailable, StoreBusy, StoreError, StoreUnavailable
+from kern_events.errors import FeedUnavailable, StoreBusy, StoreError, StoreFull, StoreUnavailable
+from kern_events.store.postgres_server import translated
 from tests import databases
 from tests.writers import PATIENCE_S, eventually, note, notes, texts
 
@@ -403,3 +404,25 @@ def test_the_environment_does_not_choose_the_clients_encoding(url, monkeypatch):
     with SessionLog(url) as log:
         assert log.append("旅行", [note("日本")]).version == 1
         assert texts(log.read("旅行")) == ["日本"]
+
+
+# ------------------------------------------------------------------------------------- no room
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("53100", "could not extend file: No space left on device"),
+        ("53400", "temporary file size exceeds temp_file_limit"),
+        ("53400", "schema's disk space quota exceeded"),
+        ("XX000", "could not extend file: Disk quota exceeded"),
+        ("58030", "could not write to file: File too large"),
+    ],
+)
+def test_what_has_no_room_is_full_and_nothing_else(postgres_server, state, said):
+    block = f"DO $$ BEGIN RAISE EXCEPTION USING MESSAGE = $said${said}$said$, ERRCODE = '{state}'; END $$"
+    with databases.connect(postgres_server) as connection, pytest.raises(psycopg.Error) as caught:
+        connection.execute(block.encode())
+
+    error = translated(caught.value)
+    assert (type(error), str(error)) == (StoreFull, f"Postgres: {said}")
