@@ -12,6 +12,7 @@ import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
+from itertools import zip_longest
 from typing import Final
 
 from kern_events.store.base import Difference, logger
@@ -67,7 +68,9 @@ def _plain(definition: str) -> str:
 def _told(kind: str, expected: str, found: str | None) -> tuple[str, str]:
     if kind == "function" or found is None:
         return "as it was made", "missing" if found is None else "another one"
-    return _short(expected), _short(found)
+    pairs = zip_longest(expected.split("; "), found.split("; "), fillvalue="nothing")
+    parts = [pair for pair in pairs if _plain(pair[0]) != _plain(pair[1])]
+    return _short("; ".join(part for part, _ in parts)), _short("; ".join(part for _, part in parts))
 
 
 def _short(definition: str) -> str:
@@ -79,7 +82,7 @@ def warn_of_missing(triggers: Sequence[str]) -> None:
     """Say it where nothing refuses to change what was recorded: triggers are not there, or switched off."""
     if triggers:
         logger.warning(
-            "the database does not keep the log append-only: %s missing or switched off; "
+            "the database does not keep the log append-only: %s missing, or off for some or all sessions; "
             "run `kern-events verify`, and `kern-events migrate` to mend it",
             ", ".join(triggers),
         )

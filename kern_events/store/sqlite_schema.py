@@ -18,9 +18,12 @@ _TRIGGER: Final = re.compile(r"(?m)^CREATE TRIGGER (\w+)")
 
 def differences(driver: sqlite3.Connection) -> list[Difference]:
     """What the file has not, or has otherwise; nothing is known of a schema of another release."""
+    found = _found(driver)
+    if ("table", "kern_migrations") not in found:
+        return []
     if driver.execute(sql.SQLITE_APPLIED).fetchone()[0] != migrate.latest("sqlite"):
         return []
-    return schema.differences(_expected(migrate.migrations("sqlite")), _found(driver))
+    return schema.differences(_expected(migrate.migrations("sqlite")), found)
 
 
 def mend(driver: sqlite3.Connection) -> None:

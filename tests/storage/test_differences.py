@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from pathlib import Path
 
 import psycopg
 import pytest
 from click.testing import CliRunner
 
-import kern_events.store
 from kern_events import SessionLog
 from kern_events.cli.app import cli
 from kern_events.errors import SessionNotFound, StoreError
+from kern_events.store import migrate, schema
 from tests import databases, facade, schemas
 from tests.writers import notes
 
@@ -85,8 +84,35 @@ def test_what_postgres_has_is_what_the_file_says(harmed_postgres_url):
     with databases.schema(harmed_postgres_url) as url, SessionLog(url) as log:
         log.migrate()
         with databases.connect(url) as connection:
-            file = Path(kern_events.store.__file__).with_name("postgres_schema.sql")
-            assert schemas.told_by(connection) == file.read_text(encoding="utf-8")
+            found = schemas.objects(connection)
+
+    assert schema.is_described(migrate.latest("postgres"))
+    assert schema.for_postgres().keys() == found.keys()
+    assert schema.differing(schema.for_postgres(), found) == []
+
+
+@pytest.mark.parametrize("dialect", ["postgres"], indirect=True)
+def test_a_restore_without_triggers_leaves_them_off_for_replicas(log, raw):
+    """As `pg_restore --disable-triggers` does, which switches them on again as ordinary ones."""
+    raw.disarm()
+    raw.run("ALTER TABLE kern_events ENABLE TRIGGER ALL")
+    [rows] = [one for one in log.verify().findings if one.field == "trigger kern_events_rows"]
+
+    assert rows.expected == "ALTER TABLE kern_events ENABLE ALWAYS TRIGGER kern_events_rows"
+    assert rows.found == "ALTER TABLE kern_events ENABLE TRIGGER kern_events_rows"
+
+
+@pytest.mark.parametrize("dialect", ["postgres"], indirect=True)
+def test_a_dump_of_the_tables_alone_is_mended(log, raw):
+    log.append("s", notes(2))
+    for name in ("kern_append_only", "kern_heads_stay"):
+        raw.run(f"DROP FUNCTION {name} CASCADE")
+    assert {field.split()[0] for _, _, field in told(log)} == {"function", "trigger"}
+
+    log.migrate()
+    assert log.verify().ok
+    with pytest.raises(psycopg.errors.RestrictViolation):
+        raw.run("TRUNCATE kern_events")
 
 
 def drop_triggers(raw):
