@@ -22,7 +22,7 @@ from kern_events.batch import StoredRow
 from kern_events.errors import DecodeError, FeedRegressed, StoreBusy, UpcastFailed
 from kern_events.events import Event
 from kern_events.store.base import Bound, Store, logger
-from kern_events.store.connections import survive_forks
+from kern_events.store.forks import survive_forks
 
 if TYPE_CHECKING:
     from kern_events.aio import AsyncSessionLog

@@ -7,19 +7,18 @@ caller's engine one connection at most is held; the others are checked out per o
 
 from __future__ import annotations
 
-# Its hooks for a fork have to be registered before ours, which then run first: with its lock held already, a
-# leader that we wait for could not hand over to its thread.
-import concurrent.futures.thread  # noqa: F401
-import os
 import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from contextlib import suppress
+from typing import Any, Final
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import AssertionPool, PoolProxiedConnection, SingletonThreadPool, StaticPool
+
+from kern_events.store.forks import keep_inherited, survive_forks, taken
 
 _PATIENCE_S: Final = 30.0  # before all connections in use is an error
 _POLL_S: Final = 0.1
@@ -38,6 +37,8 @@ class Lease:
 class Connections:
     """Hands out leases. `prepare` gets a connection ready, `restore` undoes it for a caller's engine.
 
+    In a forked child `abandon` gets what `prepare` made of each connection of its parent's.
+
     Raises:
         ValueError: The engine's pool gives one connection to several callers.
     """
@@ -50,6 +51,7 @@ class Connections:
         *,
         keep: int,
         limit: int | None = None,
+        abandon: Callable[[Any], None] | None = None,
     ) -> None:
         if isinstance(engine.pool, (AssertionPool, SingletonThreadPool, StaticPool)):
             raise ValueError(
@@ -61,8 +63,9 @@ class Connections:
         self._restore = restore
         self._keep = keep
         self._idle: list[Lease] = []
-        self._closed = False
+        self._closed = self._held = False
         self._generation = 0
+        self._abandon = abandon
         self._limit = limit
         self._begin()
         survive_forks(self)
@@ -96,11 +99,11 @@ class Connections:
         """
         lease = Lease()
         with self._lock:
-            if self._limit is not None and len(self._out) >= self._limit:
+            if self._held or (self._limit is not None and len(self._out) >= self._limit):
                 return None
             self._out.add(lease)
         try:
-            lease.generation, lease.checked_out = self._generation, self._engine.raw_connection()
+            lease.generation, lease.checked_out = self._generation, taken(self._engine)
             self._open(lease)
         except BaseException:
             self._out.discard(lease)
@@ -117,7 +120,7 @@ class Connections:
     def give(self, lease: Lease) -> None:
         """Give a lease back for the next."""
         with self._lock:
-            current = lease.generation == self._generation
+            current = lease.generation == self._generation and not self._held
             if current and not self._closed and len(self._idle) < self._keep:
                 self._idle.append(lease)
                 if self._limit is not None:
@@ -131,27 +134,48 @@ class Connections:
 
     def drop(self, lease: Lease) -> None:
         """Close a connection that is not to be used again."""
-        self._out.discard(lease)
-        lease.checked_out.invalidate()
+        try:
+            lease.checked_out.invalidate()
+        finally:
+            self._out.discard(lease)
+            if self._held:
+                with self._lock:
+                    self._returned.notify_all()
 
     def renew(self) -> None:
         """Close every connection: the idle ones now, the others when they are given back."""
         with self._lock:
             idle, self._idle, self._generation = self._idle, [], self._generation + 1
-        for lease in idle:
-            self.drop(lease)
+        _each(idle, self.drop)
+
+    def hold(self, until: float, *, wait: bool = True) -> None:
+        """Close every connection, those in use when their use ends; open none before `release`."""
+        self._held = True
+        self.renew()
+        with self._lock:
+            while wait and self._out and (left_s := until - time.monotonic()) > 0:
+                self._returned.wait(left_s)
+
+    def release(self) -> None:
+        """Go on after `hold`."""
+        with self._lock:
+            self._held = False
+            self._returned.notify_all()
 
     def close(self) -> None:
         """Give every idle connection back to the engine; later ones follow when their use ends."""
         with self._lock:
             self._closed, idle, self._idle = True, self._idle, []
-        for lease in idle:
-            self._release(lease)
+        _each(idle, self._release)
 
     def forget(self) -> None:
         """In a forked child: the connections are the parent's."""
-        keep_inherited(self._idle)
-        self._idle = []
+        inherited = list(self._out)
+        keep_inherited(inherited)
+        if self._abandon is not None:
+            for lease in inherited:
+                self._abandon(getattr(lease, "driver", None))
+        self._idle, self._held = [], False
         self._begin()
 
     def _begin(self) -> None:
@@ -169,47 +193,8 @@ class Connections:
         lease.checked_out.close()
 
 
-class _Forgets(Protocol):
-    def forget(self) -> None: ...
-
-
-_all: weakref.WeakSet[_Forgets] = weakref.WeakSet()
-_inherited: list[Any] = []
-
-
-def survive_forks(owner: _Forgets) -> None:
-    """Have `owner.forget()` called in every forked child."""
-    _all.add(owner)
-
-
-def keep_inherited(connections: Any) -> None:
-    """Keep a parent's connections alive in its child.
-
-    They are neither to be used nor to be closed: closing one would end the parent's session on
-    Postgres, and is forbidden by SQLite.
-    """
-    _inherited.append(connections)
-
-
-_held: list[Any] = []
-
-
-def _before_fork() -> None:
-    for owner in list(_all):
-        if hasattr(owner, "before_fork"):
-            owner.before_fork()
-            _held.append(owner)
-
-
-def _in_parent() -> None:
-    while _held:
-        _held.pop().after_fork()
-
-
-def _in_child() -> None:
-    _held.clear()
-    for owner in list(_all):
-        owner.forget()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)
+def _each(idle: list[Lease], do: Callable[[Lease], None]) -> None:
+    """Whoever takes one of these at the same moment has it alone."""
+    with suppress(IndexError):
+        while True:
+            do(idle.pop())

@@ -21,7 +21,7 @@ from kern_events.clock import now_us
 from kern_events.errors import StoreBusy, StoreError, StoreFull, StoreUnavailable
 from kern_events.store import sql
 from kern_events.store.base import ConsumerRow, Due, Held, Parked
-from kern_events.store.connections import survive_forks
+from kern_events.store.forks import survive_forks
 
 
 class Fenced(Exception):

@@ -7,6 +7,7 @@ commits what all the others have queued meanwhile, then hands over to the first 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -90,8 +91,9 @@ class GroupCommit(Generic[D]):
         self._idle = threading.Condition(self._mutex)
         self._queue: list[Job[D]] = []
         self._leader: Job[D] | None = None
-        self._closed = False
+        self._closed = self._paused = False
         self._awaited = 0
+        self._leading: int | None = None  # the thread that commits
         self._starter: ThreadPoolExecutor | None = None
 
     def run(self, work: Callable[[D, list[Head]], Any]) -> Any:
@@ -128,7 +130,7 @@ class GroupCommit(Generic[D]):
         job = Job(work, future)
         with self._mutex:
             self._enqueue(job)
-            if self._leader is None:
+            if self._leader is None and not self._paused:
                 self._leader = job
                 self._start_leader(job)
         return future
@@ -142,18 +144,31 @@ class GroupCommit(Generic[D]):
         if starter:
             starter.shutdown(wait=True)
 
-    def hold(self) -> None:
-        """Let what is being written end, and nothing begin before `release`: the process forks."""
-        self._mutex.acquire()
-        self._wait_until_idle()
+    def hold(self, until: float) -> bool:
+        """Let what is being written end, and nothing begin before `release`: the process forks.
+
+        Returns:
+            False if it has not ended by then, or is done by the thread that asks.
+        """
+        with self._mutex:
+            self._paused = True
+            while self._leader is not None and self._leading != threading.get_ident():
+                if (left_s := until - time.monotonic()) <= 0:
+                    break
+                self._idle.wait(left_s)
+            return self._leader is None
 
     def release(self) -> None:
-        """Go on after `hold`."""
-        self._mutex.release()
+        """Go on after `hold`, with who came meanwhile."""
+        with self._mutex:
+            self._paused = False
+            if self._leader is None and self._queue:
+                self._leader = self._queue[0]
+                self._call(self._leader)
 
     def _wait_until_idle(self) -> None:
         self._awaited += 1
-        while self._leader is not None:
+        while self._leader is not None or (self._paused and self._queue):
             self._idle.wait()
         self._awaited -= 1
 
@@ -165,7 +180,7 @@ class GroupCommit(Generic[D]):
     def _join(self, job: Job[D]) -> None:
         with self._mutex:
             self._enqueue(job)
-            if self._leader is not None:
+            if self._leader is not None or self._paused:
                 job.gate = threading.Lock()
                 job.gate.acquire()
             else:
@@ -177,8 +192,8 @@ class GroupCommit(Generic[D]):
             if not job.done and job in self._queue:
                 self._queue.remove(job)
             if self._leader is job:
-                self._leader = self._queue[0] if self._queue else None
-                if self._leader is None and self._awaited:
+                self._leader = self._queue[0] if self._queue and not self._paused else None
+                if self._leader is None and (self._awaited or self._paused):
                     self._idle.notify_all()
             if self._leader is not None and self._leader is not job and not self._leader.done:
                 self._call(self._leader)
@@ -192,6 +207,7 @@ class GroupCommit(Generic[D]):
     def _commit_queue(self) -> None:
         """Commit what is queued as one group."""
         group: list[Job[D]] = []
+        self._leading = threading.get_ident()
         try:
             with self._mutex:
                 group, self._queue = self._queue[:_MAX_GROUP], self._queue[_MAX_GROUP:]
@@ -205,6 +221,8 @@ class GroupCommit(Generic[D]):
                 self._give_back(group, error)  # Ctrl-C came in the middle of it.
                 raise
             raise
+        finally:
+            self._leading = None
 
     def _give_back(self, group: list[Job[D]], error: BaseException) -> None:
         """The leader was interrupted: what it had begun is lost, the rest is for the next leader."""

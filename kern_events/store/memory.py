@@ -6,6 +6,7 @@ It holds encoded rows, never the caller's objects, so what comes back is what a 
 from __future__ import annotations
 
 import threading
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -29,7 +30,7 @@ from kern_events.batch import (
     link,
 )
 from kern_events.clock import now_us, said_us
-from kern_events.errors import StoreError
+from kern_events.errors import StoreError, StoreUnavailable
 from kern_events.events import Head, Kind, SessionInfo
 from kern_events.store.base import (
     HOUR_US,
@@ -61,8 +62,8 @@ from kern_events.store.base import (
     tombstone_covers,
     unknown_head,
 )
-from kern_events.store.connections import survive_forks
 from kern_events.store.consumers import MemoryConsumers
+from kern_events.store.forks import survive_forks
 
 _Key = tuple[str, str]
 
@@ -133,13 +134,23 @@ class MemoryStore:
         self._snapshots: dict[tuple[str, str, str], dict[str, StoredChunk]] = {}
         self._feed: list[tuple[_Key, int]] = []  # position i + 1: the session and the index of its row
         self._lock = threading.RLock()
-        self._closed = False
+        self._closed = self._torn = False
         self.on_commit: Callable[[], None] = nothing
         self.consumers: Consumers = MemoryConsumers()
         survive_forks(self)
 
+    def before_fork(self, until: float) -> None:
+        """See Holder: a child must not inherit half of what is being recorded."""
+        self._torn = not self._lock.acquire(timeout=max(0.0, until - time.monotonic()))
+
+    def after_fork(self) -> None:
+        """See Holder."""
+        if not self._torn:
+            self._lock.release()
+        self._torn = False
+
     def forget(self) -> None:
-        """In a forked child: another thread of the parent may have held the lock."""
+        """In a forked child: the lock is the parent's."""
         self._lock = threading.RLock()
 
     def attempt(self, batch: Batch, base: Base, lock: bool = False) -> Landed | Refused:
@@ -532,9 +543,14 @@ class MemoryStore:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         with self._lock:
-            if self._closed:
-                raise StoreError("this log is closed")
+            if self._closed or self._torn:
+                self._check_usable()
             yield
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise StoreError("this log is closed")
+        raise StoreUnavailable("this process was forked while its parent was recording, and has half of it")
 
     def _linked(self, batch: Batch, base: Base) -> Linked | Refused:
         session = self._sessions.get((batch.namespace, batch.session_id))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import random
 import threading
 import time
@@ -22,7 +23,8 @@ from kern_events.errors import StoreBusy, StoreCorrupt, StoreError, StoreFull, S
 from kern_events.events import Head
 from kern_events.store import migrate, patience, pooler, postgres_schema, sql
 from kern_events.store.base import AnswerLost, Difference, logger
-from kern_events.store.connections import Connections, Lease, keep_inherited, survive_forks
+from kern_events.store.connections import Connections, Lease
+from kern_events.store.forks import leave_to_parent, survive_forks
 from kern_events.store.positions import Positions
 from kern_events.store.wire import Cursor, binary_cursor, made_binary
 
@@ -71,15 +73,15 @@ class PostgresServer:
             _restore,
             keep=pool_size if self._own else 0,
             limit=pool_size if self._own else None,
+            abandon=_sever,
         )
+        leave_to_parent(self._engine)
         self._ready = self._closed = False
         self._setup = threading.Lock()
         survive_forks(self)
 
     def forget(self) -> None:
         """In a forked child: connect anew on the next use."""
-        keep_inherited(self._engine.pool)
-        self._engine.dispose(close=False)
         self._setup = threading.Lock()
 
     def close(self) -> None:
@@ -410,6 +412,18 @@ def _prepare(checked_out: PoolProxiedConnection, lock_timeout_ms: int | None) ->
     if lock_timeout_ms is None:
         return Session(connection, binary_cursor(connection))
     return Session(connection, made_binary(pooler.TransactionCursor(connection, lock_timeout_ms)))
+
+
+def _sever(session: Session | None) -> None:
+    """In a forked child: what is said on a line of its parent's goes nowhere, and does not keep it open.
+
+    The server ends what a parent was doing when that is gone, and not when all of its children are.
+    """
+    if session is None or session.connection.closed:
+        return
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, session.connection.fileno(), inheritable=False)
+    os.close(nowhere)
 
 
 def _check_encoding(connection: psycopg.Connection[Any]) -> None:

@@ -58,8 +58,8 @@ from kern_events.store.base import (
     unknown_head,
     version_of,
 )
-from kern_events.store.connections import survive_forks
 from kern_events.store.consumers import SQLConsumers
+from kern_events.store.forks import survive_forks
 from kern_events.store.group import GroupCommit, Job
 from kern_events.store.sqlite_errors import is_before_commit, is_io
 from kern_events.store.sqlite_file import (
@@ -100,12 +100,14 @@ class SQLiteStore:
         self.consumers: Consumers = SQLConsumers(SQLiteSinks(self._file))
         survive_forks(self)
 
-    def before_fork(self) -> None:
-        """A child must not inherit a transaction that its copy of SQLite would wait for."""
-        self._group.hold()
+    def before_fork(self, until: float) -> None:
+        """See Holder: nothing is written, nothing is read, and no connection is open."""
+        idle = self._group.hold(until)
+        self._file.hold(until, idle=idle)
 
     def after_fork(self) -> None:
-        """In the parent."""
+        """See Holder."""
+        self._file.release()
         self._group.release()
 
     def forget(self) -> None:

@@ -26,7 +26,14 @@ from kern_events.clock import now_us
 from kern_events.errors import StoreBusy, StoreCorrupt, StoreError, StoreUnavailable
 from kern_events.store import migrate, sql, sqlite_schema
 from kern_events.store.base import Rows, logger, page_of
-from kern_events.store.connections import Connections, Lease, keep_inherited, survive_forks
+from kern_events.store.connections import Connections, Lease
+from kern_events.store.forks import (
+    close_before_forks,
+    is_inherited,
+    keep_inherited,
+    survive_forks,
+    taken,
+)
 from kern_events.store.inodes import Watch, flush
 from kern_events.store.sqlite_errors import is_busy, told
 
@@ -60,6 +67,7 @@ class SQLiteFile:
         self._read_only = url.query.get("mode") == "ro" or "immutable" in url.query
         self._engine = engine or self._create_engine(_uri(url, self._path), pool_size)
         keep_private(self._engine)
+        close_before_forks(self._engine, path_of)
         self._readers = Connections(
             self._engine, self._prepare_reader, _restore_reader, keep=pool_size if self._own else 0
         )
@@ -71,15 +79,36 @@ class SQLiteFile:
         self._closed = False
         self._failed: StoreError | None = None
         self._joined = threading.local()
+        self._reading = threading.local()
         self._setup = threading.Lock()
+        self._held = False
         survive_forks(self)
 
     def forget(self) -> None:
         """In a forked child: open anew on the next use."""
-        keep_inherited((self._writer, self._engine.pool))
-        self._engine.dispose(close=False)
+        keep_inherited(self._writer)
         self._writer = None
+        self._ready = self._held = False
         self._setup = threading.Lock()
+        if is_inherited(self._path):
+            self._failed = StoreUnavailable(
+                f"this process was forked while {self._path} was in use and could not be closed, as by a "
+                "transaction of the thread that forked: use it in a process that is started anew"
+            )
+
+    def hold(self, until: float, *, idle: bool) -> None:
+        """Have nothing open before the process forks; not the writer, if it is not `idle`."""
+        self._held = self._setup.acquire(timeout=max(0.0, until - time.monotonic()))
+        if self._held and idle:
+            self.drop_writer()
+        self._readers.hold(until, wait=not getattr(self._reading, "here", False))
+
+    def release(self) -> None:
+        """Go on after `hold`."""
+        self._readers.release()
+        if self._held:
+            self._held = False
+            self._setup.release()
 
     def close(self) -> None:
         """Give every connection back."""
@@ -164,6 +193,7 @@ class SQLiteFile:
         if not self._ready:
             self.ensure()
         lease = self._take_reader()
+        self._reading.here = True
         try:
             yield lease.driver
         except sqlite3.Error as error:
@@ -172,6 +202,8 @@ class SQLiteFile:
         except BaseException:
             self._readers.drop(lease)
             raise
+        finally:
+            self._reading.here = False
         self._readers.give(lease)
 
     def _take_reader(self) -> Lease:
@@ -300,7 +332,7 @@ class SQLiteFile:
 
     def _open_writer(self) -> Driver:
         try:
-            checked_out = self._engine.raw_connection()
+            checked_out = taken(self._engine)
         except sqlite3.Error as error:
             raise self.translated(error) from error
         except PoolTimeout as error:
@@ -538,6 +570,13 @@ def _uri(url: URL, path: str) -> URL:
 def keep_private(engine: Engine) -> None:
     """Have a file that an engine makes be its owner's alone, mode 0600; one that is there stays as it is."""
     event.listen(engine, "do_connect", _before_connecting)
+
+
+def path_of(args: Sequence[Any], options: Mapping[str, Any]) -> str:
+    """The file that SQLite is asked to open, from the arguments of `connect`."""
+    name = os.fsdecode(args[0])
+    is_uri = bool(options.get("uri")) and name.startswith("file:")
+    return unquote(urlsplit(name).path) if is_uri else name
 
 
 def _before_connecting(dialect: Any, record: Any, args: Sequence[Any], options: Mapping[str, Any]) -> None:

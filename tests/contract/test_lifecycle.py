@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
-import pickle
 import subprocess
 import sys
-import warnings
 
 import pytest
 from sqlalchemy.engine import make_url
@@ -15,7 +12,8 @@ from sqlalchemy.engine import make_url
 from kern_events import AsyncSessionLog, SessionLog
 from kern_events.errors import InvalidEvent, KernError, StoreError
 from tests.facade import only_on, store_of, sync_of
-from tests.writers import PATIENCE_S, in_threads, note, notes, texts
+from tests.forks import forked
+from tests.writers import in_threads, note, notes, texts
 
 
 @only_on("sqlite", "postgres")
@@ -166,7 +164,7 @@ def test_a_forked_child_uses_the_log(open_log):
     log.append("s", [note("before")])
     head = log.head("s")
 
-    answer = _forked(lambda: _used_in_child(sync_of(log)))
+    answer = forked(lambda: _used_in_child(sync_of(log)))
     assert answer == ["before", "child"]
     assert log.append("s", [note("after")]).version == (2 if store_of(log).dialect == "memory" else 3)
     assert log.head("s").version > head.version
@@ -187,7 +185,7 @@ def test_a_forked_child_uses_an_async_log(address, loop):
         await log.close()
         return answer
 
-    assert _forked(lambda: asyncio.run(use())) == ["before", "child"]
+    assert forked(lambda: asyncio.run(use())) == ["before", "child"]
     loop.run(log.append("s", [note("after")]))
     loop.run(log.close())
 
@@ -199,7 +197,7 @@ def test_a_fork_while_others_append_harms_nobody(open_log):
     def work(number):
         if number:
             return [log.append("s", [note(f"{number}.{i}")]) for i in range(40)]
-        return [_forked(lambda: _used_in_child(sync_of(log))) for _ in range(3)]
+        return [forked(lambda: _used_in_child(sync_of(log))) for _ in range(3)]
 
     [children, *_] = in_threads(4, work)
     assert [child[-1] for child in children] == ["child"] * 3, children
@@ -212,31 +210,6 @@ def _used_in_child(log):
     answer = texts(log.read("s", until=version))
     log.close()
     return answer
-
-
-def _forked(work):
-    """What `work` answers in a forked child, which ends without any cleaning up of pytest's."""
-    reading, writing = os.pipe()
-    with warnings.catch_warnings():
-        # Newer Pythons warn of forks beside threads; that is what this is about.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if pid == 0:
-        try:
-            import signal
-
-            signal.alarm(int(PATIENCE_S))
-            data = pickle.dumps(work())
-        except BaseException as error:
-            data = pickle.dumps(repr(error))
-        os.write(writing, data)
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        data = pipe.read()
-    os.waitpid(pid, 0)
-    assert data, "the child died or hung"
-    return pickle.loads(data)
 
 
 @only_on("sqlite", "postgres")
@@ -253,9 +226,9 @@ def register(**hooks):
     registered.append(sys._getframe(1).f_globals["__name__"])
     plain(**hooks)
 os.register_at_fork = register
-import kern_events.store.connections
+import kern_events.store.forks
 import kern_events.store.group
-print(registered.index("concurrent.futures.thread") < registered.index("kern_events.store.connections"))
+print(registered.index("concurrent.futures.thread") < registered.index("kern_events.store.forks"))
 """
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -24,6 +23,7 @@ from kern_events.adapters.agno.db import OnError, run_snapshot, snapshot, writte
 from kern_events.adapters.agno.postgres import KernPostgresDb
 from kern_events.adapters.agno.reopening import MARK, stands_for
 from kern_events.adapters.agno.sqlite import KernSqliteDb
+from kern_events.store.forks import ForkLock, leave_to_parent, refuse_in_children
 from kern_events.store.sqlite_file import keep_private
 from projections.aio import AsyncSessions
 
@@ -70,7 +70,9 @@ class _KernAsyncDb:
         self._make = partial(twin, **named, on_error=on_error)
         self._made: Any = None
         self._shared: AsyncSessions | None = None
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
+        this: Any = self
+        leave_to_parent(this.db_engine.sync_engine)
 
     @property
     def _twin(self) -> Any:
@@ -148,6 +150,7 @@ class KernAsyncSqliteDb(_KernAsyncDb, AsyncSqliteDb):
     def __init__(self, *args: Any, on_error: OnError | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
         keep_private(self.db_engine.sync_engine)
+        refuse_in_children(self.db_engine.sync_engine)
         given = inspect.signature(AsyncSqliteDb.__init__).bind(self, *args, **options).arguments
         self._begin(KernSqliteDb, SqliteDb, given, on_error)
 

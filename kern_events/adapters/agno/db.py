@@ -30,6 +30,8 @@ from kern_events.adapters.agno.tables import Held, Tables
 from kern_events.codec import LARGEST_PAYLOAD_BYTES, check_id
 from kern_events.delta import state_ops
 from kern_events.errors import InvalidEvent
+from kern_events.store.forks import ForkLock, close_before_forks, leave_to_parent
+from kern_events.store.sqlite_file import path_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -110,13 +112,17 @@ class KernDb:
         this: Any = self
         self.write_errors = 0
         self._on_error = on_error
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self._written: LRUCache[tuple[str, str], Written] = LRUCache(_REMEMBERED)
         self._updated: LRUCache[str, tuple[Any, str]] = LRUCache(_REMEMBERED)
         self._missed: LRUCache[str, int] = LRUCache(_REMEMBERED)
         self._log: tuple[AgnoSessions, Recorder] | None = None
         self._current = threading.local()
         this.Session = Joining(this.Session, self._current)
+        if this.db_engine.dialect.name == "sqlite":
+            close_before_forks(this.db_engine, path_of)
+        else:
+            leave_to_parent(this.db_engine)
 
     def _place(self) -> Place:
         """Where the log is; ValueError where there cannot be one."""

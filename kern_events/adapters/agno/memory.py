@@ -24,10 +24,15 @@ class KernInMemoryDb(KernSqliteDb):
     def __init__(self, *, on_error: OnError | None = None, **options: Any) -> None:
         where = _MEMORY if os.access(_MEMORY, os.W_OK) else None
         folder = tempfile.mkdtemp(prefix="kern-agno-", dir=where)
-        self._gone = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._gone = weakref.finalize(self, _remove, folder, os.getpid())
         super().__init__(os.path.join(folder, "agno.db"), on_error=on_error, **options)
 
     def close(self) -> None:
         """Close the connections and forget everything."""
         super().close()
         self._gone()
+
+
+def _remove(folder: str, process: int) -> None:
+    if os.getpid() == process:  # A forked child ends before its parent.
+        shutil.rmtree(folder, ignore_errors=True)

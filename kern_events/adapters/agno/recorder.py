@@ -34,6 +34,7 @@ from kern_events.errors import (
     VersionConflict,
 )
 from kern_events.store import sql
+from kern_events.store.forks import ForkLock
 from projections.paths import events_on
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Recorder:
         self._store_run = store_run
         self._made: Tables | None = None
         self._not_shown: dict[str, int] = {}  # sessions that could not be, at that version
-        self._setup = threading.Lock()
+        self._setup = ForkLock()
         self._other_level: bool | None = None
 
     @property
