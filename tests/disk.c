@@ -33,7 +33,9 @@ int disk_record(const char *at, const char *to) {
     return trace;
 }
 
-/* From the n-th call of these kinds on (from 1), so many fail (-1: all); the first may do half of it instead. */
+/* From the n-th call of these kinds on (from 1), so many fail (-1: all); the first may do half of it instead.
+ * With the error 0 the process is gone there, as after kill -9.
+ */
 void disk_fail(long of, long nth, long times, int error, int half) {
     pthread_mutex_lock(&lock);
     kinds = of, before = nth - 1, failing = times, fails_with = error, halves = half, counted = 0;
@@ -68,6 +70,7 @@ static int refused(int kind, size_t *length) {
     if (before > 0) return before--, 0;
     if (!failing) return 0;
     if (halves && length && *length > 1) return halves = 0, *length /= 2, 0;
+    if (!fails_with) _exit(9);
     if (failing > 0) failing--;
     return errno = fails_with, 1;
 }

@@ -65,6 +65,10 @@ class Disk:
         """Have the n-th call fail, from 1, and those after it; or so many."""
         self._library.disk_fail(*map(ctypes.c_long, (kinds, nth, times)), error, half)
 
+    def die(self, kinds: int, nth: int) -> None:
+        """Have this process gone at the n-th call, from 1, as after kill -9."""
+        self.fail(kinds, nth, 0)
+
     def works(self) -> int:
         """Have nothing fail any more; gives how many calls there were that could."""
         calls = int(self._library.disk_calls())

@@ -38,7 +38,7 @@ class Fault(NamedTuple):
 
 FAULTS = (
     *(Fault(errno.ENOSPC), Fault(errno.ENOSPC, half=True), Fault(errno.EDQUOT), Fault(errno.EFBIG)),
-    *(Fault(errno.ENOSPC, 1), Fault(errno.EDQUOT, 1), Fault(errno.EIO, 1), Fault(errno.EIO)),
+    *(Fault(errno.EDQUOT, 1), Fault(errno.EIO, 1), Fault(errno.EIO)),
 )
 
 

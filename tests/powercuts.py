@@ -20,11 +20,10 @@ from typing import Any
 from kern_events import Draft, SessionLog
 from kern_events.errors import KernError
 from kern_events.store import sql
-from projections import Sessions
 from tests import disks
 
 _SESSIONS = 3
-_ROUNDS = 30
+_ROUNDS = 25
 _THREADS = 3
 _CHECKPOINT_PAGES = 24
 HARMS = ("lost", "doubled", "in part", "undeleted", "findings", "unsound", "unreadable")
@@ -39,8 +38,8 @@ def work(folder: str, trace: str, seed: str, synchronous: str) -> None:
     )
     disks.Disk().record(folder, trace)
     acks = os.open(f"{folder}/{disks.ACK}", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    with Sessions.open(f"sqlite:///{folder}/log.db") as sessions:
-        worker = _Worker(sessions, random.Random(seed), lambda what: os.write(acks, f"{what}\n".encode()))
+    with SessionLog(f"sqlite:///{folder}/log.db") as log:
+        worker = _Worker(log, random.Random(seed), lambda what: os.write(acks, f"{what}\n".encode()))
         for number in range(_ROUNDS):
             worker.turn_of(number)
         threads = [threading.Thread(target=worker.append_each, args=(_ROUNDS + n,)) for n in range(_THREADS)]
@@ -50,11 +49,28 @@ def work(folder: str, trace: str, seed: str, synchronous: str) -> None:
             thread.join()
 
 
+def repeat(folder: str, trace: str) -> None:
+    """In a process under disk.c: append after another one was killed within the COMMIT of the same append."""
+    disk = disks.Disk()
+    disk.record(folder, trace)
+    acks = os.open(f"{folder}/{disks.ACK}", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    child = os.fork()
+    with SessionLog(f"sqlite:///{folder}/log.db") as log:
+        if child == 0:
+            log.append("s0", [_note(0, 50)])
+            disk.die(disks.SYNCS, 1)
+        else:
+            assert os.waitpid(child, 0)[1] == 9 << 8
+        log.append("s0", [_note(1, 50)], idempotency_key="1")
+        os.write(acks, b"a1\n")
+        os._exit(0)  # Closing the file would have it on the disk.
+
+
 class _Worker:
     """Does this and that, and acknowledges it."""
 
-    def __init__(self, sessions: Sessions, chance: random.Random, acknowledge: Callable[[str], Any]) -> None:
-        self._sessions = sessions
+    def __init__(self, log: SessionLog, chance: random.Random, acknowledge: Callable[[str], Any]) -> None:
+        self._log = log
         self._chance = chance
         self._acknowledge = acknowledge
 
@@ -64,31 +80,31 @@ class _Worker:
         how = self._chance.choice(("append", "append", "turn", "buffered", "many", "deleted", "forked"))
         if how == "append":
             size = self._chance.choice((50, 300, 9_000))
-            self._sessions.append(session, [_note(number, size)], idempotency_key=f"k{number}")
+            self._log.append(session, [_note(number, size)], idempotency_key=f"k{number}")
         elif how == "many":
             drafts: list[Any] = [(name, [_note(number, 50)], None) for name in ("left", "right")]
-            self._sessions.append_many(drafts)
+            self._log.append_many(drafts)
             self._acknowledge(f"m{number}")
             return
         elif how in ("turn", "buffered"):
-            with self._sessions.turn(session, buffered=how == "buffered") as turn:
+            with self._log.turn(session, buffered=how == "buffered") as turn:
                 turn.message("user", "y" * self._chance.choice((50, 2_000)))
                 turn.record(_note(number, 50))
                 turn.set_state("number", number)
         else:
             name = f"x{number}"
-            self._sessions.append(name, [_note(number, 3_000)])
+            self._log.append(name, [_note(number, 3_000)])
             if how == "deleted":
-                self._sessions.delete(name)
+                self._log.delete(name)
                 self._acknowledge(f"d{number}")
                 return
-            self._sessions.fork(name, f"f{number}")
+            self._log.fork(name, f"f{number}")
         self._acknowledge(f"a{number}")
 
     def append_each(self, first: int) -> None:
         """Beside other threads, whose appends come into the same transactions."""
         for number in range(first, first + 4 * _THREADS, _THREADS):
-            self._sessions.append(f"s{number % _SESSIONS}", [_note(number, 200)])
+            self._log.append(f"s{number % _SESSIONS}", [_note(number, 200)])
             self._acknowledge(f"a{number}")
 
 
@@ -103,7 +119,7 @@ def cuts(trace: Path, folder: Path, count: int, chance: random.Random, *, lies: 
         How many cuts did which harm, in HARMS; `acknowledged` and `cuts`.
     """
     ops = list(disks.recorded(trace))
-    points = [chance.randrange(len(ops)) for _ in range(count)]
+    points = [chance.randrange(len(ops)) for _ in range(count - 1)] + [len(ops) - 1]
     account: Counter[str] = Counter({"cuts": count, **dict.fromkeys(HARMS, 0)})
     known: dict[bytes, Counter[str]] = {}
     for image in disks.Replay(ops, chance, lies=lies).cuts(points):

@@ -14,7 +14,7 @@ from tests import disks, fulldisks
 
 
 @pytest.fixture(
-    scope="module", params=[13, pytest.param(1, marks=pytest.mark.long)], ids=["some", "every call"]
+    scope="module", params=[17, pytest.param(1, marks=pytest.mark.long)], ids=["some", "every call"]
 )
 def accounts(request, library, fast_path):
     folder = fast_path / f"{request.param}"

@@ -20,10 +20,10 @@ def record(library, fast_path):
     """The record of a workload; one is made once."""
 
     @functools.cache
-    def record(seed, synchronous="FULL"):
-        folder, trace = (fast_path / f"{what} {seed} {synchronous}" for what in ("work", "trace"))
+    def record(work, *how):
+        folder, trace = (fast_path / " ".join((what, work, *how)) for what in ("folder", "trace"))
         folder.mkdir()
-        disks.run(library, "tests.powercuts:work", folder, trace, seed, synchronous)
+        disks.run(library, f"tests.powercuts:{work}", folder, trace, *how)
         return trace
 
     return record
@@ -44,7 +44,7 @@ def assert_whole(account):
 
 
 def test_a_power_cut_at_any_moment_loses_nothing(record, image):
-    account = powercuts.cuts(record("short"), image, 500, pick("power"))
+    account = powercuts.cuts(record("work", "short", "FULL"), image, 500, pick("power"))
 
     assert_whole(account)
 
@@ -53,7 +53,7 @@ def test_a_power_cut_at_any_moment_loses_nothing(record, image):
 def test_twenty_thousand_power_cuts_lose_nothing(record, image):
     account = Counter()
     for number in range(10):
-        account += powercuts.cuts(record(f"long {number}"), image, 2_000, pick(number))
+        account += powercuts.cuts(record("work", f"long {number}", "FULL"), image, 2_000, pick(number))
 
     assert account["cuts"] == 20_000
     assert_whole(account)
@@ -61,7 +61,7 @@ def test_twenty_thousand_power_cuts_lose_nothing(record, image):
 
 def test_a_log_that_does_not_wait_for_the_disk_is_caught(record, image):
     """Positive control: with synchronous = NORMAL a commit is not on the disk when it returns."""
-    account = powercuts.cuts(record("short", "NORMAL"), image, 50, pick("normal"))
+    account = powercuts.cuts(record("work", "short", "NORMAL"), image, 50, pick("normal"))
 
     assert account["lost"] > 0
     assert account["unsound"] == account["unreadable"] == 0  # It loses the end, and no more.
@@ -69,7 +69,16 @@ def test_a_log_that_does_not_wait_for_the_disk_is_caught(record, image):
 
 def test_a_disk_that_does_not_wait_is_caught(record, image):
     """Positive control: where a sync does nothing, the file is destroyed, too."""
-    account = powercuts.cuts(record("short"), image, 50, pick("lies"), lies=True)
+    account = powercuts.cuts(record("work", "short", "FULL"), image, 50, pick("lies"), lies=True)
 
     assert account["lost"] > 0
     assert account["unreadable"] + account["unsound"] > 0
+
+
+def test_an_append_that_was_killed_and_repeated_is_there_after_a_power_cut(record, image):
+    """What a killed process has written can be read, and need not be on the disk."""
+    account = powercuts.cuts(record("repeat"), image, 20, pick("repeat"))
+    lying = powercuts.cuts(record("repeat"), image, 20, pick("repeat"), lies=True)
+
+    assert account["lost"] == account["unsound"] == account["unreadable"] == 0
+    assert lying["lost"] + lying["unreadable"] > 0  # Positive control.
