@@ -66,8 +66,8 @@ from kern_events.store.base import (
     version_of,
 )
 from kern_events.store.consumers import SQLConsumers
+from kern_events.store.exchange import unhurried
 from kern_events.store.forks import survive_forks
-from kern_events.store.patience import unhurried
 from kern_events.store.positions import HIDDEN
 from kern_events.store.postgres_server import PostgresServer, PostgresSinks, Session, translated
 from kern_events.store.server_clock import ServerClock

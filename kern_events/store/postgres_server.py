@@ -21,7 +21,7 @@ from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 from kern_events.clock import now_us
 from kern_events.errors import StoreBusy, StoreCorrupt, StoreError, StoreFull, StoreUnavailable
 from kern_events.events import Head
-from kern_events.store import migrate, patience, pooler, postgres_schema, sql
+from kern_events.store import exchange, migrate, pooler, postgres_schema, sql
 from kern_events.store.base import AnswerLost, Difference, logger
 from kern_events.store.connections import Connections, Lease
 from kern_events.store.forks import leave_to_parent, survive_forks
@@ -303,7 +303,7 @@ class PostgresServer:
         try:
             connection = lease.driver.connection
             # An index of a large table takes its time.
-            unhurried = patience.unhurried(connection)
+            unhurried = exchange.unhurried(connection)
             with unhurried, connection.transaction(), connection.cursor() as cursor:
                 if isinstance(lease.driver.cursor, pooler.TransactionCursor):
                     lease.driver.cursor.limit()
@@ -364,7 +364,7 @@ class PostgresSinks:
     @contextmanager
     def handing(self, connection: Connection) -> Iterator[None]:
         """See Sinks: what the handler does may take its time."""
-        with patience.unhurried(connection.connection.driver_connection), connection.begin_nested():
+        with exchange.unhurried(connection.connection.driver_connection), connection.begin_nested():
             yield
 
     def hold(self, connection: Connection, key: dict[str, Any], lease_us: int) -> int | None:
@@ -382,7 +382,7 @@ class PostgresSinks:
 
 
 def _create_engine(url: URL, pool_size: int, lock_timeout_ms: int, timeout_s: float) -> Engine:
-    connect_args: dict[str, Any] = {**pooler.prepare_threshold(url), **patience.settings(url, timeout_s)}
+    connect_args: dict[str, Any] = {**pooler.prepare_threshold(url), **exchange.line_settings(url, timeout_s)}
     if not pooler.in_transaction_mode(url):
         options = f"-c lock_timeout={lock_timeout_ms} -c plan_cache_mode=force_generic_plan"
         given = url.query.get("options")
@@ -397,7 +397,7 @@ def _create_engine(url: URL, pool_size: int, lock_timeout_ms: int, timeout_s: fl
         connect_args=connect_args,
     )
     # The server may wait for a lock first.
-    patience.be_patient(engine, timeout_s + lock_timeout_ms / 1000)
+    exchange.guard(engine, timeout_s + lock_timeout_ms / 1000)
     if pooler.in_transaction_mode(url):
         pooler.limit_transactions(engine, lock_timeout_ms)
     return engine

@@ -69,6 +69,17 @@ class Pair:
             for session in sessions:
                 admin.execute("SELECT pg_terminate_backend(%s)", (session,))
 
+    def cancel(self, *names):
+        """Cancel the wait of sessions with these names, which nobody should do."""
+        waits = f"SELECT pg_cancel_backend(pid) FROM ({WAITING} AND application_name = %s) AS waiting"
+        with databases.connect(self.primary.url) as admin:
+            for name in names:
+                eventually(lambda name=name: admin.execute(waits, (name,)).fetchall())
+
+    def named(self, name):
+        """The address, for a session with a name."""
+        return self.url.update_query_dict({"application_name": name})
+
     def fail_over(self):
         """Lose the primary; the standby, which need not wait for anybody, takes its place."""
         self.primary.kill()
@@ -182,24 +193,32 @@ def _fail_over_under_users(stack):
     users.start("import", lambda base: import_transcripts(log, [LINE]))
     users.start("own", confirming(log, engine))
     users.start("hasty", appending(hasty, "hasty"))
-
     two.end(two.waiting(9))
     two.waiting(8)
-    eventually(lambda: users.acknowledged)
+    cancelled = stack.enter_context(SessionLog(two.named("cancelled")))
+    others = create_engine(two.named("others"))  # The log hears no warnings there.
+    stack.callback(others.dispose)
+    fooled = stack.enter_context(SessionLog(others))
+    users.start("cancelled", appending(cancelled, "cancelled"))
+    users.start("fooled", appending(fooled, "fooled"))
+    two.cancel("cancelled", "others")
+    two.waiting(9)
+    eventually(lambda: len(users.acknowledged) == 2)
     two.primary.kill()
     two.primary.start()  # Now all that is in its WAL can be read there.
     again = stack.enter_context(SessionLog(two.url))  # As another process does after a crash.
     users.start("redelivered", appending(again, "keyed", "k"))
     users.start("deleted", deleting(again))
     users.start("imported", lambda base: import_transcripts(again, [LINE]))
-    two.waiting(10)
-    assert users.acknowledged.keys() == {"hasty"}
+    two.waiting(11)
+    assert users.acknowledged.keys() == {"hasty", "fooled"}
     two.fail_over()
     users.join()
 
     with SessionLog(two.standby.url) as left:
-        assert left.head("hasty").version == 0  # Positive control: it was acknowledged.
-        for session_id in ("plain", "awaited", "keyed", "many", "more"):
+        for session_id in ("hasty", "fooled"):  # Positive controls: they were acknowledged.
+            assert left.head(session_id).version == 0
+        for session_id in ("plain", "awaited", "keyed", "many", "more", "cancelled"):
             assert texts(left.read(session_id)) == [0, 1]
         assert [left.head(each).version for each in ("own", "fork", "imported")] == [0, 2, 3]
         assert left.head("secret").status == "deleted"

@@ -115,6 +115,7 @@ def test_a_postgres_that_stops_at_once_loses_and_doubles_nothing(count):
 
 def test_a_postgres_that_commits_before_it_writes_is_caught():
     """Positive control: what was acknowledged was in no file yet."""
-    _, found = stopped(2, synchronous_commit="off", wal_writer_delay="'10s'", wal_writer_flush_after="0")
+    lazy = {"wal_writer_delay": "'10s'", "wal_writer_flush_after": "'1GB'", "wal_buffers": "'64MB'"}
+    _, found = stopped(3, synchronous_commit="off", **lazy)
 
     assert found["lost"] > 0

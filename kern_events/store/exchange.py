@@ -1,8 +1,9 @@
-"""A Postgres that says nothing, and how long it is waited for.
+"""One exchange with Postgres: how long it may take, and when its answer does not count.
 
 A line that is dead is found by the kernel, if it is told to look. A server that is stuck, or a line on which
 a middleman answers for it, keeps a connection whole and silent: there the driver would wait without an end.
-So an exchange has a deadline. What was sent may be carried out nevertheless: its answer is lost.
+And a COMMIT is answered as done where its wait for a standby was cancelled; a warning tells, which the driver
+leaves to others. In both cases the connection is closed: what was sent may be there, its answer is lost.
 """
 
 from __future__ import annotations
@@ -20,26 +21,37 @@ from sqlalchemy.engine import Engine
 _LOOK_S: Final = 0.1  # what the driver has itself
 _PROBES: Final = 4
 _DAY_S: Final = 86_400
+_WAITS_FOR_STANDBY: Final = "SyncRepWaitForLSN"  # the server's own name for what does
 
 
 class _Silent(Exception):
     """Nothing came in time."""
 
 
-class PatientConnection(psycopg.Connection[Any]):
-    """A connection on which no exchange takes longer than `patience_s`: it is closed then. None waits on."""
+class GuardedConnection(psycopg.Connection[Any]):
+    """Closed by an exchange that takes longer than `patience_s` (None waits on) or is answered too early."""
 
     patience_s: float | None = None
+    _unsynced = False
 
     def wait(self, gen: Any, interval: float = _LOOK_S, *args: Any, **options: Any) -> Any:
-        """As psycopg's, with the deadline."""
-        if self.patience_s is None:
-            return super().wait(gen, interval, *args, **options)
+        """As psycopg's, with both."""
+        if self.patience_s is not None:
+            gen = _within(gen, self.patience_s)
         try:
-            return super().wait(_within(gen, self.patience_s), interval, *args, **options)
+            answer = super().wait(gen, interval, *args, **options)
         except _Silent:
             self.close()
             raise psycopg.OperationalError(f"no answer within {self.patience_s:g} s") from None
+        if self._unsynced:
+            self.close()
+            raise psycopg.OperationalError("the wait for the standby was cancelled")
+        return answer
+
+    def _heard(self, notice: psycopg.errors.Diagnostic) -> None:
+        # Its code is that of any warning, and its text is translated.
+        if notice.source_function == _WAITS_FOR_STANDBY:
+            self._unsynced = True
 
 
 def _within(gen: Any, patience_s: float) -> Any:
@@ -59,20 +71,21 @@ def _within(gen: Any, patience_s: float) -> Any:
         return done.value
 
 
-def be_patient(engine: Engine, patience_s: float) -> None:
-    """Have every connection of an engine give up on an exchange after so long."""
+def guard(engine: Engine, patience_s: float) -> None:
+    """Have every connection of an engine give up on an exchange after so long, or after a false answer."""
 
     @event.listens_for(engine, "do_connect")
-    def connect(dialect: Any, record: Any, args: Any, options: Any) -> PatientConnection:
-        connection = PatientConnection.connect(*args, **options)
+    def connect(dialect: Any, record: Any, args: Any, options: Any) -> GuardedConnection:
+        connection = GuardedConnection.connect(*args, **options)
         connection.patience_s = patience_s
+        connection.add_notice_handler(connection._heard)
         return connection
 
 
 @contextmanager
 def unhurried(connection: Any) -> Iterator[None]:
     """What is done in here with a connection may take its time; only a line that is dead ends it."""
-    if not isinstance(connection, PatientConnection):
+    if not isinstance(connection, GuardedConnection):
         yield
         return
     before, connection.patience_s = connection.patience_s, None
@@ -82,7 +95,7 @@ def unhurried(connection: Any) -> Iterator[None]:
         connection.patience_s = before
 
 
-def settings(url: URL, timeout_s: float) -> dict[str, int]:
+def line_settings(url: URL, timeout_s: float) -> dict[str, int]:
     """What libpq is told, so that the kernel finds a dead line in that time; what the URL says counts."""
     seconds = int(min(timeout_s, _DAY_S))
     wanted = {
