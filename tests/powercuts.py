@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kern_events import Draft, SessionLog
+from kern_events.cli.export import _replaced
 from kern_events.errors import KernError
 from kern_events.store import sql
 from tests import disks
@@ -26,6 +27,7 @@ _SESSIONS = 3
 _ROUNDS = 25
 _THREADS = 3
 _CHECKPOINT_PAGES = 24
+EXPORTS = [[b"%d %d\n" % (size, line) for line in range(size)] for size in (900, 2_000)]
 HARMS = ("lost", "doubled", "in part", "undeleted", "findings", "unsound", "unreadable")
 
 
@@ -64,6 +66,16 @@ def repeat(folder: str, trace: str) -> None:
         log.append("s0", [_note(1, 50)], idempotency_key="1")
         os.write(acks, b"a1\n")
         os._exit(0)  # Closing the file would have it on the disk.
+
+
+def export(folder: str, trace: str) -> None:
+    """In a process under disk.c: write a file as `export --output` does, in the place of another one."""
+    disks.Disk().record(folder, trace)
+    acks = os.open(f"{folder}/{disks.ACK}", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    for number, content in enumerate(EXPORTS):
+        with _replaced(f"{folder}/out") as file:
+            file.writelines(content)
+        os.write(acks, f"e{number}\n".encode())
 
 
 class _Worker:

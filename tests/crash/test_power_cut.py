@@ -82,3 +82,16 @@ def test_an_append_that_was_killed_and_repeated_is_there_after_a_power_cut(recor
 
     assert account["lost"] == account["unsound"] == account["unreadable"] == 0
     assert lying["lost"] + lying["unreadable"] > 0  # Positive control.
+
+
+@pytest.mark.parametrize("lies", [False, True])
+def test_an_exported_file_is_whole_or_what_was_there_before(record, lies):
+    """With its control: on a disk that does not wait, a file has its name and not its content."""
+    ops = list(disks.recorded(record("export")))
+    whole = {b"".join(lines): number for number, lines in enumerate(powercuts.EXPORTS, 1)}
+    harms = 0
+    for image in disks.Replay(ops, pick("export"), lies=lies).cuts(10 * list(range(len(ops)))):
+        content = image.files.get("out")
+        harms += (0 if content is None else whole.get(content, -1)) < len(image.acknowledged)
+
+    assert (harms > 0) == lies
