@@ -20,7 +20,6 @@ from kern_events import Draft, SessionLog
 from kern_events.errors import AppendUnresolved, KernError
 from kern_events.store import sql
 from kern_events.store.sqlite import SQLiteStore
-from kern_events.store.sqlite_file import roll_back
 from tests import disks
 
 _EVENTS = 3
@@ -111,8 +110,8 @@ def _append_at(
     return reached
 
 
-def _deaf(store: SQLiteStore, driver: Any, group: Any, results: Any, error: Exception) -> None:
-    roll_back(driver)
+def _deaf(store: SQLiteStore, group: Any, results: Any, error: Exception) -> None:
+    store._file.end_writing()
     for job, result in zip(group, results, strict=True):
         job.settle(result)
 

@@ -81,6 +81,7 @@ _INSERT_BYTES: Final = 1 << 20
 _HEADS_PAGE: Final = 500
 _CHUNKS_PAGE: Final = 256
 _FULL: Final = 2
+_NO_HEAD: Final = Head(0, bytes(32))  # Of what links to none, and has written all the same.
 
 
 class _Undone(Exception):
@@ -274,14 +275,14 @@ class SQLiteStore:
         try:
             results = [_done(job, driver) for job in group]
         except BaseException as error:
-            roll_back(driver)
+            self._file.end_writing()
             self._replay(group, error)
             return
         try:
             driver.execute(sql.COMMIT)
             self._file.check_files()
         except (sqlite3.Error, StoreError) as error:
-            self._commit_failed(driver, group, results, error)
+            self._commit_failed(group, results, error)
             return
         if self._has_erased:
             self._has_erased = False
@@ -303,11 +304,9 @@ class SQLiteStore:
         if not isinstance(error, sqlite3.Error) and not any(job.failed_with(type(error)) for job in group):
             raise error  # None of the jobs failed: a signal handler raised it, and its thread is to see it.
 
-    def _commit_failed(
-        self, driver: Driver, group: list[Job[Driver]], results: list[Any], error: Exception
-    ) -> None:
+    def _commit_failed(self, group: list[Job[Driver]], results: list[Any], error: Exception) -> None:
         known = is_before_commit(error)
-        roll_back(driver)
+        self._file.end_writing()
         translated = self._file.translated(error) if isinstance(error, sqlite3.Error) else error
         # After a disk that fails the connection stays: whatever is in the WAL of what was undone, its next
         # commit writes over. Whoever opened the file anew might find it there, and not on the disk.
@@ -493,9 +492,13 @@ class SQLiteStore:
         values = (namespace, session_id, kept, projectors, projectors)
 
         def work(driver: Driver, bases: list[Head]) -> int:
+            bases.append(_NO_HEAD)
             return driver.execute(sql.SQLITE_FORGET_OTHERS, values).rowcount
 
-        gone: int = self._group.run(work)
+        try:
+            gone: int = self._group.run(work)
+        except AnswerLost as lost:
+            raise StoreUnavailable("SQLite: it is not known whether snapshots were forgotten") from lost
         return gone
 
     def other_snapshots(self, namespace: str, session_id: str, projectors: str, kept: str) -> int:

@@ -145,9 +145,13 @@ class SQLiteFile:
             time.sleep(random.uniform(0.0002, 0.002))
 
     def end_writing(self) -> None:
-        """Undo what a writer that was interrupted has left open."""
-        if self._writer is not None:
+        """Undo what a writer has left open; where that fails, its connection goes, and its lock with it."""
+        if self._writer is None:
+            return
+        try:
             roll_back(self._writer.driver)
+        except sqlite3.Error:
+            self.drop_writer()
 
     def _busy_text(self) -> str:
         text = f"the database is locked by another writer, waited {self._lock_timeout_s:g} s"

@@ -13,7 +13,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 
 from kern_events import SessionLog, spi
-from kern_events.errors import AppendUnresolved, KernError, StoreError, StoreUnavailable
+from kern_events.errors import AppendUnresolved, KernError, StoreError, StoreFull, StoreUnavailable
 from tests import databases, faults
 from tests.writers import PATIENCE_S, eventually, in_threads, note, notes, pick, texts
 
@@ -30,6 +30,8 @@ class Fragile(sqlite3.Connection):
     commits = 0
 
     def execute(self, statement, *values):
+        if Fragile.fault == "neither" and statement in ("COMMIT", "ROLLBACK"):
+            raise failed("SQLITE_FULL" if statement == "COMMIT" else "SQLITE_IOERR_WRITE")
         if statement != "COMMIT" or Fragile.fault is None:
             return super().execute(statement, *values)
         fault = Fragile.fault
@@ -37,9 +39,13 @@ class Fragile(sqlite3.Connection):
             Fragile.fault = None
         if fault == "after":
             super().execute(statement)
-        error = sqlite3.OperationalError("the answer was lost")
-        error.sqlite_errorname = "SQLITE_IOERR_FSYNC" if fault == "broken" else "SQLITE_ERROR"
-        raise error
+        raise failed("SQLITE_IOERR_FSYNC" if fault == "broken" else "SQLITE_ERROR")
+
+
+def failed(name):
+    error = sqlite3.OperationalError("the answer was lost")
+    error.sqlite_errorname = name
+    return error
 
 
 @pytest.fixture
@@ -183,6 +189,20 @@ def test_a_broken_disk_leaves_it_open_and_is_used_again_when_it_works(fragile):
         assert fragile.append("s", drafts, expected=caught.value.base).version == 2
     assert texts(fragile.read("s")) == ["first", 0]
     assert fragile.verify().ok
+
+
+def test_what_cannot_be_undone_either_is_told_and_holds_no_lock(fragile, tmp_path):
+    Fragile.fault = "neither"
+    with pytest.raises(StoreFull):
+        fragile.append("s", notes(1))
+    with pytest.raises(StoreFull):
+        spi.SnapshotTable(fragile, "session:1:ab").forget_others("s", "session:")
+
+    other = sqlite3.connect(tmp_path / "log.db", timeout=0)
+    other.execute("BEGIN IMMEDIATE")
+    other.close()
+    Fragile.fault = None
+    assert fragile.append("s", notes(1)).version == 2
 
 
 # ------------------------------------------------------------------------------------ Postgres
