@@ -19,6 +19,13 @@ from tests import servers, writers
 
 ALLOW_SKIP = "KERN_EVENTS_TEST_ALLOW_SKIP"
 
+# Hundreds of processes import the same modules. Where Python is told not to write what it has compiled (as in
+# many images of containers), each would compile all of them anew.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+
 
 @pytest.fixture(autouse=True)
 def module_path() -> Iterator[None]:
@@ -40,6 +47,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # One worker with a test of half a minute at the end, the others would wait for it.
+    items.sort(key=lambda item: item.get_closest_marker("early") is None)
     if config.getoption("--long"):
         return
     long = [item for item in items if item.get_closest_marker("long")]

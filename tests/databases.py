@@ -26,11 +26,14 @@ def engine(url: str) -> Engine:
 
 
 @contextmanager
-def database(server: str, options: str = "") -> Iterator[str]:
-    """A new database while the context lasts, with these options of CREATE DATABASE; its URL."""
+def database(server: str, options: str = "", template: str = "template0") -> Iterator[str]:
+    """A new database while the context lasts, with these options of CREATE DATABASE; its URL.
+
+    It is a copy of `template`, to which nobody may be connected.
+    """
     name = f"kern_shared_{uuid.uuid4().hex}"
     with connect(server) as admin:
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 {options}".encode())
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template} {options}".encode())
     yield make_url(server).set(database=name).render_as_string(hide_password=False)
     with connect(server) as admin:
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -14,11 +14,20 @@ KEYS = [f"k{number}" for number in range(20)]
 OURS = "kern_events.adapters.agno"
 
 
+@pytest.fixture(scope="module")
+def workers():
+    """What starts the processes."""
+    command = [sys.executable, "-m", "tests.agno_worker"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.stdin.close()
+
+
 @pytest.fixture(params=["new", "known"])
-def begun(request, place):
+def begun(request, place, workers):
     """Whether the session is there before."""
     if request.param == "known":
-        run_in_processes(place, f"{OURS}:{kind(place)}", [["first"]])
+        run_in_processes(workers, place, f"{OURS}:{kind(place)}", [["first"]])
     return request.param == "known"
 
 
@@ -27,22 +36,17 @@ def kind(place, *, is_async=False, ours=True):
     return ("Kern" if ours else "") + ("Async" if is_async else "") + names[place.backend]
 
 
-def run_in_processes(place, name, parts):
+def run_in_processes(workers, place, name, parts):
     options = dict(place.options)
     if "Async" in name and place.backend == "postgres":
         options["db_url"] = options["db_url"].replace("+psycopg:", "+psycopg_async:")
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.agno_worker", name, json.dumps(options), json.dumps(part)]
-        )
-        for part in parts
-    ]
-    assert [process.wait(120) for process in started] == [0] * len(parts)
+    print(json.dumps([[name, options, part] for part in parts]), file=workers.stdin, flush=True)
+    assert json.loads(workers.stdout.readline()) == [0] * len(parts)
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-def test_twenty_runs_on_one_session_are_all_kept(place, begun, is_async):
-    run_in_processes(place, f"{OURS}:{kind(place, is_async=is_async)}", [KEYS[:10], KEYS[10:]])
+def test_twenty_runs_on_one_session_are_all_kept(place, begun, workers, is_async):
+    run_in_processes(workers, place, f"{OURS}:{kind(place, is_async=is_async)}", [KEYS[:10], KEYS[10:]])
     db = place.open()
     session = db.get_session("s")
 
@@ -58,10 +62,10 @@ def test_twenty_runs_on_one_session_are_all_kept(place, begun, is_async):
     check_replay(db, "s")
 
 
-def test_agnos_own_dbs_lose_some(place):
+def test_agnos_own_dbs_lose_some(place, workers):
     """The control: without it, the test above might run one after the other."""
     package = {"sqlite": "agno.db.sqlite", "postgres": "agno.db.postgres"}[place.backend]
-    run_in_processes(place, f"{package}:{kind(place, ours=False)}", [KEYS[:10], KEYS[10:]])
+    run_in_processes(workers, place, f"{package}:{kind(place, ours=False)}", [KEYS[:10], KEYS[10:]])
 
     data = place.plain().get_session("s").session_data
     lost = len(KEYS) - len(data["session_state"])

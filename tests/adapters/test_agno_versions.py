@@ -9,25 +9,30 @@ from pathlib import Path
 
 import pytest
 
+from tests import servers
+
 OLDEST = Path(sys.prefix) / "agno-oldest"
 TESTS = ["scenarios", "time_travel"]
 
 
-def python(*arguments, path=""):
-    environment = {**os.environ, "PYTHONPATH": path}
+def python(*arguments, path="", **environment):
+    environment = {**os.environ, "PYTHONPATH": path, **environment}
     root = Path(__file__).parents[2]
     return subprocess.run(
         [sys.executable, *arguments], cwd=root, env=environment, capture_output=True, text=True, timeout=300
     )
 
 
-def test_the_oldest_version_works_like_the_newest():
+@pytest.mark.early
+def test_the_oldest_version_works_like_the_newest(postgres_server):
     """In a process of its own, with `dev.py`'s other Agno in front of the one in .venv."""
     assert OLDEST.is_dir(), "python3 dev.py test installs it"
     found = python("-c", "import importlib.metadata as m; print(m.version('agno'))", path=str(OLDEST))
     assert found.stdout == "3.0.0\n"
     files = [f"tests/adapters/test_agno_{name}.py" for name in TESTS]
-    done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", *files, path=str(OLDEST))
+    options = ("-q", "-p", "no:cacheprovider", "-n", "0")
+    server = {servers.PG_DSN: postgres_server}
+    done = python("-m", "pytest", *options, *files, path=str(OLDEST), **server)
 
     assert done.returncode == 0, done.stdout[-3000:]
     assert " passed" in done.stdout and "skipped" not in done.stdout

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import uuid
 
 import pytest
 from sqlalchemy import create_engine
@@ -209,24 +210,25 @@ def test_what_cannot_be_undone_either_is_told_and_holds_no_lock(fragile, tmp_pat
 
 
 @pytest.fixture
-def proxy(postgres_url):
-    url = make_url(postgres_url)
+def proxy(postgres_server):
+    url = make_url(postgres_server)
     proxy = faults.CuttingProxy(url.host, url.port)
     yield proxy
     proxy.close()
 
 
 @pytest.fixture(params=["session", "transaction"])
-def behind(request, proxy, postgres_url):
+def behind(request, proxy, shared_postgres_url):
     """A log whose connections go through the proxy, and one whose do not.
 
     With a setting for each session, and with one for each transaction, as behind a pooler.
     """
-    url = make_url(postgres_url)
+    url = make_url(shared_postgres_url)
     query = {"sslmode": "disable", "gssencmode": "disable"}
     query |= {"prepare_threshold": "none"} if request.param == "transaction" else {}
     through = url.set(host="127.0.0.1", port=proxy.port, query=query)
-    with SessionLog(through) as log, SessionLog(url) as honest:
+    options = {"namespace": f"n{uuid.uuid4().hex}"}
+    with SessionLog(through, **options) as log, SessionLog(url, **options) as honest:
         honest.append("s", [note("first")])
         log.head("s")
         yield log, honest

@@ -570,6 +570,7 @@ IN = "backend, facade_kind, redis_or_none"
 INDIRECT = ["backend", "facade_kind", "redis_or_none"]
 
 
+@pytest.mark.early
 @pytest.mark.parametrize(f"{IN}, examples", SHORT, indirect=INDIRECT)
 def test_it_agrees_with_the_model(world: World, examples: int) -> None:
     run(world, examples, steps=40)

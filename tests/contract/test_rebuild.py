@@ -341,6 +341,7 @@ def test_what_a_dead_worker_leaves_is_done_here(
         assert "done in this process" in caplog.text
 
 
+@pytest.mark.early
 def test_dask_spreads_the_work_and_survives_a_dead_worker(
     place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.docs.documents import DOCUMENTS, ROOT, blocks
 
 
+@pytest.mark.early
 def test_every_projector_that_is_shown_passes_mypy(tmp_path: Path) -> None:
     """In one run, with what the check of the library itself has cached."""
     shown = [block for document in DOCUMENTS for block in blocks(document) if "def evolve(" in block.text]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sqlite3
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ from sqlalchemy.engine import make_url
 from kern_events import Draft, SessionLog, import_events, spi
 from kern_events.errors import VersionConflict
 from kern_events.store import sql
+from tests import databases
 from tests.writers import note, notes
 
 USES = {
@@ -123,8 +125,7 @@ def _taken(log):
         turn.message("user", "Hi")
 
 
-@pytest.fixture
-def log(log):
+def fill(log):
     """Twenty sessions; one is twenty turns long, was restored, and has forks. All have snapshots."""
     log.append_many([(f"s{number}", notes(30), 0) for number in range(20)])
     for number in range(20):
@@ -134,7 +135,43 @@ def log(log):
     log.fork("s5", "f1", turn=12)
     log.fork("f1", "f2", turn=9)
     _put(log, 50)
-    return log
+
+
+@pytest.fixture(scope="module")
+def filled_file(tmp_path_factory):
+    """A file to be copied."""
+    file = tmp_path_factory.mktemp("filled") / "log.db"
+    with SessionLog(f"sqlite:///{file}") as log:
+        fill(log)
+    return file
+
+
+@pytest.fixture(scope="module")
+def filled_database(postgres_server):
+    """The name of a database to be copied."""
+    with databases.database(postgres_server) as url:
+        with SessionLog(url) as log:
+            fill(log)
+        yield make_url(url).database
+
+
+@pytest.fixture
+def url(dialect, tmp_path, request):
+    """The address of a log that has been filled, and that nobody has open."""
+    if dialect == "sqlite":
+        file = shutil.copy(request.getfixturevalue("filled_file"), tmp_path / "log.db")
+        yield f"sqlite:///{file}"
+        return
+    server, filled = map(request.getfixturevalue, ("postgres_server", "filled_database"))
+    with databases.database(server, template=filled) as url:
+        yield url
+
+
+@pytest.fixture
+def log(url):
+    """The log in it."""
+    with SessionLog(url) as log:
+        yield log
 
 
 # -------------------------------------------------------------------------------------- SQLite
@@ -328,10 +365,7 @@ def explained(url, log, raw, monkeypatch) -> Iterator[tuple[SessionLog, dict[str
     """
     raw.run("ANALYZE")
     execute, plans = psycopg.Cursor.execute, {}
-    given = make_url(url).query["options"]
-    options = (
-        f"{given} -cenable_seqscan=off -cenable_bitmapscan=off -cenable_hashjoin=off -cenable_mergejoin=off"
-    )
+    options = "-cenable_seqscan=off -cenable_bitmapscan=off -cenable_hashjoin=off -cenable_mergejoin=off"
     with SessionLog(make_url(url).update_query_dict({"options": options})) as explained:
         explained.head("s1")
 
