@@ -32,7 +32,7 @@ from sqlalchemy import URL
 from sqlalchemy.engine import Connection, Engine
 
 from kern_events.batch import Batch
-from kern_events.codec import MAX_PAYLOAD_BYTES
+from kern_events.codec import MAX_BATCH_BYTES, MAX_PAYLOAD_BYTES
 from kern_events.consumer import Consumer, ConsumerStatus, ConsumerStep, Handler, SQLHandler
 from kern_events.errors import KernError
 from kern_events.events import (
@@ -50,7 +50,8 @@ from kern_events.events import (
 )
 from kern_events.feed import AsyncSubscription, FeedHolder
 from kern_events.frozen import Json, thaw
-from kern_events.log import ManyAppends, PendingReceipt, SessionLog, check_numbers, checked_expected
+from kern_events.log import ManyAppends, PendingReceipt, SessionLog, checked_expected, checked_head
+from kern_events.numbers import check_whole
 from kern_events.store.base import AnswerLost, Expected, Landed, Parked, nothing
 from kern_events.store.retry import record
 from kern_events.turn import (
@@ -76,6 +77,7 @@ T = TypeVar("T")
 # More is encoded in a thread, so that the loop is not held up: this much takes it about 0.1 ms.
 _INLINE_BYTES: Final = 16 << 10
 _NODE_BYTES: Final = 16
+_MAX_THREADS: Final = 10_000
 
 
 class AsyncSessionLog:
@@ -88,7 +90,8 @@ class AsyncSessionLog:
         url_or_engine: As for SessionLog (a plain Engine, not an AsyncEngine), or a SessionLog to
             share with synchronous code; that one is not closed with this object.
         threads: The size of the pool.
-        namespace, schema, pool_size, lock_timeout_s, timeout_s, max_payload_bytes, types: As for SessionLog.
+        namespace, schema, pool_size, lock_timeout_s, timeout_s, max_payload_bytes, max_batch_bytes, types: As
+            for SessionLog.
     """
 
     def __init__(
@@ -101,12 +104,15 @@ class AsyncSessionLog:
         lock_timeout_s: float = 5.0,
         timeout_s: float = 30.0,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+        max_batch_bytes: int = MAX_BATCH_BYTES,
         types: EventTypes = NO_TYPES,
         threads: int = 8,
     ) -> None:
         self._owned = not isinstance(url_or_engine, SessionLog)
-        options = (namespace, schema, pool_size, lock_timeout_s, timeout_s, max_payload_bytes, types)
-        if not self._owned and options != ("default", None, 8, 5.0, 30.0, MAX_PAYLOAD_BYTES, NO_TYPES):
+        limits = (pool_size, lock_timeout_s, timeout_s, max_payload_bytes, max_batch_bytes)
+        options = (namespace, schema, types, *limits)
+        defaults = ("default", None, NO_TYPES, 8, 5.0, 30.0, MAX_PAYLOAD_BYTES, MAX_BATCH_BYTES)
+        if not self._owned and options != defaults:
             raise TypeError("a SessionLog has its options already: give it alone")
         self.log: Final = (
             url_or_engine
@@ -119,10 +125,11 @@ class AsyncSessionLog:
                 lock_timeout_s=lock_timeout_s,
                 timeout_s=timeout_s,
                 max_payload_bytes=max_payload_bytes,
+                max_batch_bytes=max_batch_bytes,
                 types=types,
             )
         )
-        self._threads = threads
+        self._threads = check_whole("threads", threads, 1, _MAX_THREADS)
         self._pool: ThreadPoolExecutor | None = None
 
     @property
@@ -271,7 +278,7 @@ class AsyncSessionLog:
         meta: Mapping[str, Any] | None = None,
     ) -> AbstractAsyncContextManager[AsyncTurnRecorder]:
         """See SessionLog.resume."""
-        claims = claim_at(expected, turn)
+        claims = claim_at(checked_head(expected), check_whole("turn", turn))
         return self._resumed(session_id, claims, buffered=buffered, actor=actor, meta=meta)
 
     def _resumed(
@@ -314,8 +321,7 @@ class AsyncSessionLog:
 
     def subscribe(self, *, after: int = 0) -> AsyncSubscription:
         """See SessionLog.subscribe: `async for event in log.subscribe(): ...`; it waits without a thread."""
-        check_numbers(after=after)
-        return AsyncSubscription(self, after)
+        return AsyncSubscription(self, check_whole("after", after))
 
     def consumer(
         self,
@@ -328,7 +334,6 @@ class AsyncSessionLog:
         attempts: int = 5,
     ) -> AsyncConsumer:
         """See SessionLog.consumer; `handle` may be a coroutine function where it is not transactional."""
-        check_numbers(after=0 if after is None else after)
         return AsyncConsumer(
             self,
             name,

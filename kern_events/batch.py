@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from itertools import count
 from typing import Any, Final, NamedTuple
 
@@ -18,9 +18,11 @@ from kern_events import chain
 from kern_events.clock import AHEAD_US
 from kern_events.codec import (
     JSON,
+    LARGEST_BATCH_BYTES,
     LARGEST_PAYLOAD_BYTES,
     MAX_BATCH,
     MAX_PAYLOAD_BYTES,
+    TooMuch,
     check_id,
     check_text,
     decode,
@@ -54,6 +56,7 @@ HANDED_DOWN: Final = frozenset({Kind.RESTORE, Kind.FORK})
 _CARRIED: Final = ("user_id", "name", "metadata")  # what a restore says, because it is not rewound
 _RESERVED: Final = frozenset({Kind.RESTORE, Kind.FORK, Kind.ERASURE})
 _MAX_TYPE_VERSION: Final = 2**31 - 1
+_PARTS: Final = 3  # of an event that are limited: payload, meta and native
 _CLOCKED: Final = f'"{WRITERS_CLOCK}":'.encode()
 
 # One linked row, in the order in which every store writes it.
@@ -88,6 +91,11 @@ class Prepared(msgspec.Struct, frozen=True, gc=False):
     header: bytes
     trailer: bytes
     listing: Mapping[str, str | None] | None
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes of what one append may hold."""
+        return len(self.payload) + len(self.meta or b"") + len(self.draft.native or b"")
 
 
 class Fence(NamedTuple):
@@ -128,6 +136,27 @@ class Batch(NamedTuple):
         """The events that an attempt behind this head records."""
         return (self.opening, *self.events) if self.opening and head.version == 0 else self.events
 
+    @property
+    def size_bytes(self) -> int:
+        """What the payloads, natives and metas of its events come to."""
+        return sum(event.size_bytes for event in self.events)
+
+    def split(self, limit_bytes: int) -> Iterator[Batch]:
+        """The same events in batches of at most so many bytes.
+
+        Raises:
+            InvalidEvent: One event has more.
+        """
+        start = size_bytes = 0
+        for index, event in enumerate(self.events):
+            size_bytes += event.size_bytes
+            if size_bytes > limit_bytes and index > start:
+                yield self._replace(events=self.events[start:index])
+                start, size_bytes = index, event.size_bytes
+            if size_bytes > limit_bytes:
+                raise InvalidEvent(_too_much(limit_bytes), f"drafts[{index}]")
+        yield self if start == 0 else self._replace(events=self.events[start:])
+
     def empty_head(self) -> Head:
         """The head of this session while it has no events."""
         return Head(0, chain.genesis(self.scope))
@@ -152,13 +181,18 @@ def prepare(
     turn: int = 0,
     fence: Fence | None = None,
     max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+    max_batch_bytes: int | None = None,
+    spent_bytes: int = 0,
     ref: int | None = None,
     reserved: bool = False,
 ) -> Batch:
     """Guard and encode the drafts of one append; `ref` and `reserved` are those of prepare_draft.
 
+    Of `max_batch_bytes`, others of the same transaction have taken `spent_bytes`. It is held against what
+    is encoded while it is encoded, so that no more than it is in memory.
+
     Raises:
-        InvalidEvent: A value cannot be recorded exactly, or the batch is empty or too long.
+        InvalidEvent: A value cannot be recorded exactly, or the batch is empty, too long or too large.
     """
     check_id(session_id, "session_id")
     if idempotency_key is not None:
@@ -167,7 +201,15 @@ def prepare(
         raise TypeError("drafts is a list of Draft")
     if not 1 <= len(drafts) <= MAX_BATCH:
         raise InvalidEvent(f"{len(drafts):,} drafts; an append takes 1 to {MAX_BATCH:,}", "drafts")
-    encoded = encode_plain([draft.payload for draft in drafts], max_payload_bytes)
+    left = None if max_batch_bytes is None else max_batch_bytes - spent_bytes
+    if left is not None and _PARTS * max_payload_bytes * len(drafts) <= left:
+        left = None  # However large they are, they are not too large together.
+    try:
+        encoded = encode_plain([draft.payload for draft in drafts], max_payload_bytes, left)
+    except TooMuch:
+        raise InvalidEvent(_too_much(max_batch_bytes), "drafts") from None
+    if left is not None and encoded:
+        left -= sum(map(len, encoded))
     salts = os.urandom(16 * len(drafts))
     events: list[Prepared] = []
     begins = False
@@ -175,11 +217,16 @@ def prepare(
         for i, draft in enumerate(drafts):
             begins = begins or draft.type == "session.created"
             salt, payload = salts[16 * i : 16 * i + 16], encoded[i] if encoded else None
-            events.append(
-                prepare_draft(draft, salt, max_payload_bytes, payload=payload, ref=ref, reserved=reserved)
-            )
+            event = prepare_draft(draft, salt, max_payload_bytes, payload=payload, ref=ref, reserved=reserved)
+            events.append(event)
+            if left is not None and not (payload and draft.meta is None and draft.native is None):
+                left -= event.size_bytes - len(payload or b"")
+                if left < 0:
+                    break
     except InvalidEvent as error:
         raise InvalidEvent(error.reason, f"drafts[{len(events)}].{error.path}") from None
+    if left is not None and left < 0:
+        raise InvalidEvent(_too_much(max_batch_bytes), "drafts")
     if len({draft.event_id for draft in drafts}) < len(drafts):
         raise InvalidEvent("the same draft twice in one append", "drafts")
     first = prepare_draft(opening, os.urandom(16), max_payload_bytes) if opening else None
@@ -188,6 +235,11 @@ def prepare(
     return Batch(
         namespace, session_id, scope, tuple(events), first, idempotency_key, branch, turn, fence, user_id
     )
+
+
+def _too_much(limit_bytes: int | None) -> str:
+    more = "; max_batch_bytes can be raised" if (limit_bytes or 0) < LARGEST_BATCH_BYTES else ""
+    return f"more than {limit_bytes:,} bytes in one transaction{more}"
 
 
 def _user_of(events: Sequence[Prepared]) -> str | None:
@@ -265,8 +317,9 @@ class _Facts(NamedTuple):
 def _facts_of(name: Any, type_version: Any) -> _Facts:
     try:
         return _facts(name, type_version)
-    except TypeError:  # Not hashable, so not a text either.
-        raise InvalidEvent("not a text with a version from 1", "type") from None
+    except TypeError:  # Not hashable, so neither a text nor a number.
+        check_id(name, "type")
+        raise InvalidEvent("not a version from 1", "type_version") from None
 
 
 @functools.lru_cache(maxsize=1024, typed=True)

@@ -27,6 +27,9 @@ MAX_ID_BYTES: Final = 200
 MAX_PAYLOAD_BYTES: Final = 1 << 20
 LARGEST_PAYLOAD_BYTES: Final = 16 << 20
 MAX_BATCH: Final = 1_000
+MAX_BATCH_BYTES: Final = 256 << 20
+_SOME: Final = 8  # values, between two looks at how many bytes they come to
+LARGEST_BATCH_BYTES: Final = 512 << 20  # Postgres takes 1 GiB in a message, with what it is wrapped in.
 
 _MAX_INT: Final = 2**63 - 1
 _MIN_INT: Final = -(2**63)
@@ -66,14 +69,24 @@ def encode(value: Any, path: str, limit: int = MAX_PAYLOAD_BYTES) -> bytes:
     return data
 
 
+class TooMuch(Exception):
+    """Values that are too large together."""
+
+
 def too_large(size_bytes: int, limit: int, path: str) -> InvalidEvent:
     """What is wrong with a payload of more than so many bytes."""
     more = "; max_payload_bytes (--max-payload-bytes) can be raised" if limit < LARGEST_PAYLOAD_BYTES else ""
     return InvalidEvent(f"{size_bytes:,} bytes, the limit is {limit:,}{more}", path)
 
 
-def encode_plain(values: list[Any], limit: int = MAX_PAYLOAD_BYTES) -> list[bytes] | None:
+def encode_plain(
+    values: list[Any], limit: int = MAX_PAYLOAD_BYTES, together: int | None = None
+) -> list[bytes] | None:
     """As encode for several values at once, or None where one needs a closer look.
+
+
+    Raises:
+        TooMuch: They come to more than so many bytes together; nothing more is encoded then.
 
     Flat dicts of text and numbers, which most payloads are, need no decode; the others share one.
     """
@@ -81,7 +94,14 @@ def encode_plain(values: list[Any], limit: int = MAX_PAYLOAD_BYTES) -> list[byte
     if not all(_is_encodable(values[i]) for i in nested):
         return None
     try:
-        encoded = [orjson.dumps(value, None, _STRICT) for value in values]
+        if together is None:
+            encoded = [orjson.dumps(value, None, _STRICT) for value in values]
+        else:
+            encoded = []
+            for start in range(0, len(values), _SOME):
+                encoded += [orjson.dumps(value, None, _STRICT) for value in values[start : start + _SOME]]
+                if sum(map(len, encoded)) > together:
+                    raise TooMuch
     except (orjson.JSONEncodeError, RecursionError):
         return None
     if max(map(len, encoded)) > limit:
@@ -118,12 +138,13 @@ def _is_flat(value: Any) -> bool:
 
 
 def _is_encodable(value: Any, depth: int = MAX_DEPTH) -> bool:
-    """Whether the encoder may be given a value: tuples that are nested in thousands end the process there."""
+    """Whether the encoder may be given a value: it records an Enum as something else, and tuples that are
+    nested in thousands end the process there."""
     kind = type(value)
     if kind in DICTS:
         value = value.values()
     elif kind not in LISTS:
-        return kind is not tuple
+        return kind in _PLAIN
     if _PLAIN.issuperset(map(type, value)):
         return True
     # The first that is too deep ends it: what holds itself twice would else be looked at 2**64 times.
@@ -202,8 +223,8 @@ def _scalar_problem(item: Any, kind: type) -> str | None:
         return None if _MIN_INT <= item <= _MAX_INT else "an integer outside 64 bits"
     if kind is float:
         return None if math.isfinite(item) else f"{item!r} has no JSON form"
-    if isinstance(item, enum.Enum) and item == item.value:  # A StrEnum is recorded as its text.
-        return _scalar_problem(item.value, type(item.value))
+    if isinstance(item, enum.Enum):
+        return f"an Enum would come back as {type(item.value).__name__}; pass its value"
     if kind is tuple:
         return "a tuple would come back as a list; pass a list"
     return f"{kind.__name__} is not a JSON type"

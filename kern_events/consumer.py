@@ -33,6 +33,7 @@ from kern_events.errors import (
 )
 from kern_events.events import Event
 from kern_events.feed import LATEST_S, Follower, settled_end
+from kern_events.numbers import check_optional, check_whole
 from kern_events.store.base import ConsumerRow, Due, Held, Parked, Store
 from kern_events.store.consumers import Fenced
 
@@ -44,6 +45,7 @@ logger: Final = logging.getLogger("kern_events")
 LEASE_S: Final = 0.7  # so that the next one takes over within a second of a death
 _RENEWED_S: Final = LEASE_S / 3
 _RETRY_S: Final = (0.1, 60.0)  # before the second attempt at an event, and at the most before a later one
+_DOUBLINGS: Final = 10  # Then the pause has long been the longest.
 _COUNTED: Final = 10_000
 _NEWEST: Final = 2**62
 _FAR: Final = 10_000  # positions of other namespaces that are not to be passed over again
@@ -91,16 +93,14 @@ class Consumer:
     ) -> None:
         if inspect.iscoroutinefunction(handle):
             raise TypeError("a coroutine function is awaited by AsyncSessionLog.consumer")
-        if batch_size < 1 or attempts < 1:
-            raise ValueError("batch_size and attempts are numbers from 1")
         self.name: Final = check_id(name, "name")
         self._log = log
         self._handle: Callable[..., object] = handle
-        self._after = after
+        self._after = check_optional("after", after)
         self._begun = False
         self._transactional = transactional
-        self._batch_size = batch_size
-        self._attempts = attempts
+        self._batch_size = check_whole("batch_size", batch_size, 1)
+        self._attempts = check_whole("attempts", attempts, 1)
         self._name_owner()
         self._follower = Follower(log._store, log.namespace, 0)
         self._stopping = False
@@ -211,10 +211,13 @@ class Consumer:
 
     def retry(self, session_id: str) -> bool:
         """Try a session that was set aside again, from the event that failed; False if it is not."""
+        check_id(session_id, "session_id")
         return self._log._store.consumers.retry(self._log.namespace, self.name, session_id)
 
     def skip(self, session_id: str, version: int) -> bool:
         """Pass over the event that a session was set aside for; False if it does not wait there."""
+        check_id(session_id, "session_id")
+        version = check_whole("version", version)
         return self._log._store.consumers.skip(self._log.namespace, self.name, session_id, version)
 
     # ------------------------------------------------------------------------------- one batch
@@ -290,7 +293,7 @@ class Consumer:
     ) -> None:
         """The event failed so many times by now; `was` is what was tried again."""
         given_up = attempts >= self._attempts
-        delay_s = min(_RETRY_S[0] * 4 ** (attempts - 1), _RETRY_S[1])
+        delay_s = min(_RETRY_S[0] * 4 ** min(attempts - 1, _DOUBLINGS), _RETRY_S[1])
         delay_us = None if given_up else int(delay_s * 1_000_000)
         held.park(session_id, version, attempts, delay_us, problem, was)
         logger.log(

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
 from kern_events.batch import StoredRow
 from kern_events.errors import DecodeError, FeedRegressed, StoreBusy, UpcastFailed
 from kern_events.events import Event
+from kern_events.numbers import check_seconds, check_whole
 from kern_events.store.base import Bound, Store, logger
 from kern_events.store.forks import survive_forks
 
@@ -243,6 +244,10 @@ class _Following:
         return self._pause_s if self._follower.held else _FALLBACK_S
 
 
+def _deadline(timeout_s: float | None) -> float | None:
+    return None if timeout_s is None else time.monotonic() + check_seconds("timeout_s", timeout_s)
+
+
 class Subscription(_Following):
     """Events as they are committed: `for event in log.subscribe(after=position): ...`, without an end.
 
@@ -278,7 +283,7 @@ class Subscription(_Following):
             limit: At most so many.
             timeout_s: How long to wait for the first; None is without an end.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        limit, deadline = check_whole("limit", limit, 1), _deadline(timeout_s)
         first = self._next(deadline)
         return [] if first is None else [first, *self._rest(limit - 1)]
 
@@ -336,7 +341,7 @@ class AsyncSubscription(_Following):
 
     async def batch(self, *, limit: int = PAGE, timeout_s: float | None = None) -> list[Event]:
         """See Subscription."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        limit, deadline = check_whole("limit", limit, 1), _deadline(timeout_s)
         first = await self._next(deadline)
         return [] if first is None else [first, *self._rest(limit - 1)]
 

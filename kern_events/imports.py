@@ -117,10 +117,11 @@ def import_events(
         StoreError: The database failed. What is recorded is whole.
     """
     limit = line_limit(log) if max_line_bytes is None else max_line_bytes
+    source = lines_of(lines, limit)
     importer = _Importer(log, link_parents, limit)
     started = time.perf_counter()
     try:
-        for number, line in enumerate(lines_of(lines, limit), 1):
+        for number, line in enumerate(source, 1):
             importer.take(number, line)
             if progress:
                 importer.report.seconds = time.perf_counter() - started
@@ -305,6 +306,7 @@ class _Session:
         self._beginning: Beginning | None = None
         self._rows: list[StoredRow] = []
         self._size_bytes = 0
+        self._part_bytes = min(_PART_BYTES, log._max_batch_bytes)
         self._file: IO[bytes] | None = None
 
     def __enter__(self) -> None:
@@ -334,7 +336,7 @@ class _Session:
         if self._file is None:
             self._rows.append(row)
             self._size_bytes += _size_bytes(row)
-            if len(self._rows) > _PART_EVENTS or self._size_bytes > _PART_BYTES:
+            if len(self._rows) > _PART_EVENTS or self._size_bytes > self._part_bytes:
                 self._spill()
         else:
             self._file.write(row_line(row))
@@ -393,7 +395,7 @@ class _Session:
                 continue
             rows.append(row)
             size_bytes += _size_bytes(row)
-            if len(rows) >= _PART_EVENTS or size_bytes > _PART_BYTES:
+            if len(rows) >= _PART_EVENTS or size_bytes > self._part_bytes:
                 yield (part := self._part(walk, head, epoch, rows))
                 head, epoch, rows, size_bytes = part.linked.head, part.linked.head.epoch, [], 0
         if rows:

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from kern_events.errors import SessionNotFound, StoreCorrupt
 from kern_events.events import Branch, Branches, Fork, Head
+from kern_events.numbers import whole
 from kern_events.store.base import ERASING, Lineage, Store
 
 _LAST: Final = 2**63 - 1
@@ -210,9 +211,8 @@ def point(
         raise TypeError("a point in time is one of a turn, a version and a time")
     if head.version == 0 or head.status == "deleted":
         raise SessionNotFound(session_id)
-    for number in (turn, version):
-        if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
-            raise TypeError(f"a turn or a version is an int, not {type(number).__name__}")
+    turn = None if turn is None else whole("turn", turn)
+    version = None if version is None else whole("version", version)
     if at_us is not None:
         return min(version_at(store, namespace, session_id, at_us), head.version)
     if turn is not None:

@@ -14,10 +14,12 @@ from typing import IO, Any, Final, NamedTuple
 import msgspec
 
 from kern_events.errors import InvalidEvent
+from kern_events.numbers import check_whole
 
 MAX_LINE_BYTES: Final = 16 << 20
 """A longer line is not read, unless the caller says otherwise."""
 
+_LONGEST: Final = 1 << 40  # A file cannot be asked for a line of any length.
 _PASSED_OVER: Final = 64 << 10  # at a time
 
 
@@ -42,8 +44,7 @@ def lines_of(source: Source, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[L
 
     Of one over the limit the rest is passed over while it is read.
     """
-    if max_line_bytes < 1:
-        raise ValueError("max_line_bytes is a number from 1")
+    max_line_bytes = check_whole("max_line_bytes", max_line_bytes, 1, _LONGEST)
     if isinstance(source, (str, os.PathLike)):
         return _lines_at(source, max_line_bytes)
     if callable(readline := getattr(source, "readline", None)):

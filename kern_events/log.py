@@ -6,13 +6,12 @@ conflicts and lost answers is in store/retry.py, how a database does one attempt
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self, TypeVar, overload
+from typing import Any, Final, NamedTuple, Self, TypeVar, get_args, overload
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -21,7 +20,14 @@ from sqlalchemy.engine import Connection, Engine
 
 from kern_events import bundle, chain, lineage
 from kern_events.batch import Batch, Fence, StoredRow, event_of, prepare
-from kern_events.codec import LARGEST_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, check_id
+from kern_events.codec import (
+    LARGEST_BATCH_BYTES,
+    LARGEST_PAYLOAD_BYTES,
+    MAX_BATCH,
+    MAX_BATCH_BYTES,
+    MAX_PAYLOAD_BYTES,
+    check_id,
+)
 from kern_events.consumer import Consumer, ConsumerStatus, Handler, SQLHandler, statuses
 from kern_events.errors import (
     FeedRegressed,
@@ -39,10 +45,12 @@ from kern_events.events import (
     Kind,
     Receipt,
     SessionInfo,
+    Status,
     to_microseconds,
 )
 from kern_events.feed import FeedHolder, Subscription, Wakeups, settled_end
 from kern_events.frozen import DICTS
+from kern_events.numbers import LARGEST, check_optional, check_seconds, check_whole
 from kern_events.store import open_store
 from kern_events.store.base import PAGE_ROWS, Expected, Landed, Origin, Rows, is_of_another, missing
 from kern_events.store.retry import check_within, delete, fork, record, record_many, recorded
@@ -50,7 +58,9 @@ from kern_events.turn import Claims, TurnRecorder, claim_at, opening_draft
 from kern_events.upcast import NO_TYPES, EventTypes
 from kern_events.verify import Progress, Report, verify_snapshot
 
-_MAX_NUMBER: Final = 2**63 - 1
+_FARTHEST: Final = LARGEST - MAX_BATCH  # that a session can stand at, to be gone on from
+_LONGEST_S: Final = 2_000_000.0  # More milliseconds are no setting of Postgres.
+_MAX_CONNECTIONS: Final = 10_000
 _WITH_METADATA: Final = (
     *("session.created", "session.described", "session.restored", "session.forked"),
     "session.deleted",  # It has none, and none from before it counts.
@@ -101,6 +111,8 @@ class SessionLog:
         timeout_s: On Postgres, how long an answer may take, beside the wait for a lock: then it is lost.
             Not for a caller's Engine.
         max_payload_bytes: The limit of one encoded payload, up to 16 MiB.
+        max_batch_bytes: The limit of what one append or append_many holds in payloads, metas and natives:
+            256 MiB; from 1 to 512 MiB.
         types: The application's own event types. Older versions are read through their upcasters, and
             what does not fit its type is refused. A log without types gives what is recorded.
     """
@@ -115,26 +127,24 @@ class SessionLog:
         lock_timeout_s: float = 5.0,
         timeout_s: float = 30.0,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+        max_batch_bytes: int = MAX_BATCH_BYTES,
         types: EventTypes = NO_TYPES,
     ) -> None:
         if not isinstance(types, EventTypes):
             raise TypeError(f"types is an EventTypes, not {type(types).__name__}")
-        if not 1 <= max_payload_bytes <= LARGEST_PAYLOAD_BYTES:
-            raise ValueError(
-                f"max_payload_bytes is 1 to {LARGEST_PAYLOAD_BYTES:,}, not {max_payload_bytes:,}"
-            )
-        if not timeout_s > 0:
-            raise ValueError(f"timeout_s is a number above 0, not {timeout_s}")
+        self._max_payload_bytes = check_whole(
+            "max_payload_bytes", max_payload_bytes, 1, LARGEST_PAYLOAD_BYTES
+        )
+        self._max_batch_bytes = check_whole("max_batch_bytes", max_batch_bytes, 1 << 20, LARGEST_BATCH_BYTES)
+        self._lock_timeout_s = check_seconds("lock_timeout_s", lock_timeout_s, high=_LONGEST_S)
         self.namespace: Final = check_id(namespace, "namespace")
         self._store: Final = open_store(
             url_or_engine,
             schema=schema,
-            pool_size=pool_size,
-            lock_timeout_s=lock_timeout_s,
-            timeout_s=timeout_s,
+            pool_size=check_whole("pool_size", pool_size, 1, _MAX_CONNECTIONS),
+            lock_timeout_s=self._lock_timeout_s,
+            timeout_s=check_seconds("timeout_s", timeout_s, 0.001, _LONGEST_S),
         )
-        self._max_payload_bytes = max_payload_bytes
-        self._lock_timeout_s = lock_timeout_s
         self._wakeups: Final = Wakeups(self._store)
         self._closing = False
         self.types: Final = types
@@ -191,7 +201,8 @@ class SessionLog:
 
         Args:
             session_id: Text of 1 to 200 bytes; the session is created by its first event.
-            drafts: 1 to 1,000, recorded in the order given with consecutive versions.
+            drafts: 1 to 1,000 and up to `max_batch_bytes`, recorded in the order given with consecutive
+                versions.
             expected: The version or Head that the caller last saw; 0 means the session must be new
                 or deleted. None appends at the end, whatever is there.
             idempotency_key: Names this append, for callers that keep neither the drafts nor the
@@ -230,7 +241,8 @@ class SessionLog:
         """Append to several sessions in one transaction, to all of them or to none.
 
         Args:
-            appends: `(session_id, drafts, expected)` each, every session once.
+            appends: `(session_id, drafts, expected)` each, every session once; up to `max_batch_bytes`
+                together.
             connection: As for append.
 
         Returns:
@@ -239,7 +251,12 @@ class SessionLog:
         Raises:
             As append; the first session that is refused undoes all.
         """
-        batches = [(self._prepare(sid, drafts), checked_expected(base)) for sid, drafts, base in appends]
+        batches: list[tuple[Batch, Expected]] = []
+        spent_bytes = 0
+        for session_id, drafts, base in appends:
+            batch = self._prepare(session_id, drafts, spent_bytes=spent_bytes)
+            batches.append((batch, checked_expected(base)))
+            spent_bytes += batch.size_bytes
         return self._record_batches(batches, connection=connection)
 
     def _record_batches(
@@ -322,7 +339,7 @@ class SessionLog:
         Raises:
             TurnTaken, TurnAbandoned: As for turn. Whoever had the turn before gets TurnTaken from now on.
         """
-        claims = claim_at(expected, turn)
+        claims = claim_at(checked_head(expected), check_whole("turn", turn))
         return self._resumed(session_id, claims, buffered=buffered, actor=actor, meta=meta)
 
     def _resumed(
@@ -369,7 +386,8 @@ class SessionLog:
     ) -> Iterator[Iterator[Event]]:
         """read, page by page; for the async facade."""
         check_id(session_id, "session_id")
-        check_numbers(after=after, until=until, limit=limit)
+        after, until = check_whole("after", after), check_optional("until", until)
+        limit = check_optional("limit", limit)
         size = PAGE_ROWS if limit is None else min(max(limit, 1), PAGE_ROWS)
         head, rows = self._store.tail(self.namespace, session_id, after, size)
         if head is None or head.status == "deleted":
@@ -463,7 +481,7 @@ class SessionLog:
 
     def _read_all_pages(self, *, after: int = 0, limit: int | None = None) -> Iterator[Iterator[Event]]:
         """read_all, page by page; for the async facade."""
-        check_numbers(after=after, limit=limit)
+        after, limit = check_whole("after", after), check_optional("limit", limit)
         end = settled_end(self._store, self._lock_timeout_s)
         if after > end:
             raise FeedRegressed(after, end)
@@ -485,8 +503,7 @@ class SessionLog:
         Raises:
             FeedRegressed, FeedUnavailable: As for read_all, from the iterator.
         """
-        check_numbers(after=after)
-        return Subscription(self, after)
+        return Subscription(self, check_whole("after", after))
 
     def consumer(
         self,
@@ -515,7 +532,6 @@ class SessionLog:
             batch_size: At most so many recorded events at once.
             attempts: How often an event is tried before its session waits for somebody.
         """
-        check_numbers(after=0 if after is None else after)
         return Consumer(
             self,
             name,
@@ -568,7 +584,7 @@ class SessionLog:
             after: The `cursor` of the last session of the page before.
             limit: The size of the page.
         """
-        check_numbers(limit=limit)
+        limit = check_whole("limit", limit)
         if user_id is not None:
             check_id(user_id, "user_id")
         return list(self._store.sessions(self.namespace, user_id, _cursor(after), limit))
@@ -654,7 +670,7 @@ class SessionLog:
     def _metadata(self, session_id: str) -> dict[str, Any]:
         """The application's own data about a session: what the newest event with some says."""
         owner: str | None = session_id
-        before = _MAX_NUMBER
+        before = LARGEST
         while owner is not None:
             row = self._store.newest_of(self.namespace, owner, _WITH_METADATA, before)
             if row is None:
@@ -807,6 +823,8 @@ class SessionLog:
         fence: Fence | None = None,
         ref: int | None = None,
         reserved: bool = False,
+        spent_bytes: int = 0,
+        bounded: bool = True,
     ) -> Batch:
         """Guard and encode drafts; for the package's own recorders and importers."""
         batch = prepare(
@@ -819,6 +837,8 @@ class SessionLog:
             turn=turn,
             fence=fence,
             max_payload_bytes=self._max_payload_bytes,
+            max_batch_bytes=self._max_batch_bytes if bounded else None,
+            spent_bytes=spent_bytes,
             ref=ref,
             reserved=reserved,
         )
@@ -826,6 +846,12 @@ class SessionLog:
             for index, event in enumerate(batch.events):
                 self.types.check(event.draft, event.payload, f"drafts[{index}]")
         return batch
+
+    def _batches(self, session_id: str, drafts: Sequence[Draft]) -> Iterator[Batch]:
+        """Any number of drafts as batches that an append takes; for the package's own importers."""
+        for start in range(0, len(drafts), MAX_BATCH):
+            page = self._prepare(session_id, drafts[start : start + MAX_BATCH], bounded=False)
+            yield from page.split(self._max_batch_bytes)
 
     def _record(self, batch: Batch, expected: Expected = None) -> Landed:
         """Append a prepared batch; for the package's own recorders and importers."""
@@ -870,16 +896,25 @@ class SessionLog:
         return check_within(batch, expected, answer, found)
 
 
-def checked_expected(expected: Any) -> Expected:
+def checked_expected(expected: object) -> Expected:
     """What a caller passed as `expected`; anything else would silently switch the guard off."""
-    if expected is None or isinstance(expected, Head):
-        return expected
-    if isinstance(expected, bool):
-        raise TypeError("expected is a version, a Head or None, not a bool")
-    version = operator.index(expected)
-    if not 0 <= version <= _MAX_NUMBER:
-        raise ValueError("expected is a version from 0")
-    return version
+    if expected is None:
+        return None
+    if isinstance(expected, Head):
+        return checked_head(expected)
+    return check_whole("expected", expected)
+
+
+def checked_head(head: object) -> Head:
+    """A Head as the log has given it: what is in it goes into statements."""
+    if not isinstance(head, Head):
+        raise TypeError(f"expected is a Head, not {type(head).__name__}")
+    numbers = (head.version, head.turn, head.branch, head.epoch, head.at_us)
+    if not all(type(number) is int and 0 <= number <= _FARTHEST for number in numbers):
+        raise ValueError("expected is a Head as the log gives it, and this one has other numbers")
+    if type(head.hash) is not bytes or head.status not in get_args(Status):
+        raise ValueError("expected is a Head as the log gives it, and this one has another hash or status")
+    return head
 
 
 def merged(metadata: Mapping[str, Any], change: Any) -> dict[str, Any]:
@@ -889,17 +924,6 @@ def merged(metadata: Mapping[str, Any], change: Any) -> dict[str, Any]:
     if type(change) not in DICTS:
         raise InvalidEvent(f"{type(change).__name__} is not an object", "metadata")
     return {key: value for key, value in {**metadata, **change}.items() if value is not None}
-
-
-def check_numbers(**numbers: int | None) -> None:
-    """Numbers from 0, or None but for `after`; anything else is an error that names the parameter."""
-    for name, value in numbers.items():
-        if value is not None and not hasattr(value, "__index__"):
-            raise TypeError(f"{name} is a number from 0, not {type(value).__name__}")
-        if value is None and name == "after":
-            raise TypeError("after is a number from 0, not None")
-        if value is not None and not 0 <= operator.index(value) <= _MAX_NUMBER:
-            raise ValueError(f"{name} is a number from 0")
 
 
 def _mark(event: Event) -> lineage.Mark:

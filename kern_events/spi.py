@@ -19,6 +19,8 @@ from kern_events.errors import StoreError
 from kern_events.events import TYPES, Draft, Event, Head, Kind, Receipt, to_datetime, to_microseconds
 from kern_events.frozen import NOTHING, FrozenDict, FrozenList, freeze, thaw
 from kern_events.lineage import Range
+from kern_events.log import checked_expected, checked_head
+from kern_events.numbers import check_optional, check_seconds, check_whole, whole
 from kern_events.store import base
 from kern_events.store.base import Difference, SnapshotPut, StoredChunk, head_name
 from kern_events.turn import Claim, Claims, TurnRecorder
@@ -42,6 +44,11 @@ __all__ = [
     "StateEditor",
     "StoredHead",
     "Tail",
+    "check_optional",
+    "check_seconds",
+    "check_whole",
+    "checked_expected",
+    "checked_head",
     "descendants",
     "described",
     "differences",
@@ -64,6 +71,7 @@ __all__ = [
     "thaw",
     "to_datetime",
     "to_microseconds",
+    "whole",
 ]
 
 P = ParamSpec("P")
@@ -89,6 +97,7 @@ def tail(
     there still is what the caller has seen: a database may have lost its tail and grown another.
     """
     check_id(session_id, "session_id")
+    after, limit = check_whole("after", after), check_whole("limit", limit)
     head, rows = log._store.tail(log.namespace, session_id, after, limit)
     if head is None:
         return Tail(log._scope_of(session_id).empty_head(), (), 0)
@@ -108,18 +117,21 @@ def page(
 
     At least one, if there is one, and at most as many as `limit` and as a page takes: 8 MiB.
     """
-    rows = log._store.rows(log.namespace, session_id, after, until, limit)
+    place = (check_id(session_id, "session_id"), check_whole("after", after), check_whole("until", until))
+    rows = log._store.rows(log.namespace, *place, check_whole("limit", limit))
     return [event_of(log.namespace, session_id, row, log.types) for row in rows], rows.size_bytes
 
 
 def live_path(log: SessionLog, session_id: str, version: int) -> Sequence[Range]:
     """The versions that count at a version, in order: ranges in the rows of this session and its parents."""
-    return lineage.live_path(log._store, log.namespace, check_id(session_id, "session_id"), version)
+    place = (check_id(session_id, "session_id"), check_whole("version", version))
+    return lineage.live_path(log._store, log.namespace, *place)
 
 
 def live_parts(log: SessionLog, session_id: str, version: int) -> Iterator[Sequence[Range]]:
     """live_path by session, from its end: this session's part, then its parent's, as asked for."""
-    return lineage.live_parts(log._store, log.namespace, check_id(session_id, "session_id"), version)
+    place = (check_id(session_id, "session_id"), check_whole("version", version))
+    return lineage.live_parts(log._store, log.namespace, *place)
 
 
 def restores(log: SessionLog, session_id: str) -> Sequence[tuple[int, int]]:
@@ -130,11 +142,14 @@ def restores(log: SessionLog, session_id: str) -> Sequence[tuple[int, int]]:
 def own_path(log: SessionLog, session_id: str, version: int) -> Sequence[Range]:
     """All versions in the rows of the session itself up to a version, abandoned ones included."""
     origin = log._store.lineage(log.namespace, check_id(session_id, "session_id")).origin
+    version = check_whole("version", version)
     return [Range(session_id, origin + 1, version)] if version > origin else []
 
 
 def hash_at(log: SessionLog, session_id: str, version: int) -> bytes | None:
     """The chain hash of a version in the rows of a session, None if it is not there."""
+    check_id(session_id, "session_id")
+    version = check_whole("version", version)
     rows = log._store.rows(log.namespace, session_id, version - 1, version, 1)
     return bytes(rows[0][18]) if rows else None
 
@@ -179,7 +194,8 @@ def restore(
         VersionConflict: The session does not stand at this head any more.
         As SessionLog.append beside that.
     """
-    turn = lineage.turn_at(log._store, log.namespace, session_id, target)
+    target = check_whole("target", target)
+    turn = lineage.turn_at(log._store, log.namespace, check_id(session_id, "session_id"), target)
     draft = Draft("session.restored", payload, actor=actor, turn=turn)
     return log._record(log._prepare(session_id, [draft], ref=target, reserved=True), head).receipt
 
@@ -202,6 +218,7 @@ class SnapshotTable:
 
     def head(self, session_id: str, until: int) -> StoredHead | None:
         """The newest one stored at or below a version."""
+        until = check_whole("until", until)
         found = self._log._store.snapshot_head(self._log.namespace, session_id, self._projector, until)
         return None if found is None else StoredHead(found.name, _version_in(found.name), bytes(found.data))
 
@@ -240,6 +257,7 @@ class SnapshotTable:
 
     def plan(self, after: str, limit: int) -> list[Standing]:
         """Sessions by id, and how far each is stored; deleted ones are left out."""
+        limit = check_whole("limit", limit)
         rows = self._log._store.snapshot_plan(self._log.namespace, self._projector, after, limit)
         return [
             Standing(session_id, version, first, 0 if name is None else _version_in(name))

@@ -146,9 +146,10 @@ def import_transcripts(
         ValueError: `max_line_bytes` is less than 1.
         StoreError: The database failed. What is recorded is whole.
     """
+    source = lines_of(lines, max_line_bytes)
     importer = _Importer(log, max_line_bytes)
     started = time.perf_counter()
-    for number, line in enumerate(lines_of(lines, max_line_bytes), 1):
+    for number, line in enumerate(source, 1):
         importer.take(number, line)
         if progress:
             importer.report.seconds = time.perf_counter() - started
@@ -242,6 +243,8 @@ class _Importer:
         if job.alone:
             self._record_alone(job)
             return
+        if self._group_bytes + job.size_bytes > self._log._max_batch_bytes:
+            self.flush()
         self._group[job.conversation.session_id] = job
         self._group_events += job.events
         self._group_bytes += job.size_bytes
@@ -279,7 +282,7 @@ class _Importer:
             events = size_bytes = 0
             for batch in made:  # Of a long one too: nothing of it is recorded if its end cannot be.
                 events += len(batch.events)
-                size_bytes += sum(len(event.payload) for event in batch.events)
+                size_bytes += batch.size_bytes
         except InvalidEvent as error:
             self._bad(line, error, conversation.session_id)
         except _Refused as refused:
@@ -425,14 +428,14 @@ class _Batches:
             drafts, about = [*about, *piece] if piece else [], about if not piece else []
             for start in range(0, len(drafts), MAX_BATCH):
                 chunk = drafts[start : start + MAX_BATCH]
-                yield self._prepared(chunk, messages)
+                yield from self._prepared(chunk, messages)
                 messages += _messages(chunk)
         if about:
-            yield self._prepared(about, messages)
+            yield from self._prepared(about, messages)
 
-    def _prepared(self, chunk: list[Draft], messages: int) -> Batch:
+    def _prepared(self, chunk: list[Draft], messages: int) -> list[Batch]:
         try:
-            return self._log._prepare(self._conversation.session_id, chunk)
+            return list(self._log._batches(self._conversation.session_id, chunk))
         except InvalidEvent as error:
             raise _in_source(error, chunk, messages) from None
 

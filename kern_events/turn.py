@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 logger: Final = logging.getLogger("kern_events")
 _MAX_ERROR_CHARS: Final = 10_000
 _MAX_BUFFER: Final = MAX_BATCH - 2  # with its end, and a session.created
+_END_BYTES: Final = 64 << 10  # what is left for them
 _RUN_IDS: Final = ("run_id", "parent_run_id")
 _TAKING: Final = (int(Kind.TURN_END), int(Kind.TURN_RESUME))  # plain, without the cost of an enum
 _TAKING_NESTED: Final = (_TAKING[1], _TAKING[1])  # the turn that it is counted to may end before it does
@@ -105,9 +106,6 @@ Claims = Callable[[VersionConflict | None], Claim]
 
 def claim_at(expected: Head, turn: int) -> Claims:
     """The claim of a turn that the caller names, at a head that the caller has seen."""
-    if not isinstance(expected, Head):
-        raise TypeError(f"expected is a Head, not {type(expected).__name__}")
-
     def claims(conflict: VersionConflict | None) -> Claim:
         if conflict is not None:
             raise conflict
@@ -143,6 +141,7 @@ class TurnState:
         self._branch: int | None = None
         self._claims = claims
         self._buffer: list[Draft] | None = [] if buffered else None
+        self._buffer_bytes = 0
         self._own: set[bytes] = set()  # the ids of its own ends and resumptions, recorded or not
         self._entered = False
         self._beginning: Batch | None = None
@@ -215,7 +214,10 @@ class TurnState:
             raise InvalidEvent(
                 f"a buffered turn takes {_MAX_BUFFER} events; record it as it happens", "drafts"
             )
-        self._log._prepare(self.session_id, stamped)  # So that a bad value is refused where it is made.
+        # So that a bad value is refused where it is made, and so is what would be too much in the end.
+        spent_bytes = self._buffer_bytes + _END_BYTES
+        made = self._log._prepare(self.session_id, stamped, spent_bytes=spent_bytes)
+        self._buffer_bytes += made.size_bytes
         self._buffer += stamped
         return None
 

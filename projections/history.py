@@ -8,6 +8,7 @@ from typing import Any, overload
 
 from msgspec.structs import replace
 
+from kern_events import spi
 from projections.session import Message, View
 from projections.session.builder import INSTRUCTIONS
 from projections.stored import LazyChunk
@@ -65,13 +66,13 @@ def history(view: View, *, last_turns: int | None = None, last_messages: int | N
         last_messages: Only about so many messages: a few more where a call would be parted.
 
     Raises:
-        TypeError: Both are given.
+        TypeError: Both are given, or one is no whole number.
         ValueError: One is negative.
     """
     if last_turns is not None and last_messages is not None:
         raise TypeError("last_turns and last_messages exclude each other")
-    if (last_turns or 0) < 0 or (last_messages or 0) < 0:
-        raise ValueError(f"last_turns={last_turns}, last_messages={last_messages}: a window is not negative")
+    last_turns = spi.check_optional("last_turns", last_turns)
+    last_messages = spi.check_optional("last_messages", last_messages)
     leading = _leading(view)
     start = 0
     if last_turns is not None:

@@ -58,6 +58,7 @@ Progress = Callable[[int, int], None]
 
 logger: Final = logging.getLogger("projections")
 _ERASING: Final = ("session.deleted", "session.erased")
+_MAX_WORKERS: Final = 256
 _OUTSTANDING: Final = 64  # tasks that an executor has at a time
 _SLOWEST: Final = 0.001  # a thousandth of the original pace; a wait has to be one that can be waited for
 
@@ -70,6 +71,7 @@ class LogOptions(TypedDict, total=False):
     lock_timeout_s: float
     timeout_s: float
     max_payload_bytes: int
+    max_batch_bytes: int
     types: EventTypes
 
 
@@ -210,6 +212,8 @@ class Sessions(SessionLog):
             VersionConflict: The session has not come to `min_version`.
             ProjectionFailed: The projector raised.
         """
+        if min_version is not None:
+            min_version = spi.check_whole("min_version", min_version)
         if type(session_id) is not str:  # The caches would ask for its hash.
             self.head(session_id)  # Which says that it is no id.
         chosen = self._chosen(projector)
@@ -281,6 +285,7 @@ class Sessions(SessionLog):
             VersionConflict: The session is past `expected`.
         """
         _check_one_point(to_turn, to_version, to_time)
+        expected = spi.checked_expected(expected)
         while True:
             head = _agreeing(self._standing(session_id), session_id, expected)
             target = spi.point(self, session_id, head, turn=to_turn, version=to_version, at=to_time)
@@ -325,6 +330,7 @@ class Sessions(SessionLog):
             SessionNotFound: The session has no events or was deleted.
             ValueError: The session has no such version.
         """
+        a, b = spi.whole("a", a), spi.whole("b", b)
         head = self._standing(session_id)
         points = [spi.point(self, session_id, head, version=version) for version in (a, b)]
         before, after = (self._loader.past(session_id, self._projector, point).view for point in points)
@@ -448,8 +454,7 @@ class Sessions(SessionLog):
             StoreError: The database failed. What is stored stays.
         """
         chosen = self._chosen(projector)
-        if workers < 1:
-            raise ValueError("workers is a number from 1")
+        workers = spi.check_whole("workers", workers, 1, _MAX_WORKERS)
         if check and prune:
             raise ValueError("a check stores and drops nothing: prune in a rebuild of its own")
         elsewhere = workers > 1 or not (executor is None or isinstance(executor, ThreadPoolExecutor))
@@ -566,8 +571,7 @@ class Sessions(SessionLog):
         projector: Projector[Any] | None,
         pace: float | None,
     ) -> Iterator[Step]:
-        if pace is not None and not _SLOWEST <= pace < math.inf:
-            raise ValueError(f"a pace is a number from {_SLOWEST}, not {pace}")
+        _check_pace(pace)
         chosen = self._chosen(projector)
         return Replay(self, self._loader, session_id, chosen, scope).steps()
 
@@ -578,6 +582,10 @@ class Sessions(SessionLog):
     def _claims(
         self, session_id: str, turn: int | None, expected: Head | None
     ) -> Callable[[VersionConflict | None], spi.Claim]:
+        turn = spi.check_optional("turn", turn)
+        if expected is not None:
+            expected = spi.checked_head(expected)
+
         def claims(conflict: VersionConflict | None) -> spi.Claim:
             if conflict is not None and expected is not None:
                 raise conflict
@@ -623,6 +631,15 @@ def _opened(cache: object, secret: bytes | None) -> tuple[SnapshotCache, RedisCa
 def _check_one_point(*points: object) -> None:
     if points.count(None) != len(points) - 1:
         raise TypeError("exactly one of to_turn, to_version and to_time")
+
+
+def _check_pace(pace: Any) -> None:
+    if pace is None:
+        return
+    if isinstance(pace, bool) or not isinstance(pace, (int, float)):
+        raise TypeError(f"a pace is a number from {_SLOWEST}, not {type(pace).__name__}")
+    if not _SLOWEST <= pace < math.inf:
+        raise ValueError(f"a pace is a number from {_SLOWEST}, not {pace}")
 
 
 def _agreeing(head: Head, session_id: str, expected: int | Head | None) -> Head:

@@ -125,8 +125,6 @@ def recordable(value: Any, depth: int = 2) -> bool:
         return math.isfinite(value)
     if kind is str:
         return not any("\ud800" <= char <= "\udfff" for char in value)
-    if isinstance(value, enum.StrEnum):
-        return recordable(value.value)
     if kind is list:
         return depth <= DEPTH and all(recordable(item, depth + 1) for item in value)
     if kind is dict:
@@ -134,13 +132,11 @@ def recordable(value: Any, depth: int = 2) -> bool:
             type(key) is str and recordable(key) and recordable(item, depth + 1)
             for key, item in value.items()
         )
-    return isinstance(value, enum.Enum) and recordable(value.value) and value == value.value
+    return False
 
 
 def same(a: Any, b: Any) -> bool:
     """Whether two values are the same to the last bit: types, order of keys and the sign of zero."""
-    if isinstance(a, enum.Enum):
-        a = a.value  # Recorded as its value.
     if type(a) is not type(b):
         return False
     if isinstance(a, float):

@@ -62,7 +62,7 @@ def cli() -> None:
 )
 @click.option(
     "--max-line-bytes",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1 << 40),
     metavar="N",
     help="A longer line is bad, and passed over; by default 16 MiB, or enough for --max-payload-bytes.",
 )

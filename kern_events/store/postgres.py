@@ -25,6 +25,7 @@ from kern_events.batch import DESCRIBING, LISTING, TOMBSTONES, Batch, Linked, St
 from kern_events.clock import said_us
 from kern_events.errors import FeedUnavailable, InvalidEvent, StoreError
 from kern_events.events import Head, SessionInfo
+from kern_events.numbers import LARGEST
 from kern_events.store import sql
 from kern_events.store.base import (
     HOUR_US,
@@ -537,8 +538,8 @@ class PostgresStore:
 
     def _looked_up(self, cursor: Cursor, batch: Batch, base: int, count: int) -> Found:
         values: dict[str, Any] = {
-            "base": base, "last": base + count, "count": len(batch.events), "key": batch.idempotency_key,
-            "namespace": batch.namespace, "session_id": batch.session_id,
+            "base": base, "last": min(base + count, LARGEST), "count": len(batch.events),
+            "key": batch.idempotency_key, "namespace": batch.namespace, "session_id": batch.session_id,
         }  # fmt: skip
         keyed = batch.idempotency_key is not None
         statement = self._sql.look_up_keyed if keyed else self._sql.look_up

@@ -9,6 +9,7 @@ from typing import Final
 
 from cachetools import LRUCache
 
+from kern_events.spi import check_whole
 from projections.caches.base import Snapshot, SnapshotKey
 
 DEFAULT_BYTES: Final = 256 << 20
@@ -23,7 +24,7 @@ class MemoryCache:
     """
 
     def __init__(self, max_bytes: int = DEFAULT_BYTES) -> None:
-        self.max_bytes: Final = max_bytes
+        self.max_bytes: Final = check_whole("max_bytes", max_bytes)
         self._begin()
         _caches.add(self)
 

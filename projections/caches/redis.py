@@ -19,6 +19,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kern_events.errors import StoreUnavailable
+from kern_events.spi import check_seconds, check_whole
 from projections.caches.base import SnapshotCache, check_cache
 from projections.caches.framing import (
     Mark,
@@ -44,6 +45,7 @@ MISSING: Final = "Redis snapshots need: pip install 'kern-events[redis]'"
 READ_AT_ONCE: Final = 16
 WRITE_PER_COMMAND: Final = 1 << 20
 WRITE_PER_CALL: Final = 4 << 20
+_LONGEST_TTL_S: Final = 100 * 365 * 86_400
 
 
 class RedisCache:
@@ -89,9 +91,9 @@ class RedisCache:
         check_secret(secret)
         if memory is not None:
             check_cache(memory)
-        for name, number in (("ttl_s", ttl_s), ("max_reply_bytes", max_reply_bytes)):
-            if number < 1:
-                raise ValueError(f"{name} is at least 1, not {number}")
+        ttl_s = check_whole("ttl_s", ttl_s, 1, _LONGEST_TTL_S)
+        max_reply_bytes = check_whole("max_reply_bytes", max_reply_bytes, 1)
+        timeout_s = check_seconds("timeout_s", timeout_s, 0.001)
         try:
             from projections.caches import redis_link
         except ImportError as missing:

@@ -25,6 +25,7 @@ from kern_events.errors import InvalidEvent
 from kern_events.frozen import freeze, thaw
 from tests import facade
 from tests.facade import only_on
+from tests.hostile import Number, Word
 from tests.writers import note, unchecked
 
 BAD_CHANGES = [
@@ -175,6 +176,11 @@ def deep() -> list[Any]:
     return [endless, [endless, endless], lists, tuples, {"a": [tuples]}, doubled]
 
 
+def enums() -> list[Any]:
+    """What compares equal to a value, and would come back as that."""
+    return [Word.YES, Number.ONE, [Word.YES], {"a": Number.ONE}, {Word.YES: 1}]
+
+
 def others(value: Any) -> list[Any]:
     """What is like this value and would not come back as it is."""
     if isinstance(value, dict):
@@ -193,7 +199,7 @@ def turn(sessions: Any) -> Iterator[Any]:
 @pytest.mark.parametrize("name", WRITES)
 def test_a_value_is_taken_or_refused_whatever_the_verb(name: str, sessions: Any, turn: Any) -> None:
     write, before = WRITES[name], sessions.head("s")
-    for wrong in (*others([1, 2]), [(1, 2)], {"a": ()}, *others({"a": 1}), {1}, b"x", *deep()):
+    for wrong in (*others([1, 2]), [(1, 2)], {"a": ()}, *others({"a": 1}), {1}, b"x", *enums(), *deep()):
         with pytest.raises(InvalidEvent):
             write(sessions, turn, wrong)
     assert (sessions.head("s"), sessions.head("t").version) == (before, 0)
@@ -215,6 +221,31 @@ def test_so_is_what_is_given_whole(name: str, sessions: Any, turn: Any) -> None:
             write(sessions, turn, wrong)
 
     write(sessions, turn, sessions.load("s").state["seen"][shape])
+
+
+@only_on("memory")
+def test_texts_are_no_enums_either(log: Any) -> None:
+    with log.turn("s") as turn:
+        for say in (
+            lambda: turn.message(Word.YES, "hi"),
+            lambda: turn.message("user", Word.YES),
+            lambda: turn.message("user", "hi", name=Word.YES),
+            lambda: turn.tool_call(Word.YES),
+            lambda: turn.tool_result(Word.YES, "ok"),
+            lambda: turn.tool_error("c", Word.YES),
+            lambda: turn.set_state(Word.YES, 1),
+            lambda: turn.set_state(["a", Word.YES], 1),
+            lambda: turn.unset_state(Word.YES),
+            lambda: turn.fail(Word.YES),
+            lambda: log.describe("s", name=Word.YES),
+            lambda: log.describe("s", metadata={"a": Word.YES}),
+            lambda: log.append(Word.YES, [note()]),
+            lambda: log.append("s", [note()], idempotency_key=Word.YES),
+        ):
+            with pytest.raises(InvalidEvent):
+                say()
+
+    assert [event.type for event in log.read("s")] == ["session.created", "turn.started", "turn.completed"]
 
 
 def test_a_buffered_turn_takes_the_same(sessions: Any) -> None:

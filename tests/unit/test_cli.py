@@ -253,6 +253,34 @@ def test_show_as_json_is_the_view(run: Run, url: str, imported: None) -> None:
     assert result.stdout.isascii()
 
 
+NUMBERS = [
+    ["show", "begun", "--turn"], ["show", "begun", "--version"], ["restore", "begun", "--version"],
+    ["restore", "begun", "--turn"], ["fork", "begun", "f", "--version"], ["fork", "begun", "f", "--turn"],
+    ["diff", "begun", "1"], ["ls", "--limit"], ["import", "-", "--max-line-bytes"],
+    ["import", "-", "--max-payload-bytes"], ["rebuild", "--workers"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", NUMBERS, ids=" ".join)
+def test_a_number_that_is_none_is_wrong_usage(run: Run, imported: None, command: list[str]) -> None:
+    for number in ("1.5", "nan", "True", ""):
+        result = run(*command, number)
+        assert (result.exit_code, type(result.exception)) == (2, SystemExit), number
+        assert "Error: Invalid value for" in result.stderr
+    for number in (str(2**63), str(2**64)):  # No version, turn or size; the sentence says what there is.
+        result = run(*command, number)
+        assert (result.exit_code in (1, 2), type(result.exception)) == (True, SystemExit), number
+        assert result.stderr.startswith(("Error: ", "Usage: "))
+
+
+def test_times_at_the_ends_of_the_calendar_are_times(run: Run, imported: None) -> None:
+    for at in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
+        result = run("show", "begun", "--at", at)
+
+        assert result.exit_code in (0, 1), result.exception
+        assert isinstance(result.exception, (SystemExit, type(None)))
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

@@ -314,7 +314,7 @@ class Recorder:
         try:
             # The first batch is guarded before anything is written, so the others have to be too.
             for start in range(MAX_BATCH, len(drafting.drafts), MAX_BATCH):
-                self._log._prepare(session_id, drafting.drafts[start : start + MAX_BATCH])
+                list(self._log._batches(session_id, drafting.drafts[start : start + MAX_BATCH]))
             version = self._append(connection, session_id, drafting.drafts, mark.version)
         except InvalidEvent:
             drafting = make(fits_within(self._log, session_id))
@@ -324,10 +324,8 @@ class Recorder:
         return after
 
     def _append(self, connection: Connection, session_id: str, drafts: Sequence[Draft], version: int) -> int:
-        for start in range(0, len(drafts), MAX_BATCH):
-            page = drafts[start : start + MAX_BATCH]
-            pending = self._log.append(session_id, page, expected=version, connection=connection)
-            version = pending.receipt.version
+        for batch in self._log._batches(session_id, drafts):
+            version = self._log._within(connection, batch, version).receipt.version
         return version
 
     def _delete(self, connection: Connection, session_id: str) -> Mark:
