@@ -227,6 +227,7 @@ class SessionLog:
             AppendUnresolved: The answer was lost and could not be looked up. Calling again with
                 `expected=error.base` and the same drafts is exact.
             StoreBusy: A lock was not granted within `lock_timeout_s`.
+            StoreFull: There is no room. Nothing was written; safe to repeat once there is.
             StoreUnavailable: There is no connection. Nothing was written.
         """
         expected = checked_expected(expected)

@@ -161,11 +161,8 @@ class SQLiteStore:
     ) -> Landed | None:
         """See Store."""
         driver = self._joined(connection)
-        try:
-            with overwriting(driver):
-                return _saved(driver, lambda: _deleted(driver, [], namespace, session_id, tombstone))
-        except sqlite3.Error as error:
-            raise self._file.translated(error) from error
+        with self._telling(connection, driver), overwriting(driver):
+            return _saved(driver, lambda: _deleted(driver, [], namespace, session_id, tombstone))
 
     def fork(self, batch: Batch, origin: Origin) -> Landed | Refused | None:
         """See Store."""
@@ -224,22 +221,29 @@ class SQLiteStore:
     ) -> tuple[Landed | Refused, Found | None]:
         """See Store."""
         driver = self._joined(connection)
-        try:
+        with self._telling(connection, driver):
             answer = _saved(driver, lambda: _attempt(driver, [], batch, base))
             if isinstance(answer, Landed):
                 return answer, None
             return answer, _look_up(driver, batch, version_of(answer.base), len(batch.events))
-        except sqlite3.Error as error:
-            raise self._file.translated(error) from error
 
     def head_within(self, connection: Connection, namespace: str, session_id: str) -> Head | None:
         """See Store."""
         driver = self._joined(connection)
-        try:
+        with self._telling(connection, driver):
             row = driver.execute(sql.SQLITE_HEAD, (namespace, session_id)).fetchone()
-        except sqlite3.Error as error:
-            raise self._file.translated(error) from error
         return Head(*row) if row else None
+
+    @contextmanager
+    def _telling(self, connection: Connection, driver: Driver) -> Iterator[None]:
+        """What the driver's errors are to the log, in a caller's transaction."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            if not driver.in_transaction:
+                # SQLite has undone all of it, as on a full disk. The caller's COMMIT has to fail, too.
+                connection.invalidate(error)
+            raise self._file.translated(error) from error
 
     def _joined(self, connection: Connection) -> Driver:
         """The driver's side of a caller's connection, whose transaction will do."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import random
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import create_engine, event, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from kern_events import Draft
 from kern_events.errors import (
@@ -16,9 +18,10 @@ from kern_events.errors import (
     SessionClosed,
     StoreBusy,
     StoreError,
+    StoreFull,
     VersionConflict,
 )
-from tests import databases
+from tests import databases, room
 from tests.facade import PGBOUNCER, only_on
 from tests.writers import in_threads, note, notes, pick, texts
 
@@ -310,6 +313,23 @@ def test_postgres_needs_read_committed(log, engine, level, known):
         log.append("s", notes(1), connection=connection)
 
     assert log.head("s").version == known
+
+
+@only_on("sqlite")
+@pytest.mark.parametrize("larger", [20_000, 4_000_000])  # With what is more than memory, SQLite undoes all.
+def test_what_sqlite_has_undone_for_want_of_room_is_not_committed(open_log, engine, larger):
+    log = open_log(max_payload_bytes=8 << 20)
+    log.append("s", notes(1))
+    with room.no_files(), pytest.raises(SQLAlchemyError), engine.begin() as connection:
+        connection.execute(text("INSERT INTO orders VALUES ('mine')"))
+        with suppress(StoreFull):
+            log.append("s", [note(random.randbytes(larger // 2).hex())], connection=connection)
+
+    with engine.begin() as connection:
+        assert connection.execute(text("SELECT count(*) FROM orders")).scalar() == 0
+        log.append("s", notes(1), connection=connection)
+    assert log.head("s").version == 2
+    assert log.verify().ok
 
 
 @only_on("sqlite")
