@@ -35,7 +35,7 @@ from kern_events.events import Event
 from kern_events.feed import LATEST_S, Follower, settled_end
 from kern_events.numbers import check_optional, check_whole
 from kern_events.store.base import ConsumerRow, Due, Held, Parked, Store
-from kern_events.store.consumers import Fenced
+from kern_events.store.consumers import RETRY_MOST_US, Fenced
 
 if TYPE_CHECKING:
     from kern_events.log import SessionLog
@@ -44,7 +44,7 @@ logger: Final = logging.getLogger("kern_events")
 
 LEASE_S: Final = 0.7  # so that the next one takes over within a second of a death
 _RENEWED_S: Final = LEASE_S / 3
-_RETRY_S: Final = (0.1, 60.0)  # before the second attempt at an event, and at the most before a later one
+_RETRY_S: Final = (0.1, RETRY_MOST_US / 1e6)  # before the second attempt at an event, and a later one at most
 _DOUBLINGS: Final = 10  # Then the pause has long been the longest.
 _COUNTED: Final = 10_000
 _NEWEST: Final = 2**62
@@ -94,10 +94,12 @@ class Consumer:
         if inspect.iscoroutinefunction(handle):
             raise TypeError("a coroutine function is awaited by AsyncSessionLog.consumer")
         self.name: Final = check_id(name, "name")
+        log._store.consumers.check_room(transactional)
         self._log = log
         self._handle: Callable[..., object] = handle
         self._after = check_optional("after", after)
         self._begun = False
+        self._handed = _Handed(0, 0, 0)
         self._transactional = transactional
         self._batch_size = check_whole("batch_size", batch_size, 1)
         self._attempts = check_whole("attempts", attempts, 1)
@@ -125,7 +127,8 @@ class Consumer:
 
         Raises:
             FeedRegressed: The log ends before the consumer's position.
-            FeedUnavailable: This server cannot give a gap-safe feed.
+            FeedUnavailable: This server cannot give a gap-safe feed, or takes no writes: a standby, or a
+                role or database with `default_transaction_read_only`, or a read-only SQLite file.
         """
         self._log._wakeups.add(self)
         handled, down_s = 0, _DOWN_S[0]
@@ -171,7 +174,7 @@ class Consumer:
         if held is None:
             return self._worked(None)
         try:
-            with self._renewed():
+            with self._renewed(held):
                 return self._worked(held)
         except Fenced:
             return ConsumerStep(0, 0, self._follower.position, False, False)
@@ -225,14 +228,30 @@ class Consumer:
     def _worked(self, held: Held | None) -> ConsumerStep:
         if held is None:
             return ConsumerStep(0, 0, self._follower.position, False, False)
+        before = self._catch_up(held)
         self._follower.go_to(held.position)
         tried = self._try_again(held)
         rows = self._follower.poll(self._batch_size)
         taken, parked = self._take(held, rows)
         position = self._follower.position
         if rows or position - held.position >= _FAR:
+            self._note_handed(held, position, taken)
             held.move(position)
-        return ConsumerStep(taken, parked, position, True, bool(tried or rows))
+            self._handed = _Handed(0, 0, 0)
+        return ConsumerStep(before + taken, parked, position, True, bool(tried or rows))
+
+    def _note_handed(self, held: Held, position: int, events: int) -> None:
+        """The handler has everything up to a position; in a transaction of ours that may be undone yet."""
+        if held.connection is None:
+            self._handed = _Handed(held.position, position, events)
+
+    def _catch_up(self, held: Held) -> int:
+        """Store how far the handler came before the database failed us; how many events it had taken."""
+        after, until, events = self._handed
+        if held.position == after < until:
+            held.move(until)
+        self._handed = _Handed(0, 0, 0)
+        return events
 
     def _take(self, held: Held, rows: Sequence[tuple[str, StoredRow]]) -> tuple[int, int]:
         """Hand a batch over: together, or, where that fails, one recorded event after the other."""
@@ -251,13 +270,14 @@ class Consumer:
             else:
                 parked.add(each.session_id)
                 self._set_aside(held, each.session_id, each.version, 1, problem)
+            self._note_handed(held, each.position, taken)
         return taken, len(parked)
 
     def _read(self, session_id: str, row: StoredRow) -> _Recorded:
         try:
-            return _Recorded(session_id, row[0], self._log._events_of(session_id, row), None)
+            return _Recorded(session_id, row[0], row[1], self._log._events_of(session_id, row), None)
         except (DecodeError, UpcastFailed) as error:
-            return _Recorded(session_id, row[0], (), _described(error))
+            return _Recorded(session_id, row[0], row[1], (), _described(error))
 
     def _accepts(self, held: Held, events: Sequence[Event]) -> str | None:
         """Whether the handler takes some events; if not, what it raised, without its text."""
@@ -327,15 +347,16 @@ class Consumer:
     # ---------------------------------------------------------------------------------- leases
 
     @contextmanager
-    def _renewed(self) -> Iterator[None]:
+    def _renewed(self, held: Held) -> Iterator[None]:
         """Keep the lease while the handler is at work, however long that takes."""
         over = threading.Event()
 
         def renew() -> None:
-            key = (self._log.namespace, self.name, self._owner, int(LEASE_S * 1_000_000))
             while not over.wait(_RENEWED_S):
                 try:
-                    self._log._store.consumers.leased(*key)
+                    held.renew()
+                except Fenced:
+                    return  # Whatever the handler does now, its successor does as well.
                 except KernError as error:
                     logger.debug("the lease of consumer %r was not renewed: %s", self.name, error)
 
@@ -393,11 +414,20 @@ def _status(store: Store, namespace: str, row: ConsumerRow) -> ConsumerStatus:
     return ConsumerStatus(row.name, row.position, behind, lag_s, row.updated_at, len(parked), given_up)
 
 
+class _Handed(NamedTuple):
+    """What the handler has taken between two positions, while the second is not stored for sure."""
+
+    after: int
+    until: int
+    events: int
+
+
 class _Recorded(NamedTuple):
     """A recorded event as what it is today, or why that cannot be said."""
 
     session_id: str
     version: int
+    position: int
     events: Sequence[Event]
     problem: str | None
 

@@ -313,7 +313,10 @@ class AppendUnresolved(StoreUnavailable):
 
 
 class FeedUnavailable(StoreError):
-    """This server cannot give a gap-safe feed (a standby, or a sequence with a cache)."""
+    """This server cannot give a gap-safe feed (a standby, or a sequence with a cache), or store a position.
+
+    A consumer's position is stored in the log's database: on one that only reads, none can work.
+    """
 
 
 class FeedRegressed(StoreError):

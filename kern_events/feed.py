@@ -203,7 +203,10 @@ class _Following:
 
     @property
     def position(self) -> int:
-        """Where to go on from: `subscribe(after=position)` gives what this one has not given yet."""
+        """Where to go on from: `subscribe(after=position)` gives what this one has not given yet.
+
+        An event that upcasters have split counts as given once its last part was.
+        """
         return self._after
 
     def _ready(self) -> Event | None:
@@ -221,11 +224,17 @@ class _Following:
             self._after = event.position
         return event
 
-    def _rest(self, limit: int) -> list[Event]:
-        """What else was read already, up to one that cannot be read: the next call raises for that."""
-        events: list[Event] = []
+    def _batch(self, first: Event, limit: int) -> list[Event]:
+        """A first event and what else was read already: no more recorded ones than the limit, each whole.
+
+        It ends before one that cannot be read: the next call raises for that.
+        """
+        events = [first]
         with suppress(DecodeError, UpcastFailed):
-            while len(events) < limit and (event := self._ready()):
+            while self._parts or limit > 1:
+                limit -= 0 if self._parts else 1
+                if (event := self._ready()) is None:
+                    break
                 events.append(event)
         return events
 
@@ -280,12 +289,13 @@ class Subscription(_Following):
         """The next events, as many as are there: at least one, unless it is closed or the time is up.
 
         Args:
-            limit: At most so many.
+            limit: At most so many recorded events, at least one. What upcasters make of one is given whole,
+                so that `position` never stays within it; what they leave out does not count.
             timeout_s: How long to wait for the first; None is without an end.
         """
         limit, deadline = check_whole("limit", limit, 1), _deadline(timeout_s)
         first = self._next(deadline)
-        return [] if first is None else [first, *self._rest(limit - 1)]
+        return [] if first is None else self._batch(first, limit)
 
     def close(self) -> None:
         """End the subscription; whoever waits for its next event gets none."""
@@ -343,7 +353,7 @@ class AsyncSubscription(_Following):
         """See Subscription."""
         limit, deadline = check_whole("limit", limit, 1), _deadline(timeout_s)
         first = await self._next(deadline)
-        return [] if first is None else [first, *self._rest(limit - 1)]
+        return [] if first is None else self._batch(first, limit)
 
     async def close(self) -> None:
         """See Subscription."""

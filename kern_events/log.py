@@ -55,7 +55,7 @@ from kern_events.store import open_store
 from kern_events.store.base import PAGE_ROWS, Expected, Landed, Origin, Rows, is_of_another, missing
 from kern_events.store.retry import check_within, delete, fork, record, record_many, recorded
 from kern_events.turn import Claims, TurnRecorder, claim_at, opening_draft
-from kern_events.upcast import NO_TYPES, EventTypes
+from kern_events.upcast import NO_TYPES, EventTypes, Quota
 from kern_events.verify import Progress, Report, verify_snapshot
 
 _FARTHEST: Final = LARGEST - MAX_BATCH  # that a session can stand at, to be gone on from
@@ -372,7 +372,8 @@ class SessionLog:
             session_id: The session.
             after: Only versions above this one.
             until: Only versions up to this one.
-            limit: At most so many recorded events, whatever upcasters make of them.
+            limit: At most so many recorded events, whatever upcasters make of them; what they leave out
+                does not count.
 
         Raises:
             SessionNotFound: The session has no events or was deleted; raised at once.
@@ -388,35 +389,34 @@ class SessionLog:
         """read, page by page; for the async facade."""
         check_id(session_id, "session_id")
         after, until = check_whole("after", after), check_optional("until", until)
-        limit = check_optional("limit", limit)
-        size = PAGE_ROWS if limit is None else min(max(limit, 1), PAGE_ROWS)
-        head, rows = self._store.tail(self.namespace, session_id, after, size)
+        quota = Quota(check_optional("limit", limit))
+        head, rows = self._store.tail(self.namespace, session_id, after, quota.rows(PAGE_ROWS) or 1)
         if head is None or head.status == "deleted":
             raise SessionNotFound(session_id)
         if head.version > after and not rows:
             said = f"session {session_id!r} has no event after version {after}"
             raise missing(said, self._store.hides_rows())
-        return self._pages(session_id, rows, until, limit)
+        return self._pages(session_id, rows, until, quota)
 
     def _pages(
-        self, session_id: str, rows: Rows[StoredRow], until: int | None, limit: int | None
+        self, session_id: str, rows: Rows[StoredRow], until: int | None, quota: Quota
     ) -> Iterator[Iterator[Event]]:
-        left = limit
-        while rows and left != 0:
-            last, count = rows[-1][0], len(rows)
-            yield self._events_up_to(session_id, rows, until)
+        while rows:
+            last = rows[-1][0]
+            yield quota.given(self._recorded_up_to(session_id, rows, until))
             del rows  # Two pages at once would be twice the memory.
-            if until is not None and last >= until:
+            size = quota.rows(PAGE_ROWS)
+            if size == 0 or (until is not None and last >= until):
                 return
-            left = None if left is None else left - count
-            size = PAGE_ROWS if left is None else min(left, PAGE_ROWS)
-            rows = self._store.rows(self.namespace, session_id, last, until, size) if size else Rows()
+            rows = self._store.rows(self.namespace, session_id, last, until, size)
 
-    def _events_up_to(self, session_id: str, rows: Rows[StoredRow], until: int | None) -> Iterator[Event]:
+    def _recorded_up_to(
+        self, session_id: str, rows: Rows[StoredRow], until: int | None
+    ) -> Iterator[Sequence[Event]]:
         for row in rows:
             if until is not None and row[0] > until:
                 return
-            yield from self._events_of(session_id, row)
+            yield self._events_of(session_id, row)
 
     def export(self, session_id: str) -> Iterator[bytes]:
         """A session as JSON lines, every recorded column of every row, for import_events.
@@ -471,7 +471,8 @@ class SessionLog:
 
         Args:
             after: Only positions above this one.
-            limit: At most so many recorded events, whatever upcasters make of them.
+            limit: At most so many recorded events, whatever upcasters make of them; what they leave out
+                does not count.
 
         Raises:
             FeedRegressed: `after` is past the end of the log.
@@ -486,7 +487,7 @@ class SessionLog:
         end = settled_end(self._store, self._lock_timeout_s)
         if after > end:
             raise FeedRegressed(after, end)
-        return self._feed_pages(after, end, limit)
+        return self._feed_pages(after, end, Quota(limit))
 
     def subscribe(self, *, after: int = 0) -> Subscription:
         """Follow the log: the events behind a position, then each one as it is committed.
@@ -551,19 +552,16 @@ class SessionLog:
         """The transactions that have appended and not ended, the oldest first: the feed waits for them."""
         return [FeedHolder(*each) for each in self._store.feed_held_by()]
 
-    def _feed_pages(self, after: int, end: int, limit: int | None) -> Iterator[Iterator[Event]]:
-        left = limit
-        while left != 0:
-            size = PAGE_ROWS if left is None else min(left, PAGE_ROWS)
+    def _feed_pages(self, after: int, end: int, quota: Quota) -> Iterator[Iterator[Event]]:
+        while size := quota.rows(PAGE_ROWS):
             rows = self._store.feed(self.namespace, after, end, size)
             if not rows:
                 return
-            after, count, more = rows[-1][1][1], len(rows), rows.more
-            yield (event for session_id, row in rows for event in self._events_of(session_id, row))
+            after, more = rows[-1][1][1], rows.more
+            yield quota.given(self._events_of(session_id, row) for session_id, row in rows)
             del rows  # Two pages at once would be twice the memory.
             if not more:
                 return
-            left = None if left is None else left - count
 
     def _events_of(self, session_id: str, row: StoredRow) -> Sequence[Event]:
         """What a recorded row is today."""

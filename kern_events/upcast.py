@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
@@ -271,6 +271,31 @@ class EventTypes:
 
 NO_TYPES: Final = EventTypes()
 """Nothing but what is built in."""
+
+
+class Quota:
+    """Counts recorded events up to a limit; those that upcasters leave out do not count."""
+
+    def __init__(self, limit: int | None) -> None:
+        self._left = limit
+        self._leaving_out = False
+
+    def rows(self, most: int) -> int:
+        """How many rows to read next; after some that were left out as many as may be."""
+        return most if self._left is None or (self._leaving_out and self._left) else min(self._left, most)
+
+    def given(self, recorded: Iterable[Sequence[Event]]) -> Iterator[Event]:
+        """What is given of recorded events, up to the limit."""
+        if self._left == 0:
+            return
+        for events in recorded:
+            yield from events
+            if not events:
+                self._leaving_out = True
+            elif self._left is not None:
+                self._left -= 1
+                if self._left == 0:
+                    return
 
 
 def _targets(each: EventType, version: int, upcaster: Upcaster) -> Sequence[tuple[str, int]]:

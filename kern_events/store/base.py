@@ -257,6 +257,9 @@ class Held(Protocol):
     def attempt(self) -> AbstractContextManager[None]:
         """What is done within is undone together if it raises."""
 
+    def renew(self) -> None:
+        """Make it last, while it is ours."""
+
     def move(self, position: int) -> None:
         """Everything at or below a position is done."""
 
@@ -281,6 +284,9 @@ class Held(Protocol):
 
 class Consumers(Protocol):
     """The consumers of one database."""
+
+    def check_room(self, transactional: bool) -> None:
+        """ValueError if the engine can never give the connections that a consumer uses at once."""
 
     def begin(self, namespace: str, name: str, after: int) -> None:
         """A consumer that is new begins behind this position."""

@@ -16,7 +16,13 @@ from typing import Any, Final
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.pool import AssertionPool, PoolProxiedConnection, SingletonThreadPool, StaticPool
+from sqlalchemy.pool import (
+    AssertionPool,
+    PoolProxiedConnection,
+    QueuePool,
+    SingletonThreadPool,
+    StaticPool,
+)
 
 from kern_events.store.forks import keep_inherited, survive_forks, taken
 
@@ -34,13 +40,21 @@ class Lease:
     generation: int
 
 
+def room_of(engine: Engine) -> int | None:
+    """How many connections an engine's pool gives at once; None is any number."""
+    pool = engine.pool
+    if not isinstance(pool, QueuePool) or pool._max_overflow == -1:
+        return None
+    return pool.size() + pool._max_overflow
+
+
 class Connections:
     """Hands out leases. `prepare` gets a connection ready, `restore` undoes it for a caller's engine.
 
     In a forked child `abandon` gets what `prepare` made of each connection of its parent's.
 
     Raises:
-        ValueError: The engine's pool gives one connection to several callers.
+        ValueError: The engine's pool gives one connection to several callers, or fewer than `least`.
     """
 
     def __init__(
@@ -52,11 +66,17 @@ class Connections:
         keep: int,
         limit: int | None = None,
         abandon: Callable[[Any], None] | None = None,
+        least: int = 1,
     ) -> None:
         if isinstance(engine.pool, (AssertionPool, SingletonThreadPool, StaticPool)):
             raise ValueError(
                 f"the engine's pool is a {type(engine.pool).__name__}, which gives one connection to several "
                 "callers: use QueuePool or NullPool"
+            )
+        if (room := room_of(engine)) is not None and room < least:
+            raise ValueError(
+                f"the engine's pool gives {room} connection at the most, and this log uses {least} at once: "
+                "set its pool_size or max_overflow"
             )
         self._engine = engine
         self._prepare = prepare
@@ -137,10 +157,7 @@ class Connections:
         try:
             lease.checked_out.invalidate()
         finally:
-            self._out.discard(lease)
-            if self._held:
-                with self._lock:
-                    self._returned.notify_all()
+            self._ended(lease)
 
     def renew(self) -> None:
         """Close every connection: the idle ones now, the others when they are given back."""
@@ -161,6 +178,20 @@ class Connections:
         with self._lock:
             self._held = False
             self._returned.notify_all()
+
+    def drop_all(self, broken: Lease) -> None:
+        """Close every connection, as one was found broken: those in the engine's pool when next asked for."""
+        self.renew()
+        try:
+            self._engine.pool._invalidate(broken.checked_out)  # As SQLAlchemy does where it finds one itself.
+        finally:
+            self._ended(broken)
+
+    def _ended(self, lease: Lease) -> None:
+        self._out.discard(lease)
+        if self._held:
+            with self._lock:
+                self._returned.notify_all()
 
     def close(self) -> None:
         """Give every idle connection back to the engine; later ones follow when their use ends."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from sqlalchemy import text
 from sqlalchemy.engine import Connection, Engine
@@ -23,6 +23,11 @@ from kern_events.store import sql
 from kern_events.store.base import ConsumerRow, Due, Held, Parked
 from kern_events.store.forks import survive_forks
 
+T = TypeVar("T")
+
+RETRY_MOST_US: Final = 60_000_000
+"""The longest pause before a session that was set aside is tried again."""
+
 
 class Fenced(Exception):
     """The lease is somebody else's by now; nothing was changed."""
@@ -32,6 +37,9 @@ class Sinks(Protocol):
     """What differs between the databases."""
 
     sql: sql.ConsumerSQL
+
+    def room(self) -> int | None:
+        """How many connections its pool gives at once, beside what is always in use; None is any number."""
 
     def engine(self) -> Engine:
         """The engine, with the tables in place."""
@@ -61,6 +69,15 @@ class SQLConsumers:
     def __init__(self, sinks: Sinks) -> None:
         self._sinks = sinks
 
+    def check_room(self, transactional: bool) -> None:
+        """See Consumers."""
+        needed, room = (2 if transactional else 1), self._sinks.room()
+        if room is not None and room < needed:
+            raise ValueError(
+                f"the engine's pool is too small by {needed - room}: a consumer uses {needed} connections at "
+                "once. Set its pool_size or max_overflow"
+            )
+
     def begin(self, namespace: str, name: str, after: int) -> None:
         """See Consumers."""
         self._changes(self._sinks.sql.begin, {"namespace": namespace, "name": name, "after": after})
@@ -69,14 +86,14 @@ class SQLConsumers:
     def in_transaction(self, namespace: str, name: str, owner: str, lease_us: int) -> Iterator[Held | None]:
         """See Consumers."""
         key = {"namespace": namespace, "name": name, "owner": owner}
-        with self._transaction() as connection:
-            position = self._sinks.hold(connection, key, lease_us)
+        with self._beginning(lambda it: self._sinks.hold(it, key, lease_us)) as (connection, position):
             yield None if position is None else _InTransaction(self._sinks, key, connection, position)
 
     def leased(self, namespace: str, name: str, owner: str, lease_us: int) -> Held | None:
         """See Consumers."""
         key = {"namespace": namespace, "name": name, "owner": owner}
-        row = self._one(self._sinks.sql.lease, {**key, "lease_us": lease_us})
+        with self._transaction(self._sinks.sql.lease, {**key, "lease_us": lease_us}) as (_, found):
+            row = found.fetchone()
         if row is None:
             return None
         leased = {**key, "epoch": row[1], "lease_us": lease_us}
@@ -89,14 +106,13 @@ class SQLConsumers:
 
     def all(self, namespace: str) -> Sequence[ConsumerRow]:
         """See Consumers."""
-        with self._transaction(read_only=True) as connection:
-            found = connection.execute(text(self._sinks.sql.all), {"namespace": namespace})
+        with self._transaction(self._sinks.sql.all, {"namespace": namespace}, writes=False) as (_, found):
             return [ConsumerRow(*row) for row in found]
 
     def parked(self, namespace: str, name: str) -> Sequence[Parked]:
         """See Consumers."""
-        with self._transaction(read_only=True) as connection:
-            found = connection.execute(text(self._sinks.sql.parked), {"namespace": namespace, "name": name})
+        key = {"namespace": namespace, "name": name}
+        with self._transaction(self._sinks.sql.parked, key, writes=False) as (_, found):
             return [Parked(*row) for row in found]
 
     def retry(self, namespace: str, name: str, session_id: str) -> bool:
@@ -109,30 +125,55 @@ class SQLConsumers:
         key = {"namespace": namespace, "name": name, "session_id": session_id, "version": version}
         return self._changes(self._sinks.sql.skip, key)
 
-    def _one(self, statement: str, values: dict[str, Any]) -> Any:
-        with self._transaction() as connection:
-            return connection.execute(text(statement), values).fetchone()
-
     def _changes(self, statement: str, values: dict[str, Any]) -> bool:
-        with self._transaction() as connection:
-            return connection.execute(text(statement), values).rowcount > 0
+        with self._transaction(statement, values) as (_, found):
+            return bool(found.rowcount)
+
+    def _transaction(
+        self, statement: str, values: dict[str, Any], *, writes: bool = True
+    ) -> AbstractContextManager[tuple[Connection, Any]]:
+        """A transaction that begins with a statement, and what that found."""
+        return self._beginning(lambda connection: connection.execute(text(statement), values), writes=writes)
 
     @contextmanager
-    def _transaction(self, *, read_only: bool = False) -> Iterator[Connection]:
+    def _beginning(
+        self, first: Callable[[Connection], T], *, writes: bool = True
+    ) -> Iterator[tuple[Connection, T]]:
+        """A transaction that begins with some work, and what that gave."""
         try:
-            with self._sinks.engine().connect() as connection:
-                try:
-                    if not read_only:
-                        self._sinks.begin(connection)
-                    yield connection
-                    connection.commit()
-                finally:
-                    if self._sinks.is_over():
-                        connection.invalidate()
+            connection, answer = self._begun(first, writes)
+            try:
+                yield connection, answer
+                connection.commit()
+            finally:
+                self._end(connection)
         except DBAPIError as error:
             raise self._sinks.translated(error.orig) from error
         except PoolTimeout as error:
             raise StoreBusy(f"the engine has no connection to spare: {error}") from error
+
+    def _begun(self, first: Callable[[Connection], T], writes: bool) -> tuple[Connection, T]:
+        """Begin; once more on a new connection, if one that had been idle turns out to be dead."""
+        engine = self._sinks.engine()
+        for last in (False, True):
+            connection = engine.connect()
+            try:
+                if writes:
+                    self._sinks.begin(connection)
+                return connection, first(connection)
+            except DBAPIError as error:
+                self._end(connection)
+                if last or not error.connection_invalidated:
+                    raise
+            except BaseException:
+                self._end(connection)
+                raise
+        raise AssertionError("unreachable")  # pragma: no cover
+
+    def _end(self, connection: Connection) -> None:
+        if self._sinks.is_over():
+            connection.invalidate()
+        connection.close()
 
 
 class _Parking:
@@ -140,14 +181,7 @@ class _Parking:
 
     def __init__(self, statements: sql.ConsumerSQL, key: dict[str, Any]) -> None:
         self._sql = statements
-        self._key = key
-
-    def parked_in(self, connection: Connection) -> set[str]:
-        return {row[0] for row in connection.execute(text(self._sql.parked_ids), self._key)}
-
-    def due_in(self, connection: Connection) -> Due | None:
-        row = connection.execute(text(self._sql.due), self._key).fetchone()
-        return None if row is None else Due(*row)
+        self._key = {**key, "retry_most_us": RETRY_MOST_US}
 
     def park_in(
         self, connection: Connection, session_id: str, version: int, attempts: int,
@@ -197,11 +231,15 @@ class _InTransaction(_Parking):
         self._within.execute(text(self._sql.move), {**self._key, "position": position})
         self.position = position
 
+    def renew(self) -> None:
+        """Not needed: the row is held."""
+
     def parked_ids(self) -> set[str]:
-        return self.parked_in(self._within)
+        return {row[0] for row in self._within.execute(text(self._sql.parked_ids), self._key)}
 
     def due(self) -> Due | None:
-        return self.due_in(self._within)
+        row = self._within.execute(text(self._sql.due), self._key).fetchone()
+        return None if row is None else Due(*row)
 
     def park(
         self, session_id: str, version: int, attempts: int, delay_us: int | None, error: str,
@@ -220,7 +258,7 @@ class _Leased(_Parking):
         self,
         statements: sql.ConsumerSQL,
         key: dict[str, Any],
-        transaction: Callable[[], AbstractContextManager[Connection]],
+        transaction: Callable[..., AbstractContextManager[tuple[Connection, Any]]],
         position: int,
     ) -> None:
         super().__init__(statements, key)
@@ -231,20 +269,26 @@ class _Leased(_Parking):
     def attempt(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
+    def renew(self) -> None:
+        self._is_ours(self._sql.renew, self._key)
+
     def move(self, position: int) -> None:
-        with self._transaction() as connection:
-            moved = connection.execute(text(self._sql.move_leased), {**self._key, "position": position})
-            if moved.rowcount != 1:
-                raise Fenced
+        self._is_ours(self._sql.move_leased, {**self._key, "position": position})
         self.position = position
 
+    def _is_ours(self, statement: str, values: dict[str, Any]) -> None:
+        with self._transaction(statement, values) as (_, found):
+            if found.rowcount != 1:
+                raise Fenced
+
     def parked_ids(self) -> set[str]:
-        with self._transaction() as connection:
-            return self.parked_in(connection)
+        with self._transaction(self._sql.parked_ids, self._key, writes=False) as (_, found):
+            return {row[0] for row in found}
 
     def due(self) -> Due | None:
-        with self._transaction() as connection:
-            return self.due_in(connection)
+        with self._transaction(self._sql.due, self._key, writes=False) as (_, found):
+            row = found.fetchone()
+        return None if row is None else Due(*row)
 
     def park(
         self, session_id: str, version: int, attempts: int, delay_us: int | None, error: str,
@@ -259,8 +303,8 @@ class _Leased(_Parking):
 
     @contextmanager
     def _held(self) -> Iterator[Connection]:
-        with self._transaction() as connection:
-            if connection.execute(text(self._sql.held), self._key).fetchone() is None:
+        with self._transaction(self._sql.held, self._key) as (connection, found):
+            if found.fetchone() is None:
                 raise Fenced
             yield connection
 
@@ -283,6 +327,9 @@ class MemoryConsumers:
         """In a forked child: another thread of the parent may have held the lock."""
         self._lock = threading.RLock()
 
+    def check_room(self, transactional: bool) -> None:
+        """See Consumers."""
+
     def begin(self, namespace: str, name: str, after: int) -> None:
         """See Consumers."""
         with self._lock:
@@ -297,12 +344,14 @@ class MemoryConsumers:
         """See Consumers."""
         key = (namespace, name)
         with self._lock:
+            now = now_us()
             whose, until = self._owned.get(key, (owner, 0))
-            if whose != owner and until > now_us():
+            # One that ends later than a lease lasts is from a clock that was ahead.
+            if whose != owner and now < until <= now + lease_us:
                 return None
-            self._owned[key] = (owner, now_us() + lease_us)
+            self._owned[key] = (owner, now + lease_us)
             row = self._positions[key]
-            return _InMemory(self, key, owner, row.position)
+            return _InMemory(self, key, owner, lease_us, row.position)
 
     def release(self, namespace: str, name: str, owner: str) -> None:
         """See Consumers."""
@@ -350,14 +399,21 @@ class _InMemory:
 
     connection: Connection | None = None
 
-    def __init__(self, whole: MemoryConsumers, key: tuple[str, str], owner: str, position: int) -> None:
+    def __init__(
+        self, whole: MemoryConsumers, key: tuple[str, str], owner: str, lease_us: int, position: int
+    ) -> None:
         self._whole = whole
         self._key = key
         self._owner = owner
+        self._lease_us = lease_us
         self.position = position
 
     def attempt(self) -> AbstractContextManager[Any]:
         return nullcontext()
+
+    def renew(self) -> None:
+        with self._mine():
+            self._whole._owned[self._key] = (self._owner, now_us() + self._lease_us)
 
     def move(self, position: int) -> None:
         with self._mine():
@@ -374,7 +430,11 @@ class _InMemory:
         now = now_us()
         with self._whole._lock:
             found = self._whole._parked.get(self._key, {}).values()
-            ready = [each for each in found if each.retry_us is not None and each.retry_us <= now]
+            ready = [
+                each
+                for each in found
+                if each.retry_us is not None and not now < each.retry_us <= now + RETRY_MOST_US
+            ]
         first = min(ready, key=lambda each: each.retry_us or 0, default=None)
         return (
             None

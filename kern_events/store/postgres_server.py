@@ -19,11 +19,18 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from kern_events.clock import now_us
-from kern_events.errors import StoreBusy, StoreCorrupt, StoreError, StoreFull, StoreUnavailable
+from kern_events.errors import (
+    FeedUnavailable,
+    StoreBusy,
+    StoreCorrupt,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+)
 from kern_events.events import Head
 from kern_events.store import exchange, migrate, pooler, postgres_schema, sql
 from kern_events.store.base import AnswerLost, Difference, logger
-from kern_events.store.connections import Connections, Lease
+from kern_events.store.connections import Connections, Lease, room_of
 from kern_events.store.forks import leave_to_parent, survive_forks
 from kern_events.store.positions import Positions
 from kern_events.store.wire import Cursor, binary_cursor, made_binary
@@ -100,7 +107,7 @@ class PostgresServer:
                 rows: list[Any] = lease.driver.cursor.execute(statement, values).fetchall()
             except psycopg.Error as error:
                 if _broken(lease, error):
-                    self._drop_all(lease)
+                    self._connections.drop_all(lease)
                     raise AnswerLost(base) from translated(error)
                 self._connections.give(lease)
                 if error.sqlstate not in _NOT_COMMITTED or attempt == _RETRIES - 1:
@@ -125,7 +132,7 @@ class PostgresServer:
                 lease.driver.cursor.execute(sql.COMMIT if result is not None else sql.ROLLBACK)
             except psycopg.Error as error:
                 if _broken(lease, error):
-                    self._drop_all(lease)
+                    self._connections.drop_all(lease)
                     if bases or attempt == _RETRIES - 1:
                         raise _lost(bases, error) from translated(error)
                     continue  # An idle connection was dead; nothing had been sent.
@@ -158,7 +165,7 @@ class PostgresServer:
                 if not _broken(lease, error):
                     self._connections.give(lease)
                     raise translated(error) from error
-                self._drop_all(lease)
+                self._connections.drop_all(lease)
                 if last:
                     raise StoreUnavailable(f"Postgres: {_text(error)}") from error
             except BaseException:
@@ -196,27 +203,44 @@ class PostgresServer:
         except DBAPIError as error:
             raise StoreUnavailable(f"Postgres cannot be reached: {_text(error.orig)}") from error
 
-    def _drop_all(self, lease: Lease) -> None:
-        """One connection is broken: the server went away, so the idle ones are as good as gone."""
-        self._connections.drop(lease)
-        self._connections.renew()
-
     @contextmanager
     def looking(self) -> Iterator[Cursor]:
         """A cursor that sees one consistent state."""
         self.ensure()
-        lease = self._take()
+        lease = self._begun_reading()
         try:
-            pooler.begin(lease.driver.cursor, sql.POSTGRES_BEGIN_READ)
             yield lease.driver.cursor
             lease.driver.cursor.execute(sql.COMMIT)
         except psycopg.Error as error:
-            self._connections.drop(lease)
+            self._drop(lease, error)
             raise translated(error) from error
         except BaseException:
             self._connections.drop(lease)
             raise
         self._connections.give(lease)
+
+    def _drop(self, lease: Lease, error: psycopg.Error) -> None:
+        if _broken(lease, error):
+            self._connections.drop_all(lease)
+        else:
+            self._connections.drop(lease)
+
+    def _begun_reading(self) -> Lease:
+        """A connection in a transaction that only reads; an idle one may turn out to be dead."""
+        for last in (False, True):
+            lease = self._take()
+            try:
+                pooler.begin(lease.driver.cursor, sql.POSTGRES_BEGIN_READ)
+                return lease
+            except psycopg.Error as error:
+                if last or not _broken(lease, error):
+                    self._drop(lease, error)
+                    raise translated(error) from error
+                self._connections.drop_all(lease)
+            except BaseException:
+                self._connections.drop(lease)
+                raise
+        raise AssertionError("unreachable")  # pragma: no cover
 
     # ------------------------------------------------------------------- opening and migrating
 
@@ -348,6 +372,10 @@ class PostgresSinks:
         self.sql = sql.ConsumerSQL(server.prefix, sql.POSTGRES_NOW, sql.POSTGRES_LOCK)
         self._server = server
 
+    def room(self) -> int | None:
+        """See Sinks."""
+        return room_of(self._server._engine)
+
     def engine(self) -> Engine:
         """See Sinks."""
         self._server.ensure()
@@ -378,6 +406,11 @@ class PostgresSinks:
 
     def translated(self, error: BaseException | None) -> StoreError:
         """See Sinks."""
+        if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+            return FeedUnavailable(
+                "a consumer stores its position, and nothing can be written here: this is a standby, or "
+                "default_transaction_read_only is on"
+            )
         return translated(error) if isinstance(error, psycopg.Error) else StoreError(str(error))
 
 

@@ -66,6 +66,8 @@ SQLITE_QUERY_ONLY: Final = "PRAGMA query_only = ON"
 SQLITE_WRITES: Final = "PRAGMA query_only = OFF"
 # The driver's own wait for a lock, in milliseconds; a PRAGMA takes no bound values.
 SQLITE_BUSY_TIMEOUT: Final = "PRAGMA busy_timeout = {:d}"
+# What it is.
+SQLITE_BUSY_WAIT: Final = "PRAGMA busy_timeout"
 # Take the write lock now, not at the first write.
 SQLITE_BEGIN: Final = "BEGIN IMMEDIATE"
 # ... in a transaction that somebody else has begun: a write takes it, whatever it finds.
@@ -933,12 +935,13 @@ class ConsumerSQL:
             "UPDATE {s}kern_consumers SET position = :position, owner = :owner, updated_at = {now} "
             "WHERE namespace = :namespace AND name = :name"
         )
-        # Take or renew a lease that is ours, free or over; another owner is another epoch.
+        # Take or renew a lease that is ours, free or over; another owner is another epoch. One that ends
+        # later than a lease lasts is from a time when the clock was ahead, and would hold everybody up.
         self.lease = filled(
             "UPDATE {s}kern_consumers SET epoch = CASE WHEN owner = :owner THEN epoch ELSE epoch + 1 END, "
             "owner = :owner, expires_at = {now} + :lease_us, updated_at = {now} "
             "WHERE namespace = :namespace AND name = :name AND (owner = :owner OR expires_at IS NULL "
-            "OR expires_at < {now}) RETURNING position, epoch"
+            "OR expires_at < {now} OR expires_at > {now} + :lease_us) RETURNING position, epoch"
         )
         # Make a lease last, while it is ours.
         self.renew = filled("UPDATE {s}kern_consumers SET expires_at = {now} + :lease_us" + _LEASED)
@@ -974,10 +977,10 @@ class ConsumerSQL:
         )
         # The sessions that are set aside: what follows in them waits.
         self.parked_ids = filled("SELECT session_id FROM {s}kern_parked" + _PARKED_OF)
-        # The first that is to be tried again.
+        # The first that is to be tried again; a time that is further away than any pause is a wrong one.
         self.due = filled(
             "SELECT session_id, version, attempts, retry_at FROM {s}kern_parked" + _PARKED_OF + " "
-            "AND retry_at IS NOT NULL AND retry_at <= {now} ORDER BY retry_at LIMIT 1"
+            "AND (retry_at <= {now} OR retry_at > {now} + :retry_most_us) ORDER BY retry_at LIMIT 1"
             + lock.replace(" SKIP LOCKED", "")
         )
         # Nothing of it waits any more.

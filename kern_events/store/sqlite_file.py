@@ -23,10 +23,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from kern_events.clock import now_us
-from kern_events.errors import StoreBusy, StoreCorrupt, StoreError, StoreUnavailable
+from kern_events.errors import FeedUnavailable, StoreBusy, StoreCorrupt, StoreError, StoreUnavailable
 from kern_events.store import migrate, sql, sqlite_schema
 from kern_events.store.base import Rows, logger, page_of
-from kern_events.store.connections import Connections, Lease
+from kern_events.store.connections import Connections, Lease, room_of
 from kern_events.store.forks import (
     close_before_forks,
     is_inherited,
@@ -69,7 +69,7 @@ class SQLiteFile:
         keep_private(self._engine)
         close_before_forks(self._engine, path_of)
         self._readers = Connections(
-            self._engine, self._prepare_reader, _restore_reader, keep=pool_size if self._own else 0
+            self._engine, self._prepare_reader, _restore_reader, keep=pool_size if self._own else 0, least=2
         )
         self._writer: _Writer | None = None
         self._watch: Watch | None = None
@@ -464,6 +464,11 @@ class SQLiteSinks:
         self.sql = sql.ConsumerSQL("", sql.SQLITE_NOW, "")
         self._file = file
 
+    def room(self) -> int | None:
+        """See Sinks: the writer keeps one connection."""
+        room = room_of(self._file._engine)
+        return None if room is None else room - 1
+
     def engine(self) -> Engine:
         """See Sinks."""
         self._file.ensure()
@@ -477,15 +482,32 @@ class SQLiteSinks:
         """See Sinks."""
         driver = connection.connection.driver_connection
         assert isinstance(driver, sqlite3.Connection)
-        # The connection may have been one that only reads.
         try:
+            # The connection may have been one that only reads.
             for setting in (*sql.SQLITE_SETTINGS, sql.SQLITE_WRITES):
                 driver.execute(setting)
+            connection.begin()
+            # An engine may be set up to tell the driver of that; a write then takes the lock.
+            self._take_lock(driver, sql.SQLITE_TAKE_LOCK if driver.in_transaction else sql.SQLITE_BEGIN)
         except sqlite3.Error as error:
-            raise self._file.translated(error) from error
-        connection.begin()
-        # An engine may be set up to tell the driver of that; a write then takes the lock.
-        connection.exec_driver_sql(sql.SQLITE_TAKE_LOCK if driver.in_transaction else sql.SQLITE_BEGIN)
+            raise self.translated(error) from error
+
+    def _take_lock(self, driver: Driver, statement: str) -> None:
+        """As the writer does: the driver's own wait takes longer among many writers than a lease lasts."""
+        wait_ms = driver.execute(sql.SQLITE_BUSY_WAIT).fetchone()[0]
+        driver.execute(sql.SQLITE_BUSY_TIMEOUT.format(0))
+        deadline = time.monotonic() + self._file._lock_timeout_s
+        try:
+            while True:
+                try:
+                    driver.execute(statement)
+                    return
+                except sqlite3.Error as error:
+                    if not is_busy(error) or time.monotonic() > deadline:
+                        raise
+                time.sleep(random.uniform(0.0002, 0.002))
+        finally:
+            driver.execute(sql.SQLITE_BUSY_TIMEOUT.format(wait_ms))
 
     def is_over(self) -> bool:
         """See Sinks."""
@@ -503,7 +525,13 @@ class SQLiteSinks:
 
     def translated(self, error: BaseException | None) -> StoreError:
         """See Sinks."""
-        return self._file.translated(error) if isinstance(error, sqlite3.Error) else StoreError(str(error))
+        if not isinstance(error, sqlite3.Error):
+            return StoreError(str(error))
+        if getattr(error, "sqlite_errorname", "") == "SQLITE_READONLY":
+            return FeedUnavailable(
+                f"a consumer stores its position, and {self._file._path} cannot be written: {error}"
+            )
+        return self._file.translated(error)
 
 
 def _apply(driver: Driver) -> None:

@@ -341,7 +341,7 @@ class Recorder:
             return
         with self._engine.connect() as connection, suppress(sqlite3.Error):  # The deletion itself is done.
             driver: Any = connection.connection.driver_connection
-            waited = driver.execute("PRAGMA busy_timeout").fetchone()[0]
+            waited = driver.execute(sql.SQLITE_BUSY_WAIT).fetchone()[0]
             try:
                 driver.execute(sql.SQLITE_BUSY_TIMEOUT.format(0))
                 driver.execute(sql.SQLITE_CHECKPOINT).fetchall()
