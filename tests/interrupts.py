@@ -20,8 +20,13 @@ _OURS = os.path.dirname(kern_events.__file__)
 class Interrupt:
     """Raises an exception at the n-th place of our code after `arm`; `where` says which that was."""
 
-    def __init__(self, place: int, kind: type[BaseException] = KeyboardInterrupt) -> None:
-        self._left, self._kind = place, kind
+    def __init__(
+        self,
+        place: int,
+        kind: type[BaseException] = KeyboardInterrupt,
+        act: Callable[[], Any] | None = None,  # instead of raising it here
+    ) -> None:
+        self._left, self._kind, self._act = place, kind, act
         self.where: tuple[str, str] | None = None
 
     def arm(self) -> None:
@@ -34,7 +39,9 @@ class Interrupt:
         self._left -= 1
         if self._left < 0 and self.where is None:
             self.where = (frame.f_code.co_qualname, event)
-            raise self._kind
+            if self._act is None:
+                raise self._kind
+            self._act()
 
 
 def at_every_place(

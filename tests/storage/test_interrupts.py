@@ -6,9 +6,12 @@ import sqlite3
 import sys
 import threading
 
+import pytest
+
 from kern_events import SessionLog
 from tests.interrupts import at_every_place
-from tests.writers import PATIENCE_S, eventually, note, texts
+from tests.sigints import Plan, interrupts
+from tests.writers import PATIENCE_S, eventually, note, pick, texts
 
 
 class TimeIsUp(Exception):
@@ -77,3 +80,36 @@ def test_what_a_signal_handler_raises_is_seen_by_its_thread(tmp_path):
         assert len(texts(log.read("s"))) == len(set(texts(log.read("s"))))
         assert log.verify().ok
     other.close()
+
+
+def sigints(short, long):
+    counts = [pytest.param(short, id=f"{short}"), pytest.param(long, id=f"{long}", marks=pytest.mark.long)]
+    return pytest.mark.parametrize("count", counts)
+
+
+def assert_nothing_stays(account, count):
+    assert account["signals"] == account["arrived"] == count, dict(account)
+    assert account["acknowledged"] > count
+    for harm in ("held", "lost", "doubled", "untrue", "findings"):
+        assert account[harm] == 0, dict(account)
+
+
+@sigints(240, 7_000)
+def test_whatever_a_signal_interrupts_on_sqlite_nothing_is_held_or_lost(tmp_path, count):
+    plan = Plan(f"sqlite:///{tmp_path}/log.db", "n")
+
+    assert_nothing_stays(interrupts(plan, count, pick("sigint")), count)
+
+
+@sigints(60, 3_000)
+def test_whatever_a_signal_interrupts_on_postgres_nothing_is_held_or_lost(postgres_url, count):
+    plan = Plan(f"{postgres_url}?application_name=interrupted", "n")
+
+    assert_nothing_stays(interrupts(plan, count, pick("sigint")), count)
+
+
+def test_a_process_that_does_not_look_after_its_lock_is_caught(tmp_path):
+    """Positive control: the harness sees a lock that stays."""
+    plan = Plan(f"sqlite:///{tmp_path}/log.db", "n", keeps_lock=True)
+
+    assert interrupts(plan, 100, pick("keeps"))["held"] > 0
