@@ -10,7 +10,7 @@ from tests.thrown import account_of
 from tests.writers import note, pick
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=pytest.mark.long)])
 def test_a_thread_that_is_stopped_takes_nobody_with_it(url, count):
     with SessionLog(url, lock_timeout_s=30.0) as log:
         log.append("s0", [note("begins")])
