@@ -12,7 +12,10 @@ from agno.run.agent import RunOutput
 from agno.run.base import RunStatus
 from agno.session.agent import AgentSession
 
+from kern_events import Draft
 from kern_events.adapters.agno import KernInMemoryDb, KernSqliteDb, NotStored
+from kern_events.errors import StoreFull
+from tests import room
 from tests.agno_replay import check_replay, stored_rows
 from tests.agno_scenarios import FakeModel
 
@@ -134,6 +137,20 @@ def test_what_json_cannot_say_exactly_is_kept_where_agno_keeps_it(tmp_path):
 
     check_replay(db, "s")
     assert db.get_session("s").session_data["session_state"]["nul"] == "\0"
+    db.close()
+
+
+def test_a_full_disk_raises_through_and_is_used_again_when_there_is_room(tmp_path):
+    db = KernSqliteDb(db_url=f"sqlite:///{tmp_path}/agno.db")
+    begin(db)
+    with room.no_files(), pytest.raises(NotStored, match="stored nothing of session 's', run 'r1'"):
+        db.upsert_run(run_of("x" * 9_000).to_dict(), "s", "ada")
+    with room.no_files(), pytest.raises(StoreFull):
+        db.sessions.append("beside", [Draft("note.taken", {"text": "x" * 30_000})])
+
+    db.upsert_run(run_of("x" * 9_000).to_dict(), "s", "ada")
+    assert db.sessions.load("s").messages[-1].content == "x" * 9_000
+    check_replay(db, "s")
     db.close()
 
 
