@@ -6,6 +6,8 @@ context, turns) is edited in its open chunk only.
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -239,7 +241,7 @@ class Builder:
         if type(self.usage) is FrozenDict and usage:
             self.usage = dict(self.usage)
         for key, value in usage.items():
-            self.usage[key] = self.usage.get(key, 0) + sign * value
+            self.usage[key] = _plus(self.usage.get(key, 0), sign * value)
 
 
 class _Used(NamedTuple):
@@ -295,7 +297,15 @@ def message_bytes(message: Message) -> int:
 
 def _add(total: dict[str, int | float], usage: Mapping[str, int | float]) -> None:
     for key, value in usage.items():
-        total[key] = total.get(key, 0) + value
+        total[key] = _plus(total.get(key, 0), value)
+
+
+def _plus(a: float, b: float) -> float:
+    """The sum of two numbers; more than a float holds is the most that it does, as JSON has no inf."""
+    total = a + b
+    if type(total) is float and not math.isfinite(total):
+        return math.copysign(sys.float_info.max, total)
+    return total
 
 
 def summed(a: Usage, b: Mapping[str, int | float]) -> Usage:

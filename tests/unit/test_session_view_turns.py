@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from typing import Any
 
 import pytest
@@ -319,3 +321,15 @@ def test_problems_are_bounded_and_never_quote_a_payload() -> None:
 
     assert len(view.problems) == 20
     assert "secret" not in "".join(view.problems)
+
+
+def test_a_sum_stays_a_number_that_json_has() -> None:
+    most = 1.7e308
+    view = view_of(
+        started(), responded(n=most), responded(n=most), completed(n=-most),
+        started(), completed(n=most), started(), completed(n=most), started(), completed(n=2**63 - 1),
+    )  # fmt: skip
+
+    sums = [view.usage["n"], *(turn.usage["n"] for turn in view.turns)]
+    assert all(map(math.isfinite, sums)), sums
+    json.dumps(view.to_dict(), allow_nan=False)
