@@ -95,8 +95,9 @@ def _pieces(events: _Events, pieces: Iterable[Iterable[Any]]) -> Iterator[list[D
             except InvalidEvent as error:
                 raise InvalidEvent(error.reason, f"messages[{index}]{error.path}") from None
             index += 1
-        drafts, events.drafts = events.drafts, []
-        yield drafts
+        message = None
+        made, events.drafts = [events.drafts], []
+        yield made.pop()  # Whoever gets them lets go of them, which matters where they are large.
 
 
 class _Long:
@@ -108,19 +109,19 @@ class _Long:
     def __iter__(self) -> Iterator[list[Draft]]:
         return _pieces(_Events(), self.decoded())
 
-    def decoded(self) -> Iterator[list[Any]]:
-        """The messages themselves."""
+    def decoded(self) -> Iterator[Iterator[Any]]:
+        """The messages themselves; each is let go of when the next one is asked for."""
         piece: list[Any] = []
         size_bytes = 0
         for raw in self._messages:
-            data = bytes(raw)
-            piece.append(_unique(data, msgspec.json.decode(data)))
-            size_bytes += len(data)
+            # A text with one emoji takes four times its bytes: nothing else of it stays beside it.
+            piece.append(msgspec.json.decode(raw))
+            size_bytes += _check_raw(raw, piece[-1])
             if size_bytes >= _PIECE_BYTES or len(piece) >= _PIECE_MESSAGES:
-                yield piece
-                piece, size_bytes = [], 0
+                messages, piece, size_bytes = iter(piece), [], 0
+                yield messages
         if piece:
-            yield piece
+            yield iter(piece)
 
 
 class _Events:
@@ -261,8 +262,8 @@ def _parsed_long(line: bytes, most: int) -> Conversation:
     if sum(1 + key.count(":") + colons(bytes(raw)) for key, raw in fields.items()) != colons(line):
         check_keys(line, None)
     session_id = _typed(msgspec.json.decode(fields.pop("id", b"null")), str, "id")
-    found = bytes(fields.pop("messages", b"null"))
-    if not found.startswith(b"["):
+    found = fields.pop("messages", msgspec.Raw(b"null"))
+    if bytes(memoryview(found)[:1]) != b"[":
         _typed(msgspec.json.decode(found), list, "messages")
     messages = msgspec.json.decode(found, type=list[msgspec.Raw])
     rest = {key: bytes(raw) for key, raw in fields.items()}
@@ -271,6 +272,13 @@ def _parsed_long(line: bytes, most: int) -> Conversation:
     for _ in _pieces(events, long.decoded()):
         pass  # Every message is looked at before anything is recorded.
     return _conversation(session_id, about, long, len(messages), events)
+
+
+def _check_raw(raw: msgspec.Raw, value: Any) -> int:
+    """check_keys of a part of a line, and how many bytes it has."""
+    data = bytes(raw)
+    check_keys(data, value)
+    return len(data)
 
 
 def _unique(data: bytes, value: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 import orjson
+from msgspec.structs import replace
 
 from kern_events.batch import event_of
 from kern_events.bundle import is_header
@@ -422,22 +423,30 @@ class _Batches:
         about, recorded = self._missing
         messages = 0
         for piece in self._conversation.pieces:
-            passed, piece = piece[:recorded], piece[recorded:]
-            recorded -= len(passed)
-            messages += _messages(passed)
-            drafts, about = [*about, *piece] if piece else [], about if not piece else []
-            for start in range(0, len(drafts), MAX_BATCH):
-                chunk = drafts[start : start + MAX_BATCH]
-                yield from self._prepared(chunk, messages)
-                messages += _messages(chunk)
+            messages += _messages(piece[:recorded])
+            drafts, recorded = piece[recorded:], max(0, recorded - len(piece))
+            del piece  # What is recorded already need not be in memory as well.
+            if drafts:
+                drafts, about = [*about, *drafts], []
+            while drafts:
+                batches = self._prepared(drafts[:MAX_BATCH], messages)
+                messages += _messages(drafts[:MAX_BATCH])
+                drafts = drafts[MAX_BATCH:]
+                yield from batches
         if about:
             yield from self._prepared(about, messages)
 
     def _prepared(self, chunk: list[Draft], messages: int) -> list[Batch]:
         try:
-            return list(self._log._batches(self._conversation.session_id, chunk))
+            return list(map(_without_values, self._log._batches(self._conversation.session_id, chunk)))
         except InvalidEvent as error:
             raise _in_source(error, chunk, messages) from None
+
+
+def _without_values(batch: Batch) -> Batch:
+    """A prepared batch without what was encoded: of a text with one emoji that is four times its bytes."""
+    events = [replace(event, draft=replace(event.draft, payload={})) for event in batch.events]
+    return batch._replace(events=tuple(events))
 
 
 def _messages(drafts: Sequence[Draft]) -> int:

@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -478,3 +479,29 @@ def test_progress_is_told_after_every_line(memory: SessionLog) -> None:
     import_transcripts(memory, [b"{", b"\n", b"{"], progress=lambda report: seen.append(report.bad_lines))
 
     assert seen == [1, 1, 2]
+
+
+def test_of_a_long_text_only_its_bytes_are_in_memory_while_it_is_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a str, one emoji makes it four times as large."""
+    texts: list[str] = []
+    others: list[int] = []
+    with SessionLog("memory:", max_payload_bytes=4 << 20) as log:
+        prepare, record = log._prepare, log._record
+
+        def preparing(session_id: str, drafts: list[Draft], **options: Any) -> Any:
+            texts[:] = [draft.payload["content"] for draft in drafts if draft.type == "message.added"]
+            return prepare(session_id, drafts, **options)
+
+        def recording(batch: Any, expected: Any = None) -> Any:
+            others.append(sys.getrefcount(texts[0]) - 2)  # Those of the list and of the call itself.
+            return record(batch, expected)
+
+        monkeypatch.setattr(log, "_prepare", preparing)
+        monkeypatch.setattr(log, "_record", recording)
+        message = said("user", "x" * (2 << 20) + "🦊")
+        report = import_transcripts(log, [json.dumps(chat(message), ensure_ascii=False)])
+
+        assert (report.problems, set(others)) == ([], {0})
+        assert list(log.read("chat"))[-1].payload == message
