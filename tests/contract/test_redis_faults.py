@@ -15,48 +15,11 @@ from typing import Any
 import pytest
 import redis
 
-from kern_events import message
-from projections import MemoryCache, RedisCache, SessionProjector, Sessions, View
 from tests import servers
+from tests.shared import Shared
 from tests.writers import PATIENCE_S, eventually, pick
 
-PROJECTOR = SessionProjector()
 SECRET = b"the same for both"
-
-
-class Harness:
-    """Sessions with and without a Redis over one log."""
-
-    def __init__(self, url: str, redis_url: str, stack: ExitStack, secret: bytes | None, memory: int) -> None:
-        def open_(cache: Any) -> Sessions:
-            return stack.enter_context(Sessions.open(url, cache=cache, durable=False))
-
-        caches = [RedisCache(redis_url, secret=secret, memory=MemoryCache(memory)) for _ in range(2)]
-        self.ours = [open_(cache) for cache in caches]
-        self.caches = caches
-        self.plain = open_(MemoryCache(0))
-        self.known: dict[str, int] = {}
-
-    def step(self, random_: random.Random) -> None:
-        """One thing that somebody does, and a look at the outcome by both."""
-        session_id = f"s{random_.randrange(3)}"
-        one = random_.choice(self.ours)
-        if random_.random() < 0.1 and self.known.get(session_id, 0) > 8:
-            version = one.restore(session_id, to_version=random_.randrange(1, self.known[session_id])).version
-        else:
-            drafts = [message("user", random_.randbytes(random_.choice((5, 400))).hex()) for _ in range(3)]
-            version = one.append(session_id, drafts).version
-        self.known[session_id] = version
-        views = [each.load(session_id) for each in self.ours]
-
-        assert views[0] == views[1] == self.expected(session_id)
-        assert views[0].head.version == version
-        window = one.history(session_id, last_messages=5)
-        assert list(window) == list(self.plain.history(session_id, last_messages=5))
-
-    def expected(self, session_id: str) -> View:
-        """What the log says, without any cache."""
-        return self.plain.load(session_id)
 
 
 @pytest.fixture(params=["memory", "redis alone"])
@@ -149,7 +112,7 @@ def faults(server: servers.RedisProcess, raw: redis.Redis) -> dict[str, Callable
     }
 
 
-def run(server: servers.RedisProcess, raw: redis.Redis, harness: Harness, count: int, seed: Any) -> None:
+def run(server: servers.RedisProcess, raw: redis.Redis, harness: Shared, count: int, seed: Any) -> None:
     random_ = pick(seed)
     known = faults(server, raw)
     for _ in range(count):
@@ -167,7 +130,7 @@ def run(server: servers.RedisProcess, raw: redis.Redis, harness: Harness, count:
 @pytest.mark.parametrize("secret", [None, SECRET], ids=["plain", "signed"])
 def test_no_fault_of_redis_is_seen(server, raw, tmp_path, secret, memory):
     with ExitStack() as stack:
-        harness = Harness(f"sqlite:///{tmp_path}/log.db", server.url, stack, secret, memory)
+        harness = Shared(f"sqlite:///{tmp_path}/log.db", server.url, stack, secret, memory)
 
         run(server, raw, harness, 50, (secret, memory))
 
@@ -176,14 +139,14 @@ def test_no_fault_of_redis_is_seen(server, raw, tmp_path, secret, memory):
 @pytest.mark.parametrize("secret", [None, SECRET], ids=["plain", "signed"])
 def test_no_fault_of_redis_is_seen_in_a_long_run(server, raw, tmp_path, secret, memory):
     with ExitStack() as stack:
-        harness = Harness(f"sqlite:///{tmp_path}/log.db", server.url, stack, secret, memory)
+        harness = Shared(f"sqlite:///{tmp_path}/log.db", server.url, stack, secret, memory)
 
         run(server, raw, harness, 500, ("long", secret, memory))
 
 
 def test_no_fault_is_seen_over_postgres(server, raw, postgres_url):
     with ExitStack() as stack:
-        run(server, raw, Harness(postgres_url, server.url, stack, None, 0), 25, "postgres")
+        run(server, raw, Shared(postgres_url, server.url, stack, None, 0), 25, "postgres")
 
 
 def test_a_cache_that_trusts_what_it_finds_is_caught(server, raw, tmp_path, monkeypatch):
@@ -195,7 +158,7 @@ def test_a_cache_that_trusts_what_it_finds_is_caught(server, raw, tmp_path, monk
     monkeypatch.setattr("projections.caches.redis.unseal", trusting)
     monkeypatch.setattr("projections.caches.redis.unsealed", trusting)
     with ExitStack() as stack:
-        harness = Harness(f"sqlite:///{tmp_path}/log.db", server.url, stack, None, 0)
+        harness = Shared(f"sqlite:///{tmp_path}/log.db", server.url, stack, None, 0)
         random_ = pick("control")
         with pytest.raises((AssertionError, UnicodeDecodeError)):
             for _ in range(500):
@@ -205,7 +168,7 @@ def test_a_cache_that_trusts_what_it_finds_is_caught(server, raw, tmp_path, monk
 
 def test_a_paused_redis_costs_one_timeout_and_no_view(server, raw, tmp_path, memory):
     with ExitStack() as stack:
-        harness = Harness(f"sqlite:///{tmp_path}/log.db", server.url, stack, None, memory)
+        harness = Shared(f"sqlite:///{tmp_path}/log.db", server.url, stack, None, memory)
         random_ = pick("paused")
         for _ in range(5):
             harness.step(random_)
@@ -225,7 +188,7 @@ def test_a_paused_redis_costs_one_timeout_and_no_view(server, raw, tmp_path, mem
 
 def test_a_cluster_that_fails_over_is_not_seen(tmp_path):
     with servers.redis_cluster() as cluster, ExitStack() as stack:
-        harness = Harness(f"sqlite:///{tmp_path}/log.db", cluster.url, stack, SECRET, 0)
+        harness = Shared(f"sqlite:///{tmp_path}/log.db", cluster.url, stack, SECRET, 0)
         random_ = pick("cluster")
         for _ in range(20):
             harness.step(random_)
