@@ -1,7 +1,8 @@
-/* Between a process and its disk (LD_PRELOAD): writes down what is done to the files of a folder, and has it fail.
+/* Between a process and its disk (LD_PRELOAD): writes down what is done to the files of a folder, and has it
+ * fail.
  *
- * The process calls disk_record(folder, trace) and disk_fail(...) itself, through ctypes. A record of the trace is
- * `op (1 byte), file descriptor (4), offset (8), length (8)` and as many bytes; tests/disks.py reads it.
+ * The process calls disk_record(folder, trace) and disk_fail(...) itself, through ctypes. A record of the
+ * trace is `op (1 byte), file descriptor (4), offset (8), length (8)` and as many bytes; tests/disks.py reads it.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -112,15 +113,18 @@ int close(int fd) {
     return result;
 }
 
+static ssize_t put(int fd, const void *data, size_t length, int64_t offset) {
+    if (offset < 0) return syscall(SYS_write, fd, data, length);
+    return syscall(SYS_pwrite64, fd, data, length, offset);
+}
+
 static ssize_t written(int fd, const void *data, size_t length, int64_t offset) {
-    if (!is_watched(fd)) {
-        return offset < 0 ? syscall(SYS_write, fd, data, length) : syscall(SYS_pwrite64, fd, data, length, offset);
-    }
+    if (!is_watched(fd)) return put(fd, data, length, offset);
     pthread_mutex_lock(&lock);
     ssize_t result = -1;
     if (!refused(WRITES, &length)) {
         int64_t at = offset < 0 ? lseek(fd, 0, fcntl(fd, F_GETFL) & O_APPEND ? SEEK_END : SEEK_CUR) : offset;
-        result = offset < 0 ? syscall(SYS_write, fd, data, length) : syscall(SYS_pwrite64, fd, data, length, offset);
+        result = put(fd, data, length, offset);
         if (result > 0) note('W', fd, at, data, result);
     }
     pthread_mutex_unlock(&lock);
@@ -128,7 +132,9 @@ static ssize_t written(int fd, const void *data, size_t length, int64_t offset) 
 }
 
 ssize_t write(int fd, const void *data, size_t length) { return written(fd, data, length, -1); }
-ssize_t pwrite(int fd, const void *data, size_t length, off_t offset) { return written(fd, data, length, offset); }
+ssize_t pwrite(int fd, const void *data, size_t length, off_t offset) {
+    return written(fd, data, length, offset);
+}
 ssize_t pwrite64(int fd, const void *data, size_t length, off64_t offset) {
     return written(fd, data, length, offset);
 }
@@ -147,7 +153,9 @@ static int resized(int fd, int64_t size, int grows) {
 
 int ftruncate(int fd, off_t size) { return resized(fd, size, 0); }
 int ftruncate64(int fd, off64_t size) { return resized(fd, size, 0); }
-int posix_fallocate(int fd, off_t offset, off_t length) { return resized(fd, offset + length, 1) ? errno : 0; }
+int posix_fallocate(int fd, off_t offset, off_t length) {
+    return resized(fd, offset + length, 1) ? errno : 0;
+}
 int posix_fallocate64(int fd, off64_t offset, off64_t length) {
     return resized(fd, offset + length, 1) ? errno : 0;
 }
