@@ -20,7 +20,7 @@ from benchmarks import floors, workload
 from benchmarks.measure import Bench, Result, Timings
 from kern_events import SessionLog
 from kern_events.batch import ROW_COLUMNS
-from kern_events.store import sql
+from kern_events.store import migrate, sql
 from kern_events.store.wire import Cursor
 from kern_events.transfer import ImportReport, import_transcripts
 
@@ -113,7 +113,8 @@ class _Postgres:
 
     def same(self, url: str, rows: Sequence[Any]) -> Write:
         """See _SQLite."""
-        return self._copy(floors.postgres_ours(url), sql.PostgresSQL("").copy, _OUR_TYPES, rows)
+        statements = sql.PostgresSQL("", migrate.latest("postgres"))
+        return self._copy(floors.postgres_ours(url), statements.copy, _OUR_TYPES, rows)
 
     def bare(self, rows: Sequence[floors.Row]) -> Write:
         """See _SQLite."""

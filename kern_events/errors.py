@@ -24,6 +24,7 @@
         ├── StoreFull          safe to retry, once there is room
         ├── StoreUnavailable   no connection
         │   └── AppendUnresolved
+        ├── StoreMissing       also LookupError
         ├── FeedUnavailable
         ├── FeedRegressed
         └── StoreCorrupt       never answered as "missing"
@@ -310,6 +311,13 @@ class AppendUnresolved(StoreUnavailable):
         self.session_id = session_id
         self.base = base
         self.bases = bases or {session_id: base}
+
+
+class StoreMissing(StoreError, LookupError):
+    """There is nothing to verify: no file, no schema or no tables, or nothing in the namespace.
+
+    Only `verify` raises it; whatever else reads finds no sessions there, and the first write makes the log.
+    """
 
 
 class FeedUnavailable(StoreError):

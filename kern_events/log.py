@@ -35,6 +35,7 @@ from kern_events.errors import (
     OwnerMismatch,
     SessionNotFound,
     StoreError,
+    StoreMissing,
     VersionConflict,
 )
 from kern_events.events import (
@@ -96,8 +97,9 @@ class PendingReceipt(NamedTuple):
 class SessionLog:
     """An append-only log of sessions, over SQLite, Postgres or memory.
 
-    One object is shared by all threads of a process; it connects on first use, creates its tables
-    where there are none, and reconnects in a forked child.
+    One object is shared by all threads of a process; it connects on first use and reconnects in a forked
+    child. What reads makes and migrates nothing: a log that is not there reads as an empty one, and the
+    first write makes its file and its tables.
 
     Args:
         url_or_engine: `memory:`, `sqlite:///relative.db`, `sqlite:////absolute.db`,
@@ -750,7 +752,10 @@ class SessionLog:
         Raises:
             SessionNotFound: The session has no events or is deleted already.
         """
-        landed = delete(self._store, self.namespace, session_id, self._tombstones(session_id, actor))
+        tombstones = self._tombstones(session_id, actor)
+        if self._store.head(self.namespace, session_id) is None:  # No tables are made for nothing.
+            raise SessionNotFound(session_id)
+        landed = delete(self._store, self.namespace, session_id, tombstones)
         if landed is None:
             self._settled(session_id)  # Whoever lost the answer of a deletion takes this for it.
             raise SessionNotFound(session_id)
@@ -791,12 +796,20 @@ class SessionLog:
 
         Raises:
             SessionNotFound: The session given was never recorded.
+            StoreMissing: There is no log, or nothing in its namespace, where all of it was to be verified.
         """
         if session_id is not None:
             check_id(session_id, "session_id")
-        now_us = self._store.now_us()
-        with self._store.snapshot() as snapshot:
-            report = verify_snapshot(snapshot, self.namespace, session_id, progress, now_us)
+        try:
+            now_us = self._store.now_us()
+            with self._store.snapshot() as snapshot:
+                report = verify_snapshot(snapshot, self.namespace, session_id, progress, now_us)
+        except StoreMissing as error:
+            if session_id is None:
+                raise
+            raise SessionNotFound(session_id) from error
+        if session_id is None and not report.sessions and not report.findings:
+            raise StoreMissing(f"nothing is recorded in namespace {self.namespace!r}")
         return report.with_notes([*report.notes, *self._store.notes()])
 
     def migrate(self) -> tuple[int, int]:

@@ -8,8 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
+import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.engine import Engine, make_url
+
+from kern_events.store import migrate
 
 
 def connect(url: str, **options: Any) -> psycopg.Connection[Any]:
@@ -37,6 +40,15 @@ def database(server: str, options: str = "", template: str = "template0") -> Ite
     yield make_url(server).set(database=name).render_as_string(hide_password=False)
     with connect(server) as admin:
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextmanager
+def release(number: int) -> Iterator[None]:
+    """Code of a release that knows the first so many migrations alone, while the context lasts."""
+    known = migrate.migrations
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(migrate, "migrations", lambda dialect: known(dialect)[:number])
+        yield
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from sqlalchemy.engine import Engine
@@ -67,6 +68,7 @@ class Connections:
         limit: int | None = None,
         abandon: Callable[[Any], None] | None = None,
         least: int = 1,
+        connect: Callable[[], PoolProxiedConnection] | None = None,
     ) -> None:
         if isinstance(engine.pool, (AssertionPool, SingletonThreadPool, StaticPool)):
             raise ValueError(
@@ -79,6 +81,7 @@ class Connections:
                 "set its pool_size or max_overflow"
             )
         self._engine = engine
+        self._connect = connect or partial(taken, engine)
         self._prepare = prepare
         self._restore = restore
         self._keep = keep
@@ -123,7 +126,7 @@ class Connections:
                 return None
             self._out.add(lease)
         try:
-            lease.generation, lease.checked_out = self._generation, taken(self._engine)
+            lease.generation, lease.checked_out = self._generation, self._connect()
             self._open(lease)
         except BaseException:
             self._out.discard(lease)

@@ -50,6 +50,9 @@ class Sinks(Protocol):
     def handing(self, connection: Connection) -> AbstractContextManager[Any]:
         """A savepoint in which a handler does with the connection what it likes."""
 
+    def rows(self, statement: str, values: dict[str, Any]) -> list[Any]:
+        """The rows of a read; none where there is no log yet."""
+
     def is_over(self) -> bool:
         """Whether the pool of connections was disposed of: what comes back late is to be closed."""
 
@@ -106,24 +109,27 @@ class SQLConsumers:
 
     def all(self, namespace: str) -> Sequence[ConsumerRow]:
         """See Consumers."""
-        with self._transaction(self._sinks.sql.all, {"namespace": namespace}, writes=False) as (_, found):
-            return [ConsumerRow(*row) for row in found]
+        rows = self._sinks.rows(self._sinks.sql.all, {"namespace": namespace})
+        return [ConsumerRow(*row) for row in rows]
 
     def parked(self, namespace: str, name: str) -> Sequence[Parked]:
         """See Consumers."""
-        key = {"namespace": namespace, "name": name}
-        with self._transaction(self._sinks.sql.parked, key, writes=False) as (_, found):
-            return [Parked(*row) for row in found]
+        rows = self._sinks.rows(self._sinks.sql.parked, {"namespace": namespace, "name": name})
+        return [Parked(*row) for row in rows]
 
     def retry(self, namespace: str, name: str, session_id: str) -> bool:
         """See Consumers."""
         key = {"namespace": namespace, "name": name, "session_id": session_id}
-        return self._changes(self._sinks.sql.retry, key)
+        return self._has_parked(namespace, name) and self._changes(self._sinks.sql.retry, key)
 
     def skip(self, namespace: str, name: str, session_id: str, version: int) -> bool:
         """See Consumers."""
         key = {"namespace": namespace, "name": name, "session_id": session_id, "version": version}
-        return self._changes(self._sinks.sql.skip, key)
+        return self._has_parked(namespace, name) and self._changes(self._sinks.sql.skip, key)
+
+    def _has_parked(self, namespace: str, name: str) -> bool:
+        """Whether there is anything to change: else nothing is to be written, and no tables to be made."""
+        return bool(self.parked(namespace, name))
 
     def _changes(self, statement: str, values: dict[str, Any]) -> bool:
         with self._transaction(statement, values) as (_, found):

@@ -84,7 +84,11 @@ def check_number(dialect: str, applied: int, min_writer: int) -> None:
 
 
 def check_writer(dialect: str, applied: int, min_writer: int) -> None:
-    """Refuse a schema that a newer release has closed to this one."""
+    """Refuse a schema that a newer release has closed to this one.
+
+    Raises:
+        SchemaOutdated: With the number found and the one that this release has.
+    """
     if min_writer > latest(dialect):
         raise SchemaOutdated(applied, latest(dialect))
 

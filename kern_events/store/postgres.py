@@ -305,7 +305,10 @@ class PostgresStore:
             forked = (*_created(batch, linked), origin.parent, origin.version, origin.owner)
             values = (*forked, linked.head.at_us, head.at_us)
             rows = cursor.execute(self._sql.fork, (*values, *_row_values(batch, head, linked))).fetchall()
-            return landed(batch, linked, max(row[0] for row in rows)) if rows else Refused(head)
+            if not rows:
+                self._server.check_writer(cursor)
+                return Refused(head)
+            return landed(batch, linked, max(row[0] for row in rows))
 
         return self._transact(work)
 
@@ -327,6 +330,7 @@ class PostgresStore:
                     return None
             bases.append(adoption.base or unknown_head(whose))
             if not self._adopt_head(cursor, adoption):
+                self._server.check_writer(cursor)
                 return None
             if self._server.row_security:
                 pairs = zip(adoption.linked.rows, adoption.commits, strict=True)
@@ -344,12 +348,12 @@ class PostgresStore:
         return bool(self._server.in_transaction(work))
 
     def _adopt_head(self, cursor: Cursor, adoption: Adoption) -> bool:
-        """False if somebody else has just created the session."""
+        """False if somebody else has just created the session, or the schema is closed."""
         linked = adoption.linked
         if adoption.base is not None:
             place = (adoption.namespace, adoption.session_id)
             cursor.execute(self._sql.move_locked, (*_rewritten(linked), *place))
-            return True
+            return cursor.rowcount == 1
         values = list(_created(adoption.whose, linked))
         values[10] = adoption.created_us
         origin = (adoption.fork_parent, adoption.fork_version, adoption.fork_owner)
@@ -434,6 +438,7 @@ class PostgresStore:
             statement, values = self._statement(batch, head, linked)
             if rows := cursor.execute(statement, values).fetchall():
                 return landed(batch, linked, max(row[0] for row in rows))
+            self._server.check_writer(cursor)
             if not self._clock.is_ahead(_server_us(cursor)):
                 return Refused(head)
 
@@ -455,6 +460,7 @@ class PostgresStore:
             bases.append(head)
             linked.append(link(batch, head, self._clock.now_us()))
         if not self._write_heads(session, batches, known, linked):
+            self._server.check_writer(cursor)
             return None
         if self._server.row_security:
             places = [(namespace, batch.session_id) for batch, _ in batches]
@@ -482,7 +488,7 @@ class PostgresStore:
         known: dict[str, Head],
         linked: Sequence[Linked],
     ) -> bool:
-        """False if somebody else has just created one of the new sessions."""
+        """False if somebody else has just created one of the new sessions, or the schema is closed."""
         new = [(batch, one) for (batch, _), one in zip(batches, linked, strict=True)
                if batch.session_id not in known]  # fmt: skip
         if new:
@@ -497,6 +503,7 @@ class PostgresStore:
         ]
         if moved:
             session.cursor.executemany(self._sql.move_locked, moved)
+            return session.cursor.rowcount == len(moved)
         return True
 
     def _erase(self, cursor: Cursor, batch: Batch, before: int) -> None:
@@ -519,12 +526,14 @@ class PostgresStore:
 
     def look_up(self, batch: Batch, base: int, count: int, *, durable: bool = False) -> Found:
         """See Store."""
-        self._server.ensure()
+        if not self._server.is_there():
+            return Found(unknown_head(batch))
 
         def look(session: Session) -> Found:
             found = self._looked_up(session.cursor, batch, base, count)
             if found.head.version <= base:
                 # Nobody came between, so it was refused for something else: for the time, perhaps.
+                self._server.check_writer(session.cursor)
                 self._clock.is_ahead(_server_us(session.cursor))
             return found
 
@@ -625,7 +634,7 @@ class PostgresStore:
 
     def feed_last(self) -> int:
         """See Store."""
-        last: int = self._server.query(self._sql.last_position, ())[0][0]
+        last: int = self._server.query(self._sql.last_position, (), absent=[(0,)])[0][0]
         return last
 
     def feed_bound(self, before: Bound) -> Bound:
@@ -635,6 +644,8 @@ class PostgresStore:
         be seen, list the transactions that have taken positions (they hold a lock on the table), and
         once those are gone, what they took is there or never will be.
         """
+        if not self._server.is_there():
+            return Bound(0, 0)
         if before.waiting:
             server, now = self._lockers()
             if server == before.server:
@@ -659,7 +670,7 @@ class PostgresStore:
 
     def _lockers(self) -> tuple[Any, dict[str, int | None]]:
         """Which server this is, and the other transactions that may have taken positions: id and pid."""
-        rows = self._server.query(self._sql.lockers, ())
+        rows = self._server.query(self._sql.lockers, (), absent=[(False, None, None, None)])
         if rows[0][0]:
             raise FeedUnavailable("this is a standby: the feed reads from the primary")
         return rows[0][1], {row[2]: row[3] for row in rows if row[2] is not None}
@@ -667,14 +678,15 @@ class PostgresStore:
     def _check_feed(self) -> None:
         if self._feed_checked:
             return
-        cache = self._server.query(self._sql.sequence_cache, ())
+        cache = self._server.query(self._sql.sequence_cache, (), absent=[(1,)])
         if not cache or cache[0][0] != 1:
             raise FeedUnavailable("positions must be drawn one by one: the sequence has to have CACHE 1")
         self._feed_checked = True
 
     def feed_count(self, namespace: str, after: int, limit: int) -> int:
         """See Store."""
-        count: int = self._server.query(self._sql.feed_count, (namespace, after, limit))[0][0]
+        values = (namespace, after, limit)
+        count: int = self._server.query(self._sql.feed_count, values, absent=[(0,)])[0][0]
         return count
 
     def sessions(
@@ -726,6 +738,7 @@ class PostgresStore:
 
     def _put_snapshot(self, cursor: Cursor, namespace: str, projector: str, put: SnapshotPut) -> bool:
         if not cursor.execute(self._sql.snapshot_guard, (namespace, put.session_id, put.epoch)).fetchone():
+            self._server.check_writer(cursor)
             return False
         place = (namespace, put.session_id, projector)
         names, versions, bodies = zip(*put.chunks, strict=True) if put.chunks else ((), (), ())
@@ -755,19 +768,18 @@ class PostgresStore:
     def other_snapshots(self, namespace: str, session_id: str, projectors: str, kept: str) -> int:
         """See Store."""
         values = (namespace, session_id, kept, projectors)
-        [[count]] = self._server.query(self._sql.other_snapshots, values)
+        [[count]] = self._server.query(self._sql.other_snapshots, values, absent=[(0,)])
         return int(count)
 
     def sizes(self, namespace: str) -> tuple[int, int]:
         """See Store."""
-        self._server.ensure()
 
         def read(session: Session) -> tuple[int, int]:
             with unhurried(session.connection):
                 [(sessions, events)] = session.cursor.execute(self._sql.sizes, (namespace,)).fetchall()
             return sessions, int(events)
 
-        return self._server.read(read)
+        return self._server.look(read, (0, 0))
 
     @contextmanager
     def snapshot(self) -> Iterator[_Snapshot]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import os
 import random
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -21,10 +22,13 @@ from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 from kern_events.clock import now_us
 from kern_events.errors import (
     FeedUnavailable,
+    KernError,
+    SchemaOutdated,
     StoreBusy,
     StoreCorrupt,
     StoreError,
     StoreFull,
+    StoreMissing,
     StoreUnavailable,
 )
 from kern_events.events import Head
@@ -38,11 +42,13 @@ from kern_events.store.wire import Cursor, binary_cursor, made_binary
 T = TypeVar("T")
 
 _RETRIES: Final = 5
+_NAMED: Final = re.compile(r":([a-z]+)")  # a value in a statement for SQLAlchemy
 _NOT_COMMITTED: Final = ("40001", "40P01")  # serialization failure, deadlock: safe to repeat
 _BROKEN: Final = ("57P", "08")  # the server or the line went away
 _FULL: Final = ("53100", "53400")  # the disk; a limit, as of an extension for quotas or of temporary files
 # For these reasons the server gives no state of its own to a file that cannot grow.
 _NO_ROOM: Final = ("Disk quota exceeded", "File too large", "No space left on device")
+_LACKING: Final = ("42P01", "42703", "3F000")  # no such table, column or schema
 
 
 class Session(NamedTuple):
@@ -66,7 +72,8 @@ class PostgresServer:
         timeout_s: float,
     ) -> None:
         self.prefix: Final = f'"{schema}".' if schema else ""
-        self.sql: Final = sql.PostgresSQL(self.prefix)
+        self._latest: Final = migrate.latest("postgres")
+        self.sql: Final = sql.PostgresSQL(self.prefix, self._latest)
         self.positions: Final = Positions(self.sql)
         self.row_security = False  # as it was when the tables were looked at
         self._schema = schema
@@ -84,6 +91,7 @@ class PostgresServer:
         )
         leave_to_parent(self._engine)
         self._ready = self._closed = False
+        self._readable = False  # Tables were seen, of whatever schema number this release can read.
         self._setup = threading.Lock()
         survive_forks(self)
 
@@ -148,12 +156,70 @@ class PostgresServer:
             _back_off(attempt)
         raise AssertionError("unreachable")  # pragma: no cover
 
-    def query(self, statement: str, values: tuple[Any, ...] | dict[str, Any]) -> list[Any]:
-        """The rows of one read."""
-        if not self._ready:
-            self.ensure()
-        rows: list[Any] = self.read(lambda session: session.cursor.execute(statement, values).fetchall())
-        return rows
+    def query(
+        self, statement: str, values: tuple[Any, ...] | dict[str, Any], absent: Sequence[Any] = ()
+    ) -> list[Any]:
+        """The rows of one read; where there is no log, those of `absent`."""
+
+        def read(session: Session) -> list[Any]:
+            return session.cursor.execute(statement, values).fetchall()
+
+        return self.look(read, list(absent))
+
+    def look(self, read: Callable[[Session], T], absent: T) -> T:
+        """A read; what it gives where there is no log is given."""
+        if not self._readable and not self.is_there():
+            return absent
+        try:
+            return self.read(read)
+        except StoreError as error:
+            if (other := self._otherwise(error)) is error:
+                raise
+            if isinstance(other, StoreMissing):
+                return absent
+            raise other from error.__cause__
+
+    def _otherwise(self, error: StoreError) -> KernError:
+        """What the error of a read is, where the tables are not what they were taken for."""
+        if getattr(error.__cause__, "sqlstate", None) not in _LACKING:
+            return error
+        self._ready = self._readable = False
+        found = self._applied()
+        if found is None:
+            return StoreMissing(self._missing())
+        self._readable = True
+        return SchemaOutdated(found[0], self._latest) if found[0] < self._latest else error
+
+    def is_there(self) -> bool:
+        """Whether there are tables of ours; what is not there is looked for again each time.
+
+        Nothing is made and nothing is migrated.
+
+        Raises:
+            SchemaOutdated: A newer release has closed them to this one.
+        """
+        if not self._readable and (found := self._applied()) is not None:
+            migrate.check_writer("postgres", *found)
+            self.read(lambda session: self._look(session.cursor, found[0]))
+            self._readable = True
+        return self._readable
+
+    def check_writer(self, cursor: Cursor) -> None:
+        """After a write that did nothing: whether a newer release has closed the schema since it was opened.
+
+        Raises:
+            SchemaOutdated: It has.
+        """
+        self.check_closed(*cursor.execute(self.sql.applied).fetchall()[0])
+
+    def check_closed(self, applied: int, min_writer: int) -> None:
+        """As check_writer, of what the tables were found to say."""
+        if min_writer > self._latest:
+            self._ready = self._readable = False  # What reads is refused from now on, too, as when it opens.
+            raise SchemaOutdated(applied, self._latest)
+
+    def _missing(self) -> str:
+        return f"there is no log in schema {self._schema!r}" if self._schema else "there is no log"
 
     def read(self, read: Callable[[Session], T]) -> T:
         """A read: it is safe to repeat on another connection, once."""
@@ -205,15 +271,22 @@ class PostgresServer:
 
     @contextmanager
     def looking(self) -> Iterator[Cursor]:
-        """A cursor that sees one consistent state."""
-        self.ensure()
+        """A cursor that sees one consistent state.
+
+        Raises:
+            StoreMissing: There is no log.
+        """
+        if not self.is_there():
+            raise StoreMissing(self._missing())
         lease = self._begun_reading()
         try:
             yield lease.driver.cursor
             lease.driver.cursor.execute(sql.COMMIT)
         except psycopg.Error as error:
             self._drop(lease, error)
-            raise translated(error) from error
+            told = translated(error)
+            told.__cause__ = error
+            raise self._otherwise(told) from error
         except BaseException:
             self._connections.drop(lease)
             raise
@@ -257,7 +330,7 @@ class PostgresServer:
                 self._find_tables(cursor)
                 postgres_schema.mend(cursor, self._schema)
                 self.positions.mend(cursor)
-        self._ready = True
+        self._ready = self._readable = True
         return (before or (0, 0))[0], migrate.latest("postgres")
 
     def differences(self, cursor: Cursor) -> list[Difference]:
@@ -281,8 +354,9 @@ class PostgresServer:
                 self._create()
             else:
                 migrate.check_number("postgres", *applied)
-                self.read(lambda session: self._look(session.cursor, applied[0]))
-            self._ready = True
+                if not self._readable:
+                    self.read(lambda session: self._look(session.cursor, applied[0]))
+            self._ready = self._readable = True
 
     def hides_rows(self, cursor: Cursor) -> bool:
         """Whether row-level security is in force for this role."""
@@ -353,6 +427,8 @@ class PostgresServer:
             cursor.execute(sql.CREATE_MIGRATIONS)
         applied, min_writer = cursor.execute(self.sql.applied).fetchall()[0]
         migrate.check_writer("postgres", applied, min_writer)
+        if applied:
+            cursor.execute(sql.POSTGRES_STOP_APPENDS)
         for step in migrate.pending("postgres", applied):
             # Many statements, which cannot be prepared: prepare_threshold=0 in the URL would.
             cursor.execute(step.text.encode(), prepare=False)
@@ -381,9 +457,14 @@ class PostgresSinks:
         self._server.ensure()
         return self._server._engine
 
+    def rows(self, statement: str, values: dict[str, Any]) -> list[Any]:
+        """See Sinks."""
+        return self._server.query(_NAMED.sub(r"%(\1)b", statement), values)
+
     def begin(self, connection: Connection) -> None:
         """See Sinks."""
         connection.execution_options(isolation_level="READ COMMITTED")
+        self._server.check_closed(*connection.exec_driver_sql(self._server.sql.applied).one())
 
     def is_over(self) -> bool:
         """See Sinks."""

@@ -20,6 +20,7 @@ from kern_events.errors import (
     AppendUnresolved,
     IdempotencyConflict,
     OwnerMismatch,
+    SchemaOutdated,
     SessionClosed,
     SessionDeleted,
     SessionExists,
@@ -77,7 +78,7 @@ def record(
             answer = first() if first else store.attempt(batch, base, lock=conflicts >= _LOCK_AFTER)
         except AnswerLost as lost:
             answer, cause = Refused(lost.base if base is None else base), lost.__cause__ or lost
-        except StoreError as error:
+        except (StoreError, SchemaOutdated) as error:
             if cause is None:
                 raise
             raise AppendUnresolved(batch.session_id, version_of(base or 0)) from error
@@ -144,7 +145,7 @@ def record_many(store: Store, batches: Sequence[tuple[Batch, Expected]]) -> list
                 bases = [
                     known if base is None else base for base, known in zip(bases, lost.bases, strict=True)
                 ]
-        except StoreError as error:
+        except (StoreError, SchemaOutdated) as error:
             if cause is None:
                 raise
             raise _unresolved(batches, bases) from error
@@ -235,7 +236,7 @@ def delete(store: Store, namespace: str, session_id: str, tombstone: Tombstone) 
             base, cause = lost.base, lost.__cause__ or lost
         except _Moved:
             assert base is not None
-        except StoreError as error:
+        except (StoreError, SchemaOutdated) as error:
             if base is None:
                 raise
             raise AppendUnresolved(session_id, base.version) from error
@@ -268,7 +269,7 @@ def fork(store: Store, batch: Batch, origin: Origin) -> Landed | None:
             answer = store.fork(batch, origin)
         except AnswerLost as lost:
             answer, cause = Refused(lost.base), lost.__cause__ or lost
-        except StoreError as error:
+        except (StoreError, SchemaOutdated) as error:
             if cause is None:
                 raise
             raise AppendUnresolved(batch.session_id, origin.version) from error
@@ -332,7 +333,7 @@ def _looked_up(
         ):
             with attempt:
                 return store.look_up(batch, base, count, durable=durable)
-    except StoreError as error:
+    except (StoreError, SchemaOutdated) as error:
         if cause is None and not durable:
             raise  # The attempt is known not to have landed.
         raise AppendUnresolved(batch.session_id, base) from error

@@ -372,8 +372,10 @@ _LATEST: Final = f"greatest({{}}, {POSTGRES_NOW} + {AHEAD_US})"
 _GUARD: Final = (
     "WHERE namespace = %b AND session_id = %b AND version = %b AND head_hash = %b AND turn = %b "
     f"AND branch = %b AND epoch = %b AND status = %b AND updated_at = %b AND %b <= "
-    f"{_LATEST.format('updated_at')}"
+    f"{_LATEST.format('updated_at')} AND {{open}}"
 )
+# A newer release may close the schema to this one while it is open; see migrate.py.
+_OPEN: Final = "NOT EXISTS (SELECT FROM {s}kern_migrations WHERE min_writer > {latest})"
 _OWNER: Final = " AND (user_id IS NULL OR user_id = %b)"
 _NO_KEY: Final = (
     " AND NOT EXISTS (SELECT FROM {s}kern_events "
@@ -402,7 +404,7 @@ _FORKED_TYPES: Final = ("text", "bigint", "text")
 def _new_head(*more: str, columns: str = "") -> str:
     """A new head row, in time."""
     values = ", ".join(f"%b::{each}" for each in (*_HEAD_TYPES, *more))
-    when = f"WHERE %b <= {_LATEST.format('%b')}"
+    when = f"WHERE %b <= {_LATEST.format('%b')} AND {{open}}"
     return f"{_NEW_HEAD}{columns}) SELECT {values} {when} ON CONFLICT DO NOTHING"
 
 
@@ -441,11 +443,16 @@ def _paged(select: str, source: str, order: str) -> Paged:
 
 
 class PostgresSQL:
-    """The statements of Postgres, for one schema; `prefix` is empty or a quoted name and a dot."""
+    """The statements of Postgres, for one schema; `prefix` is empty or a quoted name and a dot.
 
-    def __init__(self, prefix: str) -> None:
+    Those that write do nothing where only releases beyond the schema number `latest` may write.
+    """
+
+    def __init__(self, prefix: str, latest: int) -> None:
+        is_open = _OPEN.replace("{latest}", str(latest))
+
         def filled(statement: str) -> str:
-            return statement.replace("{s}", prefix)
+            return statement.replace("{open}", is_open).replace("{s}", prefix)
 
         def paged(select: str, source: str, order: str = "version") -> Paged:
             return Paged(*map(filled, _paged(select, source, order)))
@@ -528,8 +535,9 @@ class PostgresSQL:
         self.fork = guarded(_new_head(*_FORKED_TYPES, columns=_FORKED))
         # The head of a session of another log, a fork or not.
         self.adopt_head = filled(
-            f"{_NEW_HEAD}{_FORKED}) VALUES ({', '.join(['%b'] * len((*_HEAD_TYPES, *_FORKED_TYPES)))}) "
-            "ON CONFLICT DO NOTHING"
+            f"{_NEW_HEAD}{_FORKED}) SELECT "
+            + ", ".join(f"%b::{each}" for each in (*_HEAD_TYPES, *_FORKED_TYPES))
+            + " WHERE {open} ON CONFLICT DO NOTHING"
         )
         # The parent's head; no erasure may come between it and the fork.
         self.parent_head = self.head + " FOR KEY SHARE"
@@ -641,7 +649,7 @@ class PostgresSQL:
         # Whether a session still is of an epoch; no erasure may come before what is stored then.
         self.snapshot_guard = filled(
             "SELECT 1 FROM {s}kern_sessions WHERE namespace = %b AND session_id = %b AND epoch = %b "
-            "AND status <> 'deleted' FOR KEY SHARE"
+            "AND status <> 'deleted' AND {open} FOR KEY SHARE"
         )
         # Store chunks; one of the same name has the same content.
         self.put_snapshot = filled(
@@ -780,7 +788,7 @@ class PostgresSQL:
             "SELECT %b::text, h.* FROM unnest(%b::text[], %b::int8[], %b::bytea[], %b::int8[], %b::int8[], "
             "%b::int8[], %b::text[], %b::int8[], %b::int8[], %b::int8[], "
             + ", ".join(["%b::text[]"] * len(LISTING))
-            + ") AS h ON CONFLICT DO NOTHING"
+            + ") AS h WHERE {open} ON CONFLICT DO NOTHING"
         )
         # Heads of several sessions, held until the end of the transaction, in the order of their keys.
         self.locked_heads = filled(
@@ -788,7 +796,7 @@ class PostgresSQL:
             "AND session_id = ANY(%b::text[]) ORDER BY session_id FOR UPDATE"
         )
         # Move a head that this transaction holds.
-        self.move_locked = filled(_REWRITE + " WHERE namespace = %b AND session_id = %b")
+        self.move_locked = filled(_REWRITE + " WHERE namespace = %b AND session_id = %b AND {open}")
         # Where the last events of several sessions ended up in the log, and the server's clock.
         self.positions = filled(
             f"SELECT e.position, {POSTGRES_NOW} FROM unnest(%b::text[], %b::int8[]) "
@@ -823,6 +831,8 @@ POSTGRES_BARRIER: Final = "SELECT pg_logical_emit_message(true, 'kern_events', '
 POSTGRES_LOCK_TIMEOUT: Final = "SELECT set_config('lock_timeout', %b, true)"
 # One migrator at a time; the number is ours alone and means nothing.
 POSTGRES_MIGRATION_LOCK: Final = "SELECT pg_advisory_xact_lock(7308332046109602405)"
+# Nobody appends while a schema is changed, nor after it who must not: appends wait for this, and then look.
+POSTGRES_STOP_APPENDS: Final = "LOCK TABLE kern_sessions IN SHARE ROW EXCLUSIVE MODE"
 # Where the tables of a migration go.
 POSTGRES_SCHEMA: Final = "SELECT set_config('search_path', %s, true)"
 # Whether there is a schema of that name.
@@ -1022,6 +1032,8 @@ CREATE_MIGRATIONS: Final = (
 SQLITE_CREATE_MIGRATIONS: Final = CREATE_MIGRATIONS.replace("BIGINT", "INTEGER") + " STRICT"
 # The schema number, and the lowest that may write.
 SQLITE_APPLIED: Final = "SELECT coalesce(max(number), 0), coalesce(max(min_writer), 0) FROM kern_migrations"
+# Whether a newer release has closed the schema to whoever knows it up to a number alone.
+SQLITE_CLOSED: Final = "SELECT 1 FROM kern_migrations WHERE min_writer > ? LIMIT 1"
 # Remember what was applied.
 SQLITE_NOTE_MIGRATION: Final = "INSERT INTO kern_migrations VALUES (?, ?, ?, ?, ?)"
 # As for SQLite.

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection, Engine
 from kern_events import chain
 from kern_events.batch import DESCRIBING, LISTING, TOMBSTONES, Batch, Linked, StoredRow, handed_down, link
 from kern_events.clock import now_us, said_us
-from kern_events.errors import InvalidEvent, KernError, StoreError, StoreUnavailable
+from kern_events.errors import InvalidEvent, KernError, StoreError, StoreMissing, StoreUnavailable
 from kern_events.events import Head, SessionInfo
 from kern_events.store import sql, sqlite_schema
 from kern_events.store.base import (
@@ -257,6 +257,7 @@ class SQLiteStore:
         try:
             if driver.execute(sql.SQLITE_SYNCHRONOUS).fetchone()[0] < _FULL:
                 raise ValueError("the connection's transaction is not durable: set PRAGMA synchronous = FULL")
+            self._file.check_writer(driver)
         except sqlite3.Error as error:
             raise self._file.translated(error) from error
         return driver
@@ -335,8 +336,11 @@ class SQLiteStore:
 
     def look_up(self, batch: Batch, base: int, count: int, *, durable: bool = False) -> Found:
         """See Store."""
-        with self._file.reading() as driver:
-            found = _look_up(driver, batch, base, count)
+        try:
+            with self._file.reading() as driver:
+                found = _look_up(driver, batch, base, count)
+        except StoreMissing:
+            return Found(unknown_head(batch))
         if durable:
             self._file.flush()
         return found
@@ -366,10 +370,9 @@ class SQLiteStore:
     def lineage(self, namespace: str, session_id: str) -> Lineage:
         """See Store."""
         scope = (namespace, session_id)
-        with self._file.reading() as driver:
-            row = driver.execute(sql.SQLITE_PARENT, scope).fetchone()
-            restores = driver.execute(sql.SQLITE_RESTORES, scope).fetchall() if row else []
-        parent, origin, owner = row or (None, None, None)
+        rows = self._file.query(sql.SQLITE_PARENT, scope)
+        restores = self._file.query(sql.SQLITE_RESTORES, scope) if rows else []
+        parent, origin, owner = rows[0] if rows else (None, None, None)
         return Lineage(parent, origin or 0, sorted(restores), owner)
 
     def turn_starts(self, namespace: str, session_id: str, turn: int) -> Sequence[int]:
@@ -416,7 +419,7 @@ class SQLiteStore:
 
     def feed_last(self) -> int:
         """See Store."""
-        last: int = self._file.query(sql.SQLITE_FEED_END, ())[0][0]
+        last: int = self._file.query(sql.SQLITE_FEED_END, (), absent=[(0,)])[0][0]
         return last
 
     def feed_bound(self, before: Bound) -> Bound:
@@ -434,7 +437,8 @@ class SQLiteStore:
 
     def feed_count(self, namespace: str, after: int, limit: int) -> int:
         """See Store."""
-        count: int = self._file.query(sql.SQLITE_FEED_COUNT, (namespace, after, limit))[0][0]
+        values = (namespace, after, limit)
+        count: int = self._file.query(sql.SQLITE_FEED_COUNT, values, absent=[(0,)])[0][0]
         return count
 
     def sessions(
@@ -508,12 +512,12 @@ class SQLiteStore:
     def other_snapshots(self, namespace: str, session_id: str, projectors: str, kept: str) -> int:
         """See Store."""
         values = (namespace, session_id, kept, projectors, projectors)
-        [[count]] = self._file.query(sql.SQLITE_OTHER_SNAPSHOTS, values)
+        [[count]] = self._file.query(sql.SQLITE_OTHER_SNAPSHOTS, values, absent=[(0,)])
         return int(count)
 
     def sizes(self, namespace: str) -> tuple[int, int]:
         """See Store."""
-        sessions, events = self._file.query(sql.SQLITE_SIZES, (namespace,))[0]
+        sessions, events = self._file.query(sql.SQLITE_SIZES, (namespace,), absent=[(0, 0)])[0]
         return sessions, events
 
     @contextmanager
@@ -530,8 +534,11 @@ class SQLiteStore:
 
     def differences(self) -> Sequence[Difference]:
         """See Store."""
-        with self._file.reading() as driver:
-            return sqlite_schema.differences(driver)
+        try:
+            with self._file.reading() as driver:
+                return sqlite_schema.differences(driver)
+        except StoreMissing:
+            return ()
 
     def hides_rows(self) -> bool:
         """See Store."""

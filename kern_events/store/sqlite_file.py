@@ -23,8 +23,17 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from kern_events.clock import now_us
-from kern_events.errors import FeedUnavailable, StoreBusy, StoreCorrupt, StoreError, StoreUnavailable
-from kern_events.store import migrate, sql, sqlite_schema
+from kern_events.errors import (
+    FeedUnavailable,
+    KernError,
+    SchemaOutdated,
+    StoreBusy,
+    StoreCorrupt,
+    StoreError,
+    StoreMissing,
+    StoreUnavailable,
+)
+from kern_events.store import migrate, sql, sqlite_schema, still
 from kern_events.store.base import Rows, logger, page_of
 from kern_events.store.connections import Connections, Lease, room_of
 from kern_events.store.forks import (
@@ -43,7 +52,10 @@ _NETWORK: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "fuse.sshfs"}
 )
 
+_readers: Final = threading.local()  # `here` while this thread connects to read
+
 Driver = sqlite3.Connection
+Values = tuple[Any, ...] | dict[str, Any]
 
 
 class _Writer(NamedTuple):
@@ -68,14 +80,24 @@ class SQLiteFile:
         self._engine = engine or self._create_engine(_uri(url, self._path), pool_size)
         keep_private(self._engine)
         close_before_forks(self._engine, path_of)
+        self._may_be_still = self._own and not _CHANGING & set(url.query)
         self._readers = Connections(
-            self._engine, self._prepare_reader, _restore_reader, keep=pool_size if self._own else 0, least=2
+            self._engine,
+            self._prepare_reader,
+            _restore_reader,
+            keep=pool_size if self._own else 0,
+            least=2,
+            connect=self._connect_reader,
         )
+        self._latest: Final = migrate.latest("sqlite")
         self._writer: _Writer | None = None
         self._watch: Watch | None = None
         self._replaced = False
         self._wal_mode = True
-        self._ready = False
+        self._ready = False  # For writing.
+        self._readable = False  # By connections that are kept.
+        self._applied = 0  # The schema number, once it was looked at.
+        self._has_warned = False
         self._closed = False
         self._failed: StoreError | None = None
         self._joined = threading.local()
@@ -88,7 +110,7 @@ class SQLiteFile:
         """In a forked child: open anew on the next use."""
         keep_inherited(self._writer)
         self._writer = None
-        self._ready = self._held = False
+        self._ready = self._readable = self._held = False
         self._setup = threading.Lock()
         if is_inherited(self._path):
             self._failed = StoreUnavailable(
@@ -133,7 +155,11 @@ class SQLiteFile:
                 roll_back(driver)  # Of a writer that was interrupted.
                 driver.execute(sql.SQLITE_BEGIN)
                 self.check_files()
+                self.check_writer(driver)
                 return driver
+            except SchemaOutdated:
+                roll_back(driver)
+                raise
             except StoreUnavailable:
                 self.drop_writer()
                 raise
@@ -143,6 +169,15 @@ class SQLiteFile:
                 if time.monotonic() > deadline:
                     raise StoreBusy(self._busy_text()) from error
             time.sleep(random.uniform(0.0002, 0.002))
+
+    def check_writer(self, driver: Driver) -> None:
+        """Refuse to write where a newer release has closed the schema to this one since it was opened.
+
+        The transaction has the write lock, so nobody closes it before the commit.
+        """
+        if driver.execute(sql.SQLITE_CLOSED, (self._latest,)).fetchone():
+            self._ready = self._readable = False  # What reads is refused from now on, too, as when it opens.
+            raise SchemaOutdated(driver.execute(sql.SQLITE_APPLIED).fetchone()[0], self._latest)
 
     def end_writing(self) -> None:
         """Undo what a writer has left open; where that fails, its connection goes, and its lock with it."""
@@ -168,18 +203,24 @@ class SQLiteFile:
     def query(
         self,
         statement: str,
-        values: tuple[Any, ...],
+        values: Values,
         fetch: Callable[[sqlite3.Cursor], list[Any]] = sqlite3.Cursor.fetchall,
+        absent: Sequence[Any] = (),
     ) -> list[Any]:
-        """The rows of one read."""
-        if not self._ready:
-            self.ensure()
-        lease = self._take_reader()
+        """The rows of one read; where there is no log, those of `absent`."""
+        if not self._readable and not self.is_there():
+            return self._read_still(statement, values, fetch, absent)
+        try:
+            lease = self._take_reader()
+        except StoreMissing:  # It was removed, and is not to be made by a reader.
+            return Rows(absent)
         try:
             rows = fetch(lease.driver.execute(statement, values))
         except sqlite3.Error as error:
             self._readers.drop(lease)
-            raise self.translated(error) from error
+            if _is_lacking(error) and self._look() is None:
+                return Rows(absent)
+            raise self._unread(error) from error
         except BaseException:
             self._readers.drop(lease)
             raise
@@ -193,22 +234,125 @@ class SQLiteFile:
 
     @contextmanager
     def reading(self) -> Iterator[Driver]:
-        """A reader's connection."""
-        if not self._ready:
-            self.ensure()
+        """A reader's connection.
+
+        Raises:
+            StoreMissing: There is no log.
+        """
+        if not self.is_there():
+            with self._opened_still() as driver:
+                yield driver
+            return
         lease = self._take_reader()
         self._reading.here = True
         try:
             yield lease.driver
         except sqlite3.Error as error:
             self._readers.drop(lease)
-            raise self.translated(error) from error
+            raise self._unread(error) from error
         except BaseException:
             self._readers.drop(lease)
             raise
         finally:
             self._reading.here = False
         self._readers.give(lease)
+
+    def is_there(self) -> bool:
+        """Whether there is a log, which connections that are kept can read; one that is still, they cannot.
+
+        Nothing is made and nothing is migrated, and what is not there is looked for again each time.
+        """
+        if not self._readable:
+            self._check_usable()
+            self._check_place()
+            if not self._is_still():
+                self._look()
+        return self._readable
+
+    def _look(self) -> int | None:
+        """The schema number of what is there; None if there is no log."""
+        self._readable = False
+        try:
+            lease = self._take_reader()
+        except StoreMissing:
+            return None
+        try:
+            found = self._number_of(lease.driver)
+        except sqlite3.Error as error:
+            self._readers.drop(lease)
+            raise self.translated(error) from error
+        except BaseException:
+            self._readers.drop(lease)
+            raise
+        if found is None:
+            self._readers.drop(lease)  # What is there later may be another file.
+        else:
+            self._readers.give(lease)
+            self._readable = True
+        return found
+
+    def _warn(self, driver: Driver) -> None:
+        if not self._has_warned and self._applied == self._latest:
+            self._has_warned = True
+            sqlite_schema.warn_of_triggers(driver)
+
+    def _number_of(self, driver: Driver) -> int | None:
+        tables = _tables(driver)
+        migrate.check_foreign(tables)
+        if "kern_migrations" not in tables:
+            return None
+        self._applied, min_writer = driver.execute(sql.SQLITE_APPLIED).fetchone()
+        migrate.check_writer("sqlite", self._applied, min_writer)
+        self._warn(driver)
+        return self._applied
+
+    def _is_still(self) -> bool:
+        return self._may_be_still and still.is_still(self._path, read_only=self._read_only)
+
+    @contextmanager
+    def _opened_still(self) -> Iterator[Driver]:
+        """A connection to a file that is still, for one read; see still.py."""
+        if not self._is_still():
+            raise StoreMissing(f"there is no log in {self._path}")
+        try:
+            with still.opened(self._path) as driver:
+                if self._number_of(driver) is None:
+                    raise StoreMissing(f"there is no log in {self._path}")
+                yield driver
+        except sqlite3.Error as error:
+            raise self._unread(error) from error
+
+    def _read_still(
+        self,
+        statement: str,
+        values: Values,
+        fetch: Callable[[sqlite3.Cursor], list[Any]],
+        absent: Sequence[Any],
+    ) -> list[Any]:
+        try:
+            with self._opened_still() as driver:
+                return fetch(driver.execute(statement, values))
+        except StoreMissing:
+            return Rows(absent)
+
+    def _unread(self, error: sqlite3.Error) -> KernError:
+        """What the error of a read is to the log: a schema that is older may lack what was asked for."""
+        if _is_lacking(error) and self._applied < self._latest:
+            return SchemaOutdated(self._applied, self._latest)
+        return self.translated(error)
+
+    def _connect_reader(self) -> PoolProxiedConnection:
+        """A connection to a file that is there: SQLite would make one."""
+        _readers.here = True
+        try:
+            if self._own and not still.exists(self._path):
+                raise StoreMissing(f"there is no file {self._path}")
+            return taken(self._engine)
+        except StoreMissing:
+            self._readable = False
+            raise
+        finally:
+            _readers.here = False
 
     def _take_reader(self) -> Lease:
         if self._failed or self._closed:
@@ -271,16 +415,20 @@ class SQLiteFile:
 
     def _open(self) -> None:
         if not self._ready:
-            if sqlite3.sqlite_version_info < _OLDEST:
-                raise StoreError(f"SQLite 3.37 or newer is needed, this is {sqlite3.sqlite_version}")
-            if self._own and (kind := _network_filesystem(self._path)):
-                raise StoreError(f"{self._path} is on a network file system ({kind}), where WAL is not safe")
+            self._check_place()
             try:
                 self._migrate(self._writer.driver if self._writer else self._open_writer())
             except sqlite3.Error as error:
                 raise self.translated(error) from error
             _warn_once()
-            self._ready = True
+            self._applied = self._latest
+            self._ready = self._readable = True
+
+    def _check_place(self) -> None:
+        if sqlite3.sqlite_version_info < _OLDEST:
+            raise StoreError(f"SQLite 3.37 or newer is needed, this is {sqlite3.sqlite_version}")
+        if self._own and (kind := _network_filesystem(self._path)):
+            raise StoreError(f"{self._path} is on a network file system ({kind}), where WAL is not safe")
 
     def _schema_number(self) -> int:
         try:
@@ -299,7 +447,8 @@ class SQLiteFile:
             applied, min_writer = driver.execute(sql.SQLITE_APPLIED).fetchone()
             if not migrate.pending("sqlite", applied):
                 migrate.check_number("sqlite", applied, min_writer)
-                sqlite_schema.warn_of_triggers(driver)
+                self._applied = applied
+                self._warn(driver)
                 self._wait_in_begin(driver)
                 return
         self._wait_in_begin(driver)
@@ -335,6 +484,8 @@ class SQLiteFile:
         return self._writer.driver
 
     def _open_writer(self) -> Driver:
+        if self._own and still.exists(self._path) and (self._read_only or not still.may_write(self._path)):
+            raise StoreUnavailable(f"{self._path} cannot be written: it is open for reading only")
         try:
             checked_out = taken(self._engine)
         except sqlite3.Error as error:
@@ -387,7 +538,7 @@ class SQLiteFile:
 
     def drop_writer(self) -> None:
         """Close every connection: whoever reads through an old WAL would see what nobody else does."""
-        self._ready = False  # What is at the path then may be another file.
+        self._ready = self._readable = False  # What is at the path then may be another file.
         self._readers.renew()
         writer, self._writer = self._writer, None
         if writer:
@@ -489,8 +640,13 @@ class SQLiteSinks:
             connection.begin()
             # An engine may be set up to tell the driver of that; a write then takes the lock.
             self._take_lock(driver, sql.SQLITE_TAKE_LOCK if driver.in_transaction else sql.SQLITE_BEGIN)
+            self._file.check_writer(driver)
         except sqlite3.Error as error:
             raise self.translated(error) from error
+
+    def rows(self, statement: str, values: dict[str, Any]) -> list[Any]:
+        """See Sinks."""
+        return self._file.query(statement, values)
 
     def _take_lock(self, driver: Driver, statement: str) -> None:
         """As the writer does: the driver's own wait takes longer among many writers than a lease lasts."""
@@ -583,7 +739,13 @@ def roll_back(driver: Driver) -> None:
         driver.execute(sql.ROLLBACK)
 
 
+def _is_lacking(error: sqlite3.Error) -> bool:
+    """Whether what was asked for is not in the schema."""
+    return str(error).startswith(("no such table", "no such column"))
+
+
 _URI_OPTIONS: Final = frozenset({"cache", "immutable", "mode", "nolock", "psow", "vfs"})
+_CHANGING: Final = _URI_OPTIONS - {"mode"}  # How the file is opened, beside whether it may be written to.
 _DRIVER_OPTIONS: Final = frozenset({"uri", "timeout", "cached_statements", "check_same_thread"})
 
 
@@ -615,6 +777,8 @@ def _before_connecting(dialect: Any, record: Any, args: Sequence[Any], options: 
     path = _made_by(os.fsdecode(args[0]), is_uri=bool(options.get("uri")))
     if path is None or os.path.exists(path):
         return
+    if getattr(_readers, "here", False):
+        raise StoreMissing(f"there is no file {path}")
     path = os.path.realpath(path)
     # Made under another name, as it must not be closed under its own: see above. Where this fails, SQLite
     # says what is wrong; and file systems without links have no modes either.

@@ -71,6 +71,7 @@ def test_what_is_missing_or_another_one_is_found_and_mended(log, raw, what, stat
 
 
 def test_an_async_log_finds_and_mends_it_too(log, url, raw):
+    log.append("s", notes(1))
     raw.run("DROP INDEX kern_events_key")
 
     with facade.opened("async", url) as late:

@@ -53,30 +53,15 @@ def fresh(dialect, tmp_path, request) -> Iterator[Raw]:
 
 
 @pytest.fixture
-def as_first_release(monkeypatch):
-    """Code that knows the first migration alone, within the context."""
-    known = migrate.migrations
-
-    def within():
-        context = pytest.MonkeyPatch.context()
-        context.__enter__().setattr(migrate, "migrations", lambda dialect: known(dialect)[:1])
-        return context
-
-    return within
-
-
-@pytest.fixture
-def log(url, as_first_release) -> Iterator[SessionLog]:
+def log(url) -> Iterator[SessionLog]:
     """A log in a database that the first release made and wrote to; not migrated yet."""
-    context = as_first_release()
-    with SessionLog(url) as old:
+    with databases.release(1), SessionLog(url) as old:
         assert old.migrate()[1] == 1
         old.append("s", [Draft("session.created", {"user_id": "ada", "metadata": {"n": 1}}), *notes(3)])
         with old.turn("s") as turn:
             turn.message("user", "Hi")
         old.append("gone", [note("secret")], idempotency_key="k")
         old.delete("gone")
-    context.__exit__(None, None, None)
     with SessionLog(url) as log:
         yield log
 
@@ -125,12 +110,10 @@ def test_what_the_tables_of_snapshots_held_does_no_harm(log, raw):
     assert table.head("s", 9)[1:] == (7, b"new")
 
 
-def test_the_first_release_writes_no_more(log, url, as_first_release):
+def test_the_first_release_writes_no_more(log, url):
     """It would not tell forks of an erasure."""
     log.migrate()
-    context = as_first_release()
-    with SessionLog(url) as old, pytest.raises(SchemaOutdated) as caught:
+    with databases.release(1), SessionLog(url) as old, pytest.raises(SchemaOutdated) as caught:
         old.append("s", notes(1))
-    context.__exit__(None, None, None)
 
     assert (caught.value.found, caught.value.needed) == (NEWEST, 1)

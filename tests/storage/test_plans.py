@@ -14,7 +14,7 @@ from sqlalchemy.engine import make_url
 
 from kern_events import Draft, SessionLog, import_events, spi
 from kern_events.errors import VersionConflict
-from kern_events.store import sql
+from kern_events.store import migrate, sql
 from tests import databases
 from tests.writers import note, notes
 
@@ -217,7 +217,7 @@ def test_sqlite_searches_and_never_scans(traced, raw, use, statistics):
     assert plans
     for statement, plan in plans.items():
         # `found` is what a recursive query has found, which is as long as its answer, like a subquery.
-        allowed = r"CONSTANT|SCAN found$|SCAN \(subquery"
+        allowed = r"CONSTANT|SCAN found$|SCAN \(subquery|SCAN kern_migrations"  # A few rows, for ever.
         scans = [one for one in re.findall("SCAN .*", plan) if not re.search(allowed, one)]
         assert not scans, (statement, plan)
         assert "(namespace=?)" not in plan, (statement, plan)  # Everything that there is, in order.
@@ -402,7 +402,7 @@ def test_postgres_finds_everything_by_an_index(explained, use):
 
     assert plans
     for statement, plan in plans.items():
-        assert "Seq Scan" not in plan, (statement, plan)
+        assert not re.search("Seq Scan on (?!kern_migrations)", plan), (statement, plan)
         assert not re.search(r"Index Cond: \(namespace = '\w+'::text\)$", plan, re.M), (statement, plan)
 
 
@@ -447,7 +447,7 @@ def test_postgres_goes_back_by_version_and_sorts_nothing(explained, statement):
 
 def statements():
     """Every statement by its name; those of pages are two each."""
-    for name, text in vars(sql.PostgresSQL("")).items():
+    for name, text in vars(sql.PostgresSQL("", migrate.latest("postgres"))).items():
         if isinstance(text, str):
             yield name, text
         else:

@@ -571,8 +571,9 @@ def test_every_form_of_a_url_has_the_same_guards(path, form):
 @pytest.mark.parametrize("form", ["{}?mode=ro", "file:{}?mode=ro&uri=true"])
 def test_a_url_for_reading_neither_makes_nor_writes_a_file(url, path, form):
     with SessionLog("sqlite:///" + form.format(path)) as log:
+        assert log.head("s").version == 0
         with pytest.raises(StoreUnavailable, match=re.escape(f"cannot open {path}")):
-            log.head("s")
+            log.append("s", notes(1))
         assert not path.exists()
     with SessionLog(url) as writer, SessionLog("sqlite:///" + form.format(path)) as log:
         writer.append("s", notes(1))

@@ -34,6 +34,7 @@ TREE = {
     "StoreFull": "StoreError",
     "StoreUnavailable": "StoreError",
     "AppendUnresolved": "StoreUnavailable",
+    "StoreMissing": "StoreError LookupError",
     "FeedUnavailable": "StoreError",
     "FeedRegressed": "StoreError",
     "StoreCorrupt": "StoreError",
