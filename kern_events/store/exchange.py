@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import psycopg
-from sqlalchemy import URL, event
+from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 _LOOK_S: Final = 0.1  # what the driver has itself
 _PROBES: Final = 4
 _DAY_S: Final = 86_400
+_CONNECT_S: Final = 10
 _WAITS_FOR_STANDBY: Final = "SyncRepWaitForLSN"  # the server's own name for what does
 
 
@@ -71,15 +72,32 @@ def _within(gen: Any, patience_s: float) -> Any:
         return done.value
 
 
-def guard(engine: Engine, patience_s: float) -> None:
+def guard(engine: Engine, timeout_s: float, lock_timeout_s: float) -> None:
     """Have every connection of an engine give up on an exchange after so long, or after a false answer."""
+    find_dead_lines(engine, timeout_s)
 
     @event.listens_for(engine, "do_connect")
     def connect(dialect: Any, record: Any, args: Any, options: Any) -> GuardedConnection:
         connection = GuardedConnection.connect(*args, **options)
-        connection.patience_s = patience_s
+        connection.patience_s = timeout_s + lock_timeout_s  # The server may wait for a lock first.
         connection.add_notice_handler(connection._heard)
         return connection
+
+
+def find_dead_lines(engine: Engine, timeout_s: float = 30.0) -> None:
+    """Have the kernel find a line that is dead in that time; what the engine's URL says of it counts."""
+    seconds = min(timeout_s, _DAY_S)
+    wanted = {
+        "tcp_user_timeout": math.ceil(seconds * 1_000),
+        "keepalives_idle": max(1, int(seconds) // 3),
+        "keepalives_interval": max(1, int(seconds) // 6),
+        "keepalives_count": _PROBES,
+        "connect_timeout": math.ceil(min(seconds, _CONNECT_S)),
+    }
+
+    @event.listens_for(engine, "do_connect")
+    def connect(dialect: Any, record: Any, args: Any, options: Any) -> None:
+        options.update({name: value for name, value in wanted.items() if name not in options})
 
 
 @contextmanager
@@ -93,16 +111,3 @@ def unhurried(connection: Any) -> Iterator[None]:
         yield
     finally:
         connection.patience_s = before
-
-
-def line_settings(url: URL, timeout_s: float) -> dict[str, int]:
-    """What libpq is told, so that the kernel finds a dead line in that time; what the URL says counts."""
-    seconds = int(min(timeout_s, _DAY_S))
-    wanted = {
-        "tcp_user_timeout": math.ceil(min(timeout_s, _DAY_S) * 1_000),
-        "keepalives_idle": max(1, seconds // 3),
-        "keepalives_interval": max(1, seconds // 6),
-        "keepalives_count": _PROBES,
-        "connect_timeout": math.ceil(min(timeout_s, 10)),
-    }
-    return {name: value for name, value in wanted.items() if name not in url.query}

@@ -496,7 +496,7 @@ class PostgresSinks:
 
 
 def _create_engine(url: URL, pool_size: int, lock_timeout_ms: int, timeout_s: float) -> Engine:
-    connect_args: dict[str, Any] = {**pooler.prepare_threshold(url), **exchange.line_settings(url, timeout_s)}
+    connect_args: dict[str, Any] = {**pooler.prepare_threshold(url)}
     if not pooler.in_transaction_mode(url):
         options = f"-c lock_timeout={lock_timeout_ms} -c plan_cache_mode=force_generic_plan"
         given = url.query.get("options")
@@ -510,8 +510,7 @@ def _create_engine(url: URL, pool_size: int, lock_timeout_ms: int, timeout_s: fl
         max_overflow=-1,
         connect_args=connect_args,
     )
-    # The server may wait for a lock first.
-    exchange.guard(engine, timeout_s + lock_timeout_ms / 1000)
+    exchange.guard(engine, timeout_s, lock_timeout_ms / 1000)
     if pooler.in_transaction_mode(url):
         pooler.limit_transactions(engine, lock_timeout_ms)
     return engine

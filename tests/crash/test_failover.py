@@ -224,4 +224,6 @@ def _fail_over_under_users(stack):
         assert left.head("secret").status == "deleted"
         assert users.acknowledged["redelivered"] == users.acknowledged["keyed"]
         assert users.acknowledged["own"] is None
+        # Whoever remembers what is lost goes on from what there is.
+        assert hasty.append("hasty", notes(1)).version == 1
         assert left.verify().ok

@@ -20,7 +20,7 @@ from agno.db.utils import json_serializer
 from sqlalchemy import URL, create_engine, make_url
 
 from kern_events.adapters.agno.db import OnError, run_snapshot, snapshot, written
-from kern_events.adapters.agno.postgres import KernPostgresDb
+from kern_events.adapters.agno.postgres import KernPostgresDb, find_dead_lines
 from kern_events.adapters.agno.reopening import MARK, stands_for
 from kern_events.adapters.agno.sqlite import KernSqliteDb
 from kern_events.store.forks import ForkLock, leave_to_parent, refuse_in_children
@@ -82,6 +82,7 @@ class _KernAsyncDb:
             with self._lock:
                 if self._made is None:
                     engine = create_engine(_sync(this.db_engine.url), json_serializer=json_serializer)
+                    find_dead_lines(engine)
                     self._made = self._make(db_engine=engine, id=this.id)
         return self._made
 

@@ -36,6 +36,8 @@ class KernPostgresDb(KernDb, PostgresDb):
         **options: Any,
     ) -> None:
         super().__init__(with_psycopg(db_url), db_engine, *args, **options)
+        if db_engine is None:
+            find_dead_lines(self.db_engine)
         self._apart: Engine | None = None
         self._begin(on_error)
 
@@ -93,6 +95,14 @@ class KernPostgresDb(KernDb, PostgresDb):
             """See Agno."""
             plain = super().insert_session_if_absent
             return self._kern.write([session.session_id], lambda *_: plain(session), savepoint=True)
+
+
+def find_dead_lines(engine: Engine) -> None:
+    """Have the kernel look after the line of an engine that nobody has given us."""
+    if engine.url.get_driver_name() == "psycopg":
+        from kern_events.store import exchange  # The driver is there, then.
+
+        exchange.find_dead_lines(engine)
 
 
 def with_psycopg(url: str | None) -> str | None:
