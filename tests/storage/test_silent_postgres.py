@@ -159,12 +159,7 @@ def test_the_kernel_is_told_to_find_a_dead_line_and_the_url_counts(postgres_url,
     assert [parameters[name] for name in names] == found
 
 
-@pytest.mark.parametrize("timeout_s", [0, -1, float("nan")])
-def test_a_timeout_that_is_none_is_refused(timeout_s):
-    with pytest.raises(ValueError, match="timeout_s is a number above 0"):
-        SessionLog("memory:", timeout_s=timeout_s)
-
-
-def test_a_timeout_may_be_without_an_end(postgres_url):
-    with SessionLog(postgres_url, timeout_s=float("inf")) as log:
+def test_a_timeout_may_be_of_weeks(postgres_url):
+    """libpq and the kernel take less; they get what they take."""
+    with SessionLog(postgres_url, timeout_s=2_000_000) as log:
         assert log.append("s", notes(1)).version == 1
