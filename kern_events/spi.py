@@ -20,7 +20,7 @@ from kern_events.events import TYPES, Draft, Event, Head, Kind, Receipt, to_date
 from kern_events.frozen import NOTHING, FrozenDict, FrozenList, freeze, thaw
 from kern_events.lineage import Range
 from kern_events.log import checked_expected, checked_head
-from kern_events.numbers import check_optional, check_seconds, check_whole, whole
+from kern_events.numbers import LARGEST, check_optional, check_seconds, check_whole, whole
 from kern_events.store import base
 from kern_events.store.base import Difference, SnapshotPut, StoredChunk, head_name
 from kern_events.turn import Claim, Claims, TurnRecorder
@@ -290,11 +290,13 @@ class NewSnapshot(NamedTuple):
 
     def rows(self) -> SnapshotPut:
         """As the store takes it."""
-        rows = [StoredChunk(name, self.version, data) for name, data in self.chunks.items()]
+        # One that no session is of, as -1, is one that it is of no more.
+        epoch, version = check_whole("epoch", self.epoch, -LARGEST), check_whole("version", self.version)
+        rows = [StoredChunk(name, version, data) for name, data in self.chunks.items()]
         if self.head is not None:
-            rows.append(StoredChunk(head_name(self.version), self.version, self.head))
-        drop = [each if isinstance(each, str) else head_name(each) for each in self.drop]
-        return SnapshotPut(self.session_id, self.epoch, rows, drop)
+            rows.append(StoredChunk(head_name(version), version, self.head))
+        drop = [each if isinstance(each, str) else head_name(check_whole("drop", each)) for each in self.drop]
+        return SnapshotPut(check_id(self.session_id, "session_id"), epoch, rows, drop)
 
 
 class Standing(NamedTuple):

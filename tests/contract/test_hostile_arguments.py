@@ -5,6 +5,7 @@ from __future__ import annotations
 import decimal
 import enum
 import math
+from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
 import pytest
@@ -107,6 +108,10 @@ VERBS = {
     "spi.own_path": Verb(lambda s, n: spi.own_path(sync_of(s), "s", n)),
     "spi.hash_at": Verb(lambda s, n: spi.hash_at(sync_of(s), "s", n)),
     "spi.table.head": Verb(lambda s, n: spi.SnapshotTable(sync_of(s), "p").head("s", n)),
+    "spi.table.put.epoch": Verb(
+        lambda s, n: spi.SnapshotTable(sync_of(s), "p").put("s", n, 1, head=b""), low=-LARGEST
+    ),
+    "spi.table.put.version": Verb(lambda s, n: spi.SnapshotTable(sync_of(s), "p").put("s", 9, n, head=b"")),
     "spi.table.plan": Verb(lambda s, n: spi.SnapshotTable(sync_of(s), "p").plan("", n)),
 }
 OPTIONS = {
@@ -188,6 +193,24 @@ def test_an_int_enum_counts_as_its_number(sessions):
         assert not isinstance(error, (TypeError, ArithmeticError)), error
 
     assert sessions.verify().ok
+
+
+def test_a_time_is_an_aware_datetime(sessions):
+    ends = [datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=timezone(-timedelta(hours=14)))]
+    before = written(sessions)
+    for call in (
+        lambda at: sessions.load("s", at=at),
+        lambda at: sessions.fork("s", "new", at=at),
+        lambda at: sessions.restore("s", to_time=at),
+        lambda at: sessions.preview_restore("s", to_time=at),
+    ):
+        for hostile in (*NO_NUMBERS, *TOO_LARGE, 1, date(2026, 1, 1)):
+            assert type(outcome(lambda call=call, at=hostile: call(at))) is TypeError, hostile
+        for hostile in (datetime(2026, 1, 1), datetime.max):
+            assert type(outcome(lambda call=call, at=hostile: call(at))) is ValueError, hostile
+    assert written(sessions) == before
+
+    assert [sessions.load("s", at=at).version for at in ends] == [0, 3]
 
 
 @pytest.mark.parametrize("field", ["version", "turn", "branch", "epoch", "at_us", "hash", "status"])
