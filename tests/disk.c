@@ -2,7 +2,8 @@
  * fail.
  *
  * The process calls disk_record(folder, trace) and disk_fail(...) itself, through ctypes. A record of the
- * trace is `op (1 byte), file descriptor (4), offset (8), length (8)` and as many bytes; tests/disks.py reads it.
+ * trace is `op (1 byte), file descriptor (4), offset (8), length (8)` and as many bytes; tests/disks.py
+ * reads it.
  */
 #define _GNU_SOURCE
 #include <errno.h>
