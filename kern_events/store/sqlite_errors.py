@@ -81,7 +81,8 @@ def _refused(path: str) -> int | None:
         file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             os.unlink(name)
-            os.pwrite(file, bytes(_TRIED_BYTES), end)
+            done = os.pwrite(file, bytes(_TRIED_BYTES), end)
+            os.pwrite(file, bytes(_TRIED_BYTES - done), end + done)  # Says why, if that was not all of it.
             os.fsync(file)
         finally:
             os.close(file)

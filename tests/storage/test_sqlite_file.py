@@ -20,6 +20,7 @@ from sqlalchemy.pool import AssertionPool, SingletonThreadPool, StaticPool
 from kern_events import Draft, SessionLog
 from kern_events.errors import KernError, StoreCorrupt, StoreError, StoreFull, StoreUnavailable
 from kern_events.store import inodes
+from tests import room
 from tests.writers import note, notes, texts
 
 SECRET = "a word that nobody else would write"
@@ -500,6 +501,14 @@ def test_a_full_disk_is_told_and_nothing_is_half_there(url, path):
         assert log.append("s0", [note("x" * 100_000)], expected=version).version == version + 1
         assert log.verify().ok
     engine.dispose()
+
+
+@pytest.mark.parametrize("size_bytes", [0, 10_000, 40_000, 100_000])
+def test_a_limit_that_is_met_in_the_middle_of_a_write_is_told(url, path, size_bytes):
+    with SessionLog(url) as log:
+        with room.no_files(size_bytes), pytest.raises(StoreFull, match=f"{path}.*File too large"):
+            log.append("s", notes(1))
+        assert log.append("s", notes(1)).version == 1
 
 
 # ------------------------------------------------------------------------ network file systems
