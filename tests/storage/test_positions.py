@@ -12,11 +12,24 @@ from sqlalchemy import create_engine
 from kern_events import SessionLog
 from kern_events.cli.app import cli
 from kern_events.errors import StoreError
-from tests import facade
-from tests.writers import notes
+from tests import databases, facade
+from tests.writers import note, notes, texts
 
 AGAIN = "positions would begin again: 3 is recorded, and the next one would be 1; run `kern-events migrate"
 SEQUENCE = "kern_events_position_seq"
+
+
+COLUMNS = "SELECT attname FROM pg_attribute WHERE attrelid = (?::text || '.' || ?)::regclass AND attnum > 0"
+
+
+def in_coroutines(seen):
+    async def handle(events):
+        seen.extend(events)
+
+    return handle
+
+
+HANDLERS = {"sync": lambda seen: seen.extend, "async": in_coroutines}
 
 
 @pytest.fixture
@@ -74,6 +87,34 @@ def test_it_is_told_by_verify_and_status_and_at_open_and_mended_by_migrate(left_
     with SessionLog(url) as late:
         assert late.append("s", notes(1)).position == 4
         assert late.verify().ok
+
+
+@pytest.mark.parametrize("kind", facade.FACADES)
+def test_a_consumer_goes_on_where_its_rows_were_copied_to(log, raw, url, harmed_postgres_url, kind):
+    """As logical replication, COPY and a restore of data alone do: rows, and no sequence."""
+    log.append("s", notes(3))
+    log.consumer("index", lambda events: None).run(until_idle=True)
+    [(old,)] = raw.run("SELECT current_schema()")
+    with databases.schema(harmed_postgres_url) as there:
+        with SessionLog(there) as new, databases.connect(there) as connection:
+            new.migrate()
+            for table in ("kern_sessions", "kern_events", "kern_consumers"):
+                columns = ", ".join(f'"{name}"' for (name,) in raw.run(COLUMNS, old, table))
+                rows = f"SELECT {columns} FROM {old}.{table}"
+                connection.execute(f"INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE {rows}".encode())
+        with facade.opened(kind, there) as new:
+            with pytest.raises(StoreError, match=AGAIN):
+                new.append("s", notes(1))
+            new.migrate()
+            new.append("s", [note("there")])
+            assert seen_by(new, kind) == ["there"]
+
+
+def seen_by(log, kind):
+    """What a consumer is given from where it stands."""
+    seen = []
+    log.consumer("index", HANDLERS[kind](seen)).run(until_idle=True)
+    return texts(seen)
 
 
 def test_a_sequence_that_was_set_by_hand_is_fine(left_behind, url):
@@ -142,3 +183,17 @@ def test_sqlite_goes_on_whatever_became_of_its_sequence(tmp_path):
             positions.append(log.append("s", notes(1)).position)
             assert log.verify().ok
     assert positions == [4, 5]
+
+
+def test_sqlite_goes_on_in_a_file_made_from_a_dump(tmp_path):
+    with SessionLog(f"sqlite:///{tmp_path}/log.db") as log:
+        log.append("s", notes(3))
+    with (
+        closing(sqlite3.connect(tmp_path / "log.db")) as source,
+        closing(sqlite3.connect(tmp_path / "copy.db")) as target,
+    ):
+        target.executescript("\n".join(source.iterdump()))
+
+    with SessionLog(f"sqlite:///{tmp_path}/copy.db") as log:
+        assert log.append("s", notes(1)).position == 4
+        assert log.verify().ok
