@@ -180,13 +180,12 @@ class Consumer:
             return ConsumerStep(0, 0, self._follower.position, False, False)
 
     def _begin(self) -> None:
-        """The consumer's row, which is there from then on."""
+        """The consumer's row, which is there from then on, but for a failover."""
         if not self._begun:
             store = self._log._store
-            after = self._after
-            if after is None:
-                after = settled_end(store, self._log._lock_timeout_s)
-            store.consumers.begin(self._log.namespace, self.name, after)
+            if self._after is None:
+                self._after = settled_end(store, self._log._lock_timeout_s)
+            store.consumers.begin(self._log.namespace, self.name, self._after)
             self._begun = True
 
     def stop(self) -> None:
@@ -227,6 +226,7 @@ class Consumer:
 
     def _worked(self, held: Held | None) -> ConsumerStep:
         if held is None:
+            self._begun = False  # Somebody else has it, or a failover took its row.
             return ConsumerStep(0, 0, self._follower.position, False, False)
         before = self._catch_up(held)
         self._follower.go_to(held.position)

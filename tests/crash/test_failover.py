@@ -166,6 +166,12 @@ def confirming(log, engine):
     return work
 
 
+def consuming(log):
+    """One whose row is new, and may be gone after the failover."""
+    consumer = log.consumer("c", lambda events, connection: None, transactional=True)
+    return lambda base: consumer.run(until_idle=True)
+
+
 @cycles(1, 20)
 def test_what_was_acknowledged_is_not_lost_with_the_primary(count):
     for _ in range(count):
@@ -192,9 +198,10 @@ def _fail_over_under_users(stack):
     users.start("fork", lambda base: log.fork("parent", "fork"))
     users.start("import", lambda base: import_transcripts(log, [LINE]))
     users.start("own", confirming(log, engine))
+    users.start("consumer", consuming(log))
     users.start("hasty", appending(hasty, "hasty"))
-    two.end(two.waiting(9))
-    two.waiting(8)
+    two.end(two.waiting(10))
+    two.waiting(9)
     cancelled = stack.enter_context(SessionLog(two.named("cancelled")))
     others = create_engine(two.named("others"))  # The log hears no warnings there.
     stack.callback(others.dispose)
@@ -202,7 +209,7 @@ def _fail_over_under_users(stack):
     users.start("cancelled", appending(cancelled, "cancelled"))
     users.start("fooled", appending(fooled, "fooled"))
     two.cancel("cancelled", "others")
-    two.waiting(9)
+    two.waiting(10)
     eventually(lambda: len(users.acknowledged) == 2)
     two.primary.kill()
     two.primary.start()  # Now all that is in its WAL can be read there.
@@ -210,7 +217,7 @@ def _fail_over_under_users(stack):
     users.start("redelivered", appending(again, "keyed", "k"))
     users.start("deleted", deleting(again))
     users.start("imported", lambda base: import_transcripts(again, [LINE]))
-    two.waiting(11)
+    two.waiting(12)
     assert users.acknowledged.keys() == {"hasty", "fooled"}
     two.fail_over()
     users.join()
@@ -224,6 +231,7 @@ def _fail_over_under_users(stack):
         assert left.head("secret").status == "deleted"
         assert users.acknowledged["redelivered"] == users.acknowledged["keyed"]
         assert users.acknowledged["own"] is None
+        assert users.acknowledged["consumer"] > 0
         # Whoever remembers what is lost goes on from what there is.
         assert hasty.append("hasty", notes(1)).version == 1
         assert left.verify().ok
