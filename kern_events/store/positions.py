@@ -90,7 +90,9 @@ class Positions:
 
     def _look(self, cursor: Any) -> _Seen:
         [[sequence, readable]] = cursor.execute(self._sql.sequence).fetchall()
-        self.hidden = not readable
+        self.hidden = sequence is not None and not readable
+        if sequence is None:
+            return _Seen(0, None, None)
         if not readable:
             return _Seen(cursor.execute(self._sql.last_position).fetchall()[0][0], None, sequence)
         [[highest, following]] = cursor.execute(self._sql.positions_of.format(sequence=sequence)).fetchall()

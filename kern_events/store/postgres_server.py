@@ -325,6 +325,7 @@ class PostgresServer:
                 self._migrate(cursor)
         else:  # By a role, perhaps, that may make nothing.
             migrate.check_writer("postgres", *before)
+        self.row_security = self.read(lambda session: self.hides_rows(session.cursor))
         if self.read(lambda session: self.differences(session.cursor)):
             with self._migrating() as cursor:
                 self._find_tables(cursor)

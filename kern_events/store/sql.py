@@ -713,10 +713,11 @@ class PostgresSQL:
             "AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
             "AND l.pid IS DISTINCT FROM pg_backend_pid() ORDER BY 2 DESC"
         )
-        # The sequence that gives positions, and whether this role may read it.
+        # The sequence that gives positions, and whether this role may read it; none where there is no table.
         self.sequence = filled(
-            "SELECT s, coalesce(has_sequence_privilege(s, 'SELECT'), false) "
-            "FROM pg_get_serial_sequence('{s}kern_events', 'position') AS s"
+            "SELECT s, coalesce(has_sequence_privilege(s, 'SELECT'), false) FROM (SELECT CASE WHEN "
+            "to_regclass('{s}kern_events') IS NOT NULL "
+            "THEN pg_get_serial_sequence('{s}kern_events', 'position') END AS s) AS sequence"
         )
         # The highest position, and the one that the sequence, as it names itself, gives next.
         self.positions_of = filled(
@@ -727,8 +728,8 @@ class PostgresSQL:
         self.lock_events = filled("LOCK TABLE {s}kern_events IN SHARE ROW EXCLUSIVE MODE")
         # Whether row-level security is in force for this role.
         self.row_security = filled(
-            "SELECT row_security_active('{s}kern_sessions'::regclass) "
-            "OR row_security_active('{s}kern_events'::regclass)"
+            "SELECT coalesce(row_security_active(to_regclass('{s}kern_sessions')), false) "
+            "OR coalesce(row_security_active(to_regclass('{s}kern_events')), false)"
         )
         # Whether it hides events of a session, whose versions have no gaps.
         self.hides_events = filled(

@@ -70,6 +70,18 @@ def test_what_is_missing_or_another_one_is_found_and_mended(log, raw, what, stat
     assert log.verify().ok
 
 
+def test_a_log_without_its_events_is_told_and_not_read(log, url, raw):
+    log.append("s", notes(2))
+    raw.run("DROP TABLE kern_events" + (" CASCADE" if raw.dialect == "postgres" else ""))
+
+    with SessionLog(url) as late:
+        report = late.verify()
+        assert ("table kern_events", "missing") in [(one.field, one.found) for one in report.findings]
+        assert "no session was read" in report.notes[0]
+        late.migrate()
+        assert {problem for _, problem, _ in told(late)} == {"head"}
+
+
 def test_an_async_log_finds_and_mends_it_too(log, url, raw):
     log.append("s", notes(1))
     raw.run("DROP INDEX kern_events_key")

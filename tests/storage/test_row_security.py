@@ -50,6 +50,7 @@ def opened(kind, url):
 def test_everything_works_within_a_namespace_that_is_seen(guarded, clerk, kind):
     guarded("namespace = 'default'", "namespace = 'default'")
     with opened(kind, clerk) as log:
+        log.migrate()
         log.append("s", notes(1))
         assert [one.version for one in log.append_many([("s", notes(1), 4), ("t", notes(2), 0)])] == [5, 2]
         log.fork("s", "f", version=2)
