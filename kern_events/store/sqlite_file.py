@@ -483,8 +483,12 @@ class SQLiteFile:
         assert self._writer is not None
         return self._writer.driver
 
+    def only_reads(self) -> bool:
+        """Whether the file is there and is not to be written, by its URL or its mode."""
+        return self._own and still.exists(self._path) and (self._read_only or not still.may_write(self._path))
+
     def _open_writer(self) -> Driver:
-        if self._own and still.exists(self._path) and (self._read_only or not still.may_write(self._path)):
+        if self.only_reads():
             raise StoreUnavailable(f"{self._path} cannot be written: it is open for reading only")
         try:
             checked_out = taken(self._engine)
@@ -622,7 +626,12 @@ class SQLiteSinks:
 
     def engine(self) -> Engine:
         """See Sinks."""
-        self._file.ensure()
+        try:
+            self._file.ensure()
+        except StoreUnavailable as error:
+            if not self._file.only_reads():
+                raise
+            raise FeedUnavailable(f"a consumer stores its position, and that cannot be: {error}") from error
         return self._file._engine
 
     def handing(self, connection: Connection) -> AbstractContextManager[Any]:
