@@ -732,10 +732,10 @@ def is_being_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def is_small(values: Iterable[Any]) -> bool:
+def is_small(values: Any) -> bool:
     """Whether encoding these values would not hold up the event loop; looks at no more than it has to."""
     left = _INLINE_BYTES
-    waiting = list(values)
+    waiting = list(values) if isinstance(values, Iterable) else []
     while waiting:
         value = waiting.pop()
         left -= _NODE_BYTES

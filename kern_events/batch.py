@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from itertools import count
 from typing import Any, Final, NamedTuple
 
@@ -197,7 +197,8 @@ def prepare(
     check_id(session_id, "session_id")
     if idempotency_key is not None:
         check_id(idempotency_key, "idempotency_key")
-    if isinstance(drafts, Draft) or not all(isinstance(draft, Draft) for draft in drafts):
+    given: Any = drafts
+    if not isinstance(given, Collection) or not all(isinstance(draft, Draft) for draft in given):
         raise TypeError("drafts is a list of Draft")
     if not 1 <= len(drafts) <= MAX_BATCH:
         raise InvalidEvent(f"{len(drafts):,} drafts; an append takes 1 to {MAX_BATCH:,}", "drafts")

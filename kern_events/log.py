@@ -7,7 +7,7 @@ conflicts and lost answers is in store/retry.py, how a database does one attempt
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from types import TracebackType
@@ -69,6 +69,16 @@ _WITH_METADATA: Final = (
 
 T = TypeVar("T")
 ManyAppends = Sequence[tuple[str, Sequence[Draft], Expected]]
+
+
+def _checked_appends(appends: Any) -> ManyAppends:
+    if not isinstance(appends, Collection) or not all(_is_triple(one) for one in appends):
+        raise TypeError("appends is a list of (session_id, drafts, expected)")
+    return [(session_id, drafts, base) for session_id, drafts, base in appends]
+
+
+def _is_triple(one: Any) -> bool:
+    return isinstance(one, (list, tuple)) and len(one) == 3
 
 
 class PendingReceipt(NamedTuple):
@@ -256,7 +266,7 @@ class SessionLog:
         """
         batches: list[tuple[Batch, Expected]] = []
         spent_bytes = 0
-        for session_id, drafts, base in appends:
+        for session_id, drafts, base in _checked_appends(appends):
             batch = self._prepare(session_id, drafts, spent_bytes=spent_bytes)
             batches.append((batch, checked_expected(base)))
             spent_bytes += batch.size_bytes

@@ -577,7 +577,11 @@ class Sessions(SessionLog):
 
     def _chosen(self, projector: Projector[Any] | None) -> Projector[Any]:
         """The projector given, or that of the session view, which knows the types of this log."""
-        return self._projector if projector is None or type(projector) is SessionProjector else projector
+        if projector is None or type(projector) is SessionProjector:
+            return self._projector
+        if isinstance(projector, type) or not isinstance(getattr(projector, "name", None), str):
+            raise TypeError(f"projector is a Projector, not {projector!r}")
+        return projector
 
     def _claims(
         self, session_id: str, turn: int | None, expected: Head | None

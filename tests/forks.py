@@ -28,6 +28,7 @@ class Storm(NamedTuple):
 
     log: Any  # sessions, sync or async
     forks: int  # of each of the threads that fork
+    number: int = 0  # of those before it on the same log
     patience_s: float = PATIENCE_S  # with a child
 
 
@@ -66,14 +67,15 @@ def account_of(storm: Storm) -> Counter[str]:
         and of those lost and doubled; how many findings verify had, in the log and in the children.
     """
     log, account, over = storm.log, Counter[str](), threading.Event()
-    log.append("s", [note("begins")])
+    log.append("s", [note(f"{storm.number} begins")])
     working = threading.Semaphore(0)
 
     def write(number: int) -> list[str]:
         said: list[str] = []
         while not over.is_set():
-            log.append("s", [note(f"{number}.{len(said)}")])
-            said.append(f"{number}.{len(said)}")
+            text = f"{storm.number}: {number}.{len(said)}"
+            log.append("s", [note(text)])
+            said.append(text)
             if number == 0:
                 list(log.read("s", after=max(0, len(said) - 20)))
                 log.load("s")
@@ -85,7 +87,7 @@ def account_of(storm: Storm) -> Counter[str]:
         for _ in range(_WRITERS):
             assert working.acquire(timeout=PATIENCE_S)
         for turn in range(storm.forks):
-            text = f"child {number}.{turn}"
+            text = f"{storm.number}: child {number}.{turn}"
             answer = forked(lambda text=text: _in_child(sync_of(log), text), storm.patience_s)
             account["children"] += 1
             account["locked out"] += answer != "worked"

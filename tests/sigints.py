@@ -110,6 +110,7 @@ def _is_locked(other: sqlite3.Connection) -> bool:
 
 def _worker(pipe: Any, plan: Plan) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.unraisablehook = _send_again
     if plan.keeps_lock:
         SQLiteStore._commit_group = SQLiteStore._commit  # type: ignore[method-assign]
     numbers = iter(range(1 << 60))
@@ -118,6 +119,12 @@ def _worker(pipe: Any, plan: Plan) -> None:
         pipe.send(None)
         while True:
             pipe.send(_round(pipe, log, numbers))
+
+
+def _send_again(unraisable: Any) -> None:
+    """Python drops what is raised in a finalizer, as that of a WeakSet, whoever made it."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        threading.Timer(0.001, os.kill, (os.getpid(), signal.SIGINT)).start()
 
 
 def _round(pipe: Any, log: Sessions, numbers: Any) -> tuple[list[str], list[str]]:

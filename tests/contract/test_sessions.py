@@ -144,6 +144,9 @@ def test_a_parameter_of_another_type_is_refused_by_its_name(log):
         (log.sessions, {"after": 5}), (log.sessions, {"limit": "1"}),
         (log.read, {"session_id": "s", "after": None}), (log.read, {"session_id": "s", "until": 1.5}),
         (log.read_all, {"after": None}), (log.subscribe, {"after": None}),
+        (log.sessions, {"limit": None}), (log.append_many, {"appends": None}),
+        (log.append_many, {"appends": [("s", notes(1))]}), (log.append_many, {"appends": 5}),
+        (log.append, {"session_id": "s", "drafts": None}), (log.append, {"session_id": "s", "drafts": 5}),
     ):  # fmt: skip
         with pytest.raises(TypeError, match=f"^{list(values)[-1]} is "):
             list(verb(**values))

@@ -522,3 +522,11 @@ def test_the_front_door_is_the_same_class() -> None:
     import kern_events
 
     assert kern_events.Sessions is Sessions
+
+
+@pytest.mark.parametrize("projector", [5, int, object()])
+def test_what_is_no_projector_is_refused_by_its_name(projector):
+    with Sessions("memory:") as sessions:
+        sessions.append("s", [Draft("note.taken", {})])
+        with pytest.raises(TypeError, match=r"^projector is a Projector"):
+            sessions.load("s", projector=projector)
