@@ -378,7 +378,7 @@ def _in_child(pipe: Any, plan: Plan, name: str, seed: Any) -> None:
 
     try:
         with (
-            SessionLog(plan.url, namespace=plan.namespace, lock_timeout_s=0.05) as base,
+            SessionLog(plan.url, namespace=plan.namespace, lock_timeout_s=0.1) as base,
             _logs(base, plan, writers.pick((seed, name))) as logs,
         ):
             work = _work(logs, plan, name, seed, tell)
