@@ -59,6 +59,7 @@ __all__ = [
     "live_parts",
     "live_path",
     "missing",
+    "namespaces",
     "own_path",
     "page",
     "point",
@@ -320,6 +321,11 @@ def missing(log: SessionLog, said: str) -> StoreError:
 def differences(log: SessionLog) -> Sequence[Difference]:
     """What the database has not, or has otherwise than it was made, as `verify` finds it."""
     return log._store.differences()
+
+
+def namespaces(log: SessionLog) -> Sequence[str] | None:
+    """In which namespaces there are sessions, deleted ones included, sorted; None if there is no log."""
+    return log._store.namespaces()
 
 
 def sizes(log: SessionLog) -> tuple[int, int]:

@@ -104,10 +104,10 @@ def import_(
 @database
 @as_json
 def ls(user: str | None, limit: int, after: str | None, db: str, namespace: str, as_json: bool) -> None:
-    """List sessions, the most recently active first."""
+    """List sessions, the most recently active first; of an empty namespace, say which others there are."""
     from kern_events.cli.reports import put_sessions
 
-    with sessions_at(db, namespace) as sessions, refusing(ValueError):
+    with sessions_at(db, namespace, empty=True) as sessions, refusing(ValueError):
         page = sessions.sessions(user_id=user, after=after, limit=limit + 1)
     put_sessions(page[:limit], more=len(page) > limit, as_json=as_json)
 

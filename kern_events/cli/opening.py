@@ -34,6 +34,8 @@ _NO_SECRETS: Final = frozenset(
 
 _FILES: Final = frozenset({"passfile", "sslcert", "sslcrl", "sslkey", "sslrootcert"})
 
+_NAMED: Final = 20  # namespaces; there may be any number
+
 _TYPES_KEY: Final = "kern_events.types"
 SCHEMA_KEY: Final = "kern_events.schema"
 SIGNED_BY: Final = "kern_events.signed_by"  # Of the file's path, and what is in it.
@@ -139,13 +141,15 @@ def sessions_at(
     namespace: str,
     *,
     create: bool = False,
+    empty: bool = False,
     cache: str | None = None,
     recorded: bool = False,
     max_payload_bytes: int | None = None,
 ) -> Iterator[Sessions]:
-    """The sessions of a database; a SQLite file that is not there is made only with `create`.
+    """The sessions of a database; one that is not there is made only with `create`, and else is an error.
 
-    With `recorded`, events are as they were recorded, whatever `--types` says.
+    So is a namespace of which nothing is recorded; with `empty`, it is only told. With `recorded`, events
+    are as they were recorded, whatever `--types` says.
     """
     from kern_events import Sessions
 
@@ -161,11 +165,38 @@ def sessions_at(
         _, secret = said.get(SIGNED_BY, (None, None))
         sessions = Sessions.open(db, cache=cache, secret=secret, namespace=namespace, **options)
     with sessions:
-        if path and not path.startswith("file:") and not create and not os.path.exists(path):
-            raise failure(
-                ValueError(f"there is no database {path!r}: `kern-events import FILE` and `migrate` make one")
-            )
+        if not create:
+            _check_there(sessions, db, path, empty=empty)
         yield sessions
+
+
+def _check_there(sessions: Sessions, db: str, path: str | None, *, empty: bool) -> None:
+    from kern_events.cli.text import console, one_line
+    from kern_events.spi import namespaces
+
+    found = namespaces(sessions)
+    if found is None:
+        where = _where(db, path)
+        raise failure(ValueError(f"there is no {where}: `kern-events import FILE` and `migrate` make one"))
+    if sessions.namespace in found:
+        return
+    said = f"nothing is recorded in namespace {sessions.namespace!r}"
+    if found:
+        others = ", ".join(map(repr, found[:_NAMED])) + (", ..." if len(found) > _NAMED else "")
+        said += f": there are sessions in {others}"
+    if not empty:
+        raise failure(ValueError(said))
+    console(stderr=True).print(one_line(said), style="yellow", soft_wrap=True)
+
+
+def _where(db: str, path: str | None) -> str:
+    """What is not there."""
+    if path:
+        is_there = path.startswith("file:") or os.path.exists(path)
+        return f"log in {path!r}" if is_there else f"database {path!r}"
+    ctx = click.get_current_context(silent=True)
+    schema = ctx.find_root().meta.get(SCHEMA_KEY) if ctx else None
+    return f"log in {f'schema {schema!r} of ' if schema else ''}{shown_url(db)}"
 
 
 def check_output(output: str, db: str) -> None:

@@ -63,7 +63,7 @@ def rebuild(
     from kern_events.cli.text import console, put_json
     from kern_events.spi import sizes
 
-    with sessions_at(db, namespace, cache=cache) as sessions, refusing(ValueError):
+    with sessions_at(db, namespace, cache=cache, empty=True) as sessions, refusing(ValueError):
         total = sizes(sessions)[1]
         with progress("comparing" if check else "rebuilding", total) as advance:
             report = sessions.rebuild(
@@ -137,7 +137,7 @@ def project(projector: Any, cache: str | None, once: bool, db: str, namespace: s
     """
     from kern_events.cli.text import console, counted
 
-    with sessions_at(db, namespace, cache=cache) as sessions, refusing(ValueError):
+    with sessions_at(db, namespace, cache=cache, empty=True) as sessions, refusing(ValueError):
         worker = sessions.warmer(projector)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: worker.stop())
@@ -154,7 +154,7 @@ def status(db: str, namespace: str, as_json: bool) -> None:
     from kern_events.cli.text import console, counted, one_line, put_json
     from kern_events.spi import differences, sizes
 
-    with sessions_at(db, namespace) as log:
+    with sessions_at(db, namespace, empty=True) as log:
         count, events = sizes(log)
         consumers, holders, wrong = log.consumers(), log.feed_held_by(), differences(log)
     out = console()
@@ -216,7 +216,7 @@ def parked(
 
     if retry and skip:
         raise click.UsageError("either --retry or --skip")
-    with sessions_at(db, namespace) as log, refusing(ValueError):
+    with sessions_at(db, namespace, empty=True) as log, refusing(ValueError):
         worker = log.consumer(consumer, lambda events: None)
         found = worker.parked()
         if chosen := retry or skip:

@@ -519,6 +519,9 @@ class Store(Protocol):
     def other_snapshots(self, namespace: str, session_id: str, projectors: str, kept: str) -> int:
         """By how many projectors, whose names begin so, but for one, heads are stored of a session."""
 
+    def namespaces(self) -> Sequence[str] | None:
+        """In which namespaces there are sessions, deleted ones included; None if there is no log."""
+
     def sizes(self, namespace: str) -> tuple[int, int]:
         """How many sessions there are that are not deleted, and events in them."""
 

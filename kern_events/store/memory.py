@@ -487,6 +487,11 @@ class MemoryStore:
                 for key, names in self._snapshots.items()
             )
 
+    def namespaces(self) -> Sequence[str] | None:
+        """See Store."""
+        with self._locked():
+            return sorted({key[0] for key in self._sessions})
+
     def sizes(self, namespace: str) -> tuple[int, int]:
         """See Store."""
         with self._locked():

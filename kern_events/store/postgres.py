@@ -771,6 +771,11 @@ class PostgresStore:
         [[count]] = self._server.query(self._sql.other_snapshots, values, absent=[(0,)])
         return int(count)
 
+    def namespaces(self) -> Sequence[str] | None:
+        """See Store."""
+        rows = self._server.query(self._sql.namespaces, (), absent=[None])
+        return None if rows == [None] else [row[0] for row in rows]
+
     def sizes(self, namespace: str) -> tuple[int, int]:
         """See Store."""
 

@@ -30,6 +30,13 @@ _HEAD_ROW: Final = (
 )
 
 
+_NAMESPACES: Final = (
+    "WITH RECURSIVE found (namespace) AS (SELECT min(namespace) FROM {s}kern_sessions UNION ALL "
+    "SELECT (SELECT min(s.namespace) FROM {s}kern_sessions AS s WHERE s.namespace > found.namespace) "
+    "FROM found WHERE found.namespace IS NOT NULL) SELECT namespace FROM found WHERE namespace IS NOT NULL"
+)
+
+
 def _descendants(namespace: str, session_id: str) -> str:
     """A recursive query `found`: the forks of a session and theirs."""
     return (
@@ -306,6 +313,8 @@ SQLITE_FEED_COUNT: Final = (
     "SELECT count(*) FROM (SELECT 1 FROM kern_events AS e CROSS JOIN kern_sessions AS s ON s.id = e.session "
     "WHERE s.namespace = ? AND e.position > ? LIMIT ?)"
 )
+# In which namespaces there are sessions: from one to the next, however many there are in each.
+SQLITE_NAMESPACES: Final = _NAMESPACES.replace("{s}", "")
 # Sessions by last activity: by the hour from the index, then exactly.
 SQLITE_SESSIONS: Final = (
     f"SELECT {_INFO} FROM kern_sessions WHERE namespace = ?1 AND status <> 'deleted' AND updated_hour <= ?2 "
@@ -754,6 +763,8 @@ class PostgresSQL:
             "SELECT count(*) FROM (SELECT FROM {s}kern_events WHERE namespace = %b AND position > %b "
             "LIMIT %b) AS counted"
         )
+        # In which namespaces there are sessions: from one to the next, however many there are in each.
+        self.namespaces = filled(_NAMESPACES)
         # Sessions by last activity: by the hour from the index, then exactly.
         self.sessions = filled(
             f"SELECT {_INFO} FROM {{s}}kern_sessions WHERE namespace = %(namespace)b AND status <> 'deleted' "

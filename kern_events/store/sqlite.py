@@ -515,6 +515,11 @@ class SQLiteStore:
         [[count]] = self._file.query(sql.SQLITE_OTHER_SNAPSHOTS, values, absent=[(0,)])
         return int(count)
 
+    def namespaces(self) -> Sequence[str] | None:
+        """See Store."""
+        rows = self._file.query(sql.SQLITE_NAMESPACES, (), absent=[None])
+        return None if rows == [None] else [row[0] for row in rows]
+
     def sizes(self, namespace: str) -> tuple[int, int]:
         """See Store."""
         sessions, events = self._file.query(sql.SQLITE_SIZES, (namespace,), absent=[(0, 0)])[0]

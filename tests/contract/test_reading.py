@@ -62,6 +62,8 @@ READS = {
     "retry": (lambda log: consumer(log).retry("s"), False),
     "skip": (lambda log: consumer(log).skip("s", 1), False),
     "sizes": (lambda log: spi.sizes(of(log)), (0, 0)),
+    "namespaces": (lambda log: spi.namespaces(of(log)), None),
+    "differences": (lambda log: list(spi.differences(of(log))), []),
     "tail": (lambda log: spi.tail(of(log), "s", 0, 9).head.version, 0),
     "live_path": (lambda log: list(spi.live_path(of(log), "s", 0)), []),
     "descendants": (lambda log: list(spi.descendants(of(log), "s")), []),
@@ -233,6 +235,13 @@ def test_what_another_one_makes_meanwhile_is_seen(open_sessions, place):
         other.append("s", notes(2))
     assert texts(log.read("s")) == [0, 1]
     assert log.verify().events == 2
+
+
+def test_the_namespaces_with_sessions_are_told(open_sessions, place):
+    for namespace in ("b", "a", "b.c"):
+        open_sessions(namespace=namespace).append("s", notes(1))
+    open_sessions(namespace="a").append("t", notes(1))
+    assert spi.namespaces(of(open_sessions(namespace="none"))) == ["a", "b", "b.c"]
 
 
 def test_the_first_write_makes_it(open_sessions, place):
