@@ -166,8 +166,8 @@ def _held_against(image: disks.Image, folder: Path, chance: random.Random) -> Co
     try:
         with SessionLog(f"sqlite:///{folder}/log.db") as log:
             found.update(_missing(log, image.acknowledged))
-            found["findings"] += bool(log.verify().findings)
             log.append("after", [_note(None, 50)])
+            found["findings"] += bool(log.verify().findings)
         found["unsound"] += not _is_sound(folder / "log.db")
     except (KernError, sqlite3.Error) as error:
         print(image.left, type(error).__name__, error, error.__cause__, file=sys.stderr)

@@ -77,6 +77,7 @@ def test_a_write_without_room_says_so_and_succeeds_with_room(sessions: Any, full
 @on_disks
 @pytest.mark.parametrize("buffered", [False, True])
 def test_a_turn_without_room_is_ended_with_room(log: Any, full: Full, buffered: bool) -> None:
+    log.append("other", notes(1))
     with full(), pytest.raises(StoreFull), log.turn("s", buffered=buffered) as turn:
         turn.message("user", "y" * 60_000)
 
