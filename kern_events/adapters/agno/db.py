@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from agno.db.utils import deserialize_session, json_serializer
 from cachetools import LRUCache
 from sqlalchemy import URL, Table
+from sqlalchemy import inspect as inspected
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
@@ -151,7 +152,9 @@ class KernDb:
         sessions = AgnoSessions(
             address, durable=False, namespace=namespace, schema=schema, max_payload_bytes=limit
         )
-        recorder = Recorder(sessions, this.db_engine, self._current, self._agno_tables, self._store_run)
+        recorder = Recorder(
+            sessions, this.db_engine, self._current, self._agno_tables, self._store_run, self._is_begun
+        )
         sessions.bind(recorder)
         return sessions, recorder
 
@@ -168,6 +171,11 @@ class KernDb:
             this._get_table(table_type=name, create_table_if_not_found=True) for name in ("sessions", "runs")
         ]
         return Tables(this.db_engine, tables[0], tables[1], self.sessions.namespace)
+
+    def _is_begun(self) -> bool:
+        this: Any = self
+        schema = getattr(this, "db_schema", None)
+        return bool(inspected(this.db_engine).has_table(this.session_table_name, schema=schema))
 
     def _store_run(self, run: Row, session_id: str, user_id: str | None, index: int | None) -> None:
         this: Any = super()
@@ -211,8 +219,10 @@ class KernDb:
 
     def _note_missing(self, session_id: str, user_id: str | None) -> None:
         """A session was not there: who writes it next has begun it, maybe beside others who do so too."""
-        with self._kern._engine.connect() as connection:
-            row = self._kern.tables.session(connection, session_id)
+        row = None
+        if self._kern.has_rows():
+            with self._kern._engine.connect() as connection:
+                row = self._kern.tables.session(connection, session_id)
         # Somebody may have begun it since; if it is another user's, it was there, and not for this one.
         if row is None or user_id is None or row.get("user_id") in (None, user_id):
             with self._lock:

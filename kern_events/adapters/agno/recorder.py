@@ -76,6 +76,7 @@ class Recorder:
         current: Where each thread has its transaction, for Joining.
         tables: Makes Agno's tables where they are missing.
         store_run: Agno's own way to write the row of a run.
+        is_begun: Whether Agno's table of sessions is there.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Recorder:
         current: threading.local,
         tables: Callable[[], Tables],
         store_run: Callable[[Row, str, str | None, int | None], None],
+        is_begun: Callable[[], bool],
     ) -> None:
         self.current: Final = current
         self._sessions = sessions
@@ -92,6 +94,7 @@ class Recorder:
         self._engine = engine
         self._make = tables
         self._store_run = store_run
+        self._is_begun = is_begun
         self._made: Tables | None = None
         self._not_shown: dict[str, int] = {}  # sessions that could not be, at that version
         self._setup = ForkLock()
@@ -106,6 +109,12 @@ class Recorder:
                 made = self._made or self._create()
                 self._made = made
         return made
+
+    def has_rows(self) -> bool:
+        """Whether there may be something to show or to record: else who only reads makes no tables."""
+        if self._made is not None or self._is_begun():
+            return True
+        return self._sessions.namespace in (spi.namespaces(self._sessions) or ())
 
     def reset(self) -> None:
         """Look at Agno's tables anew, and make what is missing, before the next use."""
@@ -183,6 +192,8 @@ class Recorder:
         """Let Agno read; first, if the log has gone on without the rows, they are made to show it."""
         if getattr(self.current, "connection", None) is not None:
             return work()  # Within a write, which has done that.
+        if not self.has_rows():
+            return work()
         tables = self.tables
         with self._begun(tables, reading=True) as connection:
             look = tables.look(connection, session_id)
@@ -201,6 +212,8 @@ class Recorder:
         Returns:
             False if others have deleted it, and the log still has it.
         """
+        if not self.has_rows():
+            return True
         tables = self.tables
         with self._engine.connect() as connection:
             look = tables.look(connection, session_id)
@@ -511,6 +524,8 @@ class Recorder:
 
     def show_all(self) -> None:
         """Before Agno lists: what the log has gone on with alone, shows in the rows."""
+        if not self.has_rows():
+            return
         tables = self.tables
         with self._engine.connect() as connection:
             behind = tables.behind_ids(connection)
