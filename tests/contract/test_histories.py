@@ -19,7 +19,7 @@ from kern_events import SessionLog
 from tests import clients, databases, faults
 from tests.clients import Plan
 from tests.histories import violations
-from tests.writers import eventually, pick
+from tests.writers import PATIENCE_S, eventually, pick
 
 HISTORIES = [pytest.param(5, id="5"), pytest.param(100, id="100", marks=pytest.mark.long)]
 
@@ -30,7 +30,8 @@ def place(request, tmp_path):
     if request.param == "memory":
         yield InMemory()
     elif request.param == "sqlite":
-        with closing(sqlite3.connect(tmp_path / "log.db", isolation_level=None)) as other:
+        file = tmp_path / "log.db"
+        with closing(sqlite3.connect(file, timeout=PATIENCE_S, isolation_level=None)) as other:
             yield OnSQLite(f"sqlite:///{tmp_path}/log.db", other)
     else:
         with ExitStack() as stack:
