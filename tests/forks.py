@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from tests.facade import store_of, sync_of
-from tests.writers import PATIENCE_S, eventually, in_threads, note, texts
+from tests.writers import PATIENCE_S, eventually, findings, in_threads, note, texts
 
 _FORKERS = 2
 _WRITERS = 2
@@ -112,7 +112,7 @@ def account_of(storm: Storm) -> Counter[str]:
     account["acknowledged"] = len(acknowledged)
     account["lost"] = sum(times[text] == 0 for text in acknowledged)
     account["doubled"] = sum(count > 1 for count in times.values())
-    account["findings"] = len(log.verify().findings)
+    account["findings"] = len(findings(log))
     return account
 
 

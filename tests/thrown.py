@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from kern_events.errors import AppendUnresolved, KernError
-from tests.writers import PATIENCE_S, eventually, note, texts
+from tests.writers import PATIENCE_S, eventually, findings, note, texts
 
 _THREADS = 4
 _MOST_S = 0.004
@@ -105,7 +105,7 @@ def account_of(log: Any, count: int, chance: random.Random, patience_s: float = 
     account["lost"] = sum(times[text] == 0 for text in said)
     account["doubled"] = sum(count > 1 for count in times.values())
     account["untrue"] = sum(times[text] > 0 for worker in workers for text in worker.unsaid)
-    account["findings"] = len(log.verify().findings)
+    account["findings"] = len(findings(log))
     return account
 
 

@@ -12,14 +12,14 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from sqlalchemy import text
 
 from kern_events import Draft, SessionLog, batch
-from kern_events.errors import VersionConflict
+from kern_events.errors import StoreMissing, VersionConflict
 from projections import Sessions, rebuild
 from tests import facade
 
@@ -44,6 +44,13 @@ def notes(count: int) -> list[Draft]:
 def texts(events: Any) -> list[Any]:
     """What the notes among these events say."""
     return [event.payload["text"] for event in events if event.type == "note.taken"]
+
+
+def findings(log: Any) -> Sequence[Any]:
+    """What verify finds; nothing where nothing was recorded, which verify tells as an error."""
+    with suppress(StoreMissing):
+        return log.verify().findings  # type: ignore[no-any-return]
+    return ()
 
 
 def eventually(condition: Callable[[], Any], what: str = "") -> Any:

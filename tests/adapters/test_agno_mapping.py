@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kern_events import Sessions
@@ -73,7 +73,19 @@ STEPS = st.lists(
 )
 
 
+TWICE = {"id": "m1", "role": "tool", "tool_call_id": "m1"}
+NO_TEXT = {"id": "m1", "role": "user", "tool_calls": [{"id": []}]}
+
+
+def run_of(*messages):
+    run = {"run_type": "agent", "parent_run_id": None, "status": "COMPLETED", "run_index": 0}
+    said = {"messages": list(messages)}
+    return [({"session_type": "agent", "user_id": None}, {"r1": {**run, "run_data": said}})]
+
+
 @settings(max_examples=300, deadline=None)
+@example(run_of({**TWICE, "content": None}, TWICE))
+@example(run_of(NO_TEXT))
 @given(STEPS)
 def test_whatever_is_recorded_comes_back_at_every_step(steps):
     """Each step is a write of Agno's: the session's row, and rows that appear, change or go."""

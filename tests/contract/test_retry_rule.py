@@ -26,7 +26,7 @@ from kern_events.errors import (
 )
 from kern_events.store.base import AnswerLost, Landed
 from tests import facade, faults
-from tests.writers import note, pick
+from tests.writers import findings, note, pick
 
 SCHEDULES = [pytest.param(2_000, id="2000"), pytest.param(20_000, id="20000", marks=pytest.mark.long)]
 CLEAN = {"lost": 0, "doubled": 0, "wrong": 0}
@@ -92,7 +92,7 @@ class Schedule:
         found["wrong"] += sum(times[draft.event_id] for draft in self.refused)
         said = Counter(None if event.erased else event.payload.get("text") for event in events)
         found["lost"] += sum(said[f"aside {number}"] != 1 for number in range(1, self.asides + 1))
-        assert self.honest.verify().ok
+        assert not findings(self.honest)
         self.honest.close()
         return found
 

@@ -120,6 +120,7 @@ class Drafting:
 
     def __init__(self, session_id: str, session: Row | None, place: Place, fits: Fits = anything) -> None:
         self.drafts: list[Draft] = []
+        self._ids: set[bytes] = set()  # of messages: a tool's answer has the same one every time
         self.turn = place.turn
         self.turns: dict[str, Turn] = {}
         self.system = place.system
@@ -291,7 +292,7 @@ class Drafting:
         if not all(type(each) is dict for each in (*before, *messages)):
             return None, []
         places = {_id(old): at for at, old in enumerate(before) if _id(old)}
-        calls = {call.get("id") for old in messages for call in _calls(old)}
+        calls = {call["id"] for old in messages for call in _calls(old) if type(call.get("id")) is str}
         layout: list[Any] = []
         added: Messages = []
         for new in messages:
@@ -331,8 +332,9 @@ class Drafting:
         """Record a message, with what our event does not say of it in the native; False if it cannot be."""
         said = _drafted(run_id, new, turn)
         draft = None if said is None else self._fitting(said)
-        if draft is None:
+        if draft is None or draft.event_id in self._ids:
             return False
+        self._ids.add(draft.event_id)
         if draft.type in ("tool.returned", "tool.failed"):
             called = self._fitting(_called(new, turn, known=new["tool_call_id"] in calls))
             if called is None:
