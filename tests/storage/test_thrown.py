@@ -9,8 +9,7 @@ from kern_events.store.group import GroupCommit
 from tests.thrown import account_of
 from tests.writers import note, pick
 
-
-# What is thrown while the driver connects leaves a connection that nobody has: it is closed when it is collected.
+# What is thrown while the driver connects leaves a connection that nobody has. It is closed when collected.
 pytestmark = pytest.mark.filterwarnings("ignore:.* was deleted while still open:ResourceWarning")
 
 
