@@ -27,6 +27,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 PATIENCE_S: Final = 10.0  # for callers' transactions to end before a fork, and as much again for ours
 _TURNS: Final = 10  # So many forks at once wait for each other.
 _BRIEFLY_S: Final = 1.0
+_AT_LEAST_S: Final = 0.1
 _POLL_S: Final = 0.001
 _TAKEN: Final = "kern_taken"  # under which a connection's record says by whom it was taken, and when
 
@@ -236,7 +237,8 @@ def _before_fork() -> None:
     for owner in owners:
         if isinstance(owner, Holder):
             _held.append(owner)
-            owner.before_fork(until)
+            # One that never comes to an end leaves the others some time, too.
+            owner.before_fork(max(until, time.monotonic() + _AT_LEAST_S))
 
 
 def _wait_for_callers() -> None:

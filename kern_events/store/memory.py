@@ -134,24 +134,25 @@ class MemoryStore:
         self._snapshots: dict[tuple[str, str, str], dict[str, StoredChunk]] = {}
         self._feed: list[tuple[_Key, int]] = []  # position i + 1: the session and the index of its row
         self._lock = threading.RLock()
-        self._closed = self._torn = False
+        self._closed = self._torn = self._at_work = False
         self.on_commit: Callable[[], None] = nothing
         self.consumers: Consumers = MemoryConsumers()
         survive_forks(self)
 
     def before_fork(self, until: float) -> None:
         """See Holder: a child must not inherit half of what is being recorded."""
-        self._torn = not self._lock.acquire(timeout=max(0.0, until - time.monotonic()))
+        self._at_work = not self._lock.acquire(timeout=max(0.0, until - time.monotonic()))
 
     def after_fork(self) -> None:
         """See Holder."""
-        if not self._torn:
+        if not self._at_work:
             self._lock.release()
-        self._torn = False
+        self._at_work = False
 
     def forget(self) -> None:
         """In a forked child: the lock is the parent's."""
         self._lock = threading.RLock()
+        self._torn, self._at_work = self._torn or self._at_work, False
 
     def attempt(self, batch: Batch, base: Base, lock: bool = False) -> Landed | Refused:
         """See Store."""

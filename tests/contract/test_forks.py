@@ -6,6 +6,7 @@ import os
 import signal
 import sqlite3
 import threading
+import time
 from collections import Counter
 
 import pytest
@@ -25,8 +26,7 @@ def sessions(facade_kind, address, loop):
         yield sessions
 
 
-@pytest.mark.long  # In a process that has grown by other tests a child may take longer than it is waited for.
-@pytest.mark.parametrize("count", [1, 100])
+@pytest.mark.parametrize("count", [1, pytest.param(100, marks=pytest.mark.long)])
 def test_two_who_fork_at_once_beside_others_at_work_harm_nobody(sessions, count):
     account = sum((account_of(Storm(sessions, 2, number)) for number in range(count)), Counter[str]())
 
@@ -37,7 +37,6 @@ def test_two_who_fork_at_once_beside_others_at_work_harm_nobody(sessions, count)
 
 
 @only_on("sqlite")
-@pytest.mark.long
 @pytest.mark.parametrize("facade_kind", ["sync"], indirect=True)
 def test_a_fork_that_waits_for_nobody_is_caught(sessions, monkeypatch):
     """Positive control: the harness sees children that are locked out."""
@@ -45,6 +44,56 @@ def test_a_fork_that_waits_for_nobody_is_caught(sessions, monkeypatch):
     monkeypatch.setattr(SQLiteStore, "after_fork", lambda *_: None)
 
     assert account_of(Storm(sessions, 3, patience_s=1.0))["locked out"] > 0
+
+
+class Stuck:
+    """A log of the process whose work never ends."""
+
+    left_s = 0.0
+
+    def before_fork(self, until):
+        self.left_s = until - time.monotonic()
+        eventually(lambda: time.monotonic() > until)
+
+    def after_fork(self):
+        pass
+
+    def forget(self):
+        pass
+
+
+def test_a_log_that_is_stuck_leaves_the_others_time_to_end(monkeypatch):
+    monkeypatch.setattr(forks, "PATIENCE_S", 0.1)
+    many = [Stuck() for _ in range(3)]
+    for stuck in many:
+        forks.survive_forks(stuck)
+
+    assert forked(lambda: "worked") == "worked"
+    assert all(stuck.left_s > 0 for stuck in many)
+
+
+@only_on("memory")
+@pytest.mark.parametrize("facade_kind", ["sync"], indirect=True)
+def test_a_fork_that_waits_in_vain_harms_only_its_child(log):
+    """While it is made, whoever is at work in the parent goes on."""
+    log.append("s", [note("before")])
+    store = store_of(log)
+    at_work, may_end, found = threading.Event(), threading.Event(), []
+
+    def work():
+        with store._lock:
+            at_work.set()
+            may_end.wait(PATIENCE_S)
+            found.append(log.head("s").version)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    assert at_work.wait(PATIENCE_S)
+    store.before_fork(0)
+    may_end.set()
+    worker.join(PATIENCE_S)
+    store.after_fork()
+    assert found == [1]
 
 
 @only_on("sqlite")
