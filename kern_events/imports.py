@@ -361,7 +361,8 @@ class _Session:
 
     def head(self) -> Head | None:
         """Where it stands in the log."""
-        return self._log._store.head(self._log.namespace, self.section.session_id)
+        head = self._log.head(self.section.session_id)
+        return head if head.version else None
 
     def known(self, head: Head | None) -> int:
         """Up to which version of the file it is recorded, if the log has the same."""

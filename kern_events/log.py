@@ -246,7 +246,7 @@ class SessionLog:
         batch = self._prepare(session_id, drafts, idempotency_key=idempotency_key)
         if connection is not None:
             return PendingReceipt(self, self._within(connection, batch, expected).receipt)
-        return record(self._store, batch, expected).receipt
+        return self._record(batch, expected).receipt
 
     def append_many(
         self, appends: ManyAppends, *, connection: Connection | None = None

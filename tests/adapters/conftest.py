@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from kern_events.adapters.agno import (
     KernSqliteDb,
 )
 from tests import databases
+from tests.facade import FACADES, Blocking, LoopThread
 
 KINDS = {
     "sqlite": (KernSqliteDb, KernAsyncSqliteDb, SqliteDb, AsyncSqliteDb),
@@ -75,6 +77,42 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     for db in place.opened:
         if not _is_async(db):
             db.close()
+
+
+class Side:
+    """The synchronous classes, or the async ones in a loop of their own, as one."""
+
+    def __init__(self, place: Place, loop: LoopThread | None) -> None:
+        self.place = place
+        self.loop = loop
+
+    def open(self, **options: Any) -> Any:
+        """A new Db of ours, for an agent."""
+        return self.place.open_async(**options) if self.loop else self.place.open(**options)
+
+    def sessions(self, db: Any) -> Any:
+        """Its log, as a synchronous one."""
+        return Blocking(self.loop, db.sessions) if self.loop else db.sessions
+
+    def run(self, runner: Any, *args: Any, **options: Any) -> Any:
+        """What `run` of an agent, a team or a workflow gives, or its `arun`."""
+        return self.do(runner.arun if self.loop else runner.run, *args, **options)
+
+    def do(self, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """What a method gives, awaited where it is to be."""
+        answer = method(*args, **options)
+        return self.loop.run(answer) if self.loop and inspect.isawaitable(answer) else answer
+
+
+@pytest.fixture(params=FACADES)
+def side(request: pytest.FixtureRequest, place: Place) -> Iterator[Side]:
+    """Each of the four classes, on an empty database."""
+    loop = LoopThread() if request.param == "async" else None
+    yield Side(place, loop)
+    if loop:
+        for db in filter(_is_async, place.opened):
+            loop.run(db.close())
+        loop.close()
 
 
 def _is_async(db: Any) -> bool:

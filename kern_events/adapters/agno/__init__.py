@@ -33,12 +33,13 @@ from kern_events.adapters.agno.db import NotStored  # noqa: E402
 from kern_events.adapters.agno.folding import AgnoProjector, Stored  # noqa: E402
 from kern_events.adapters.agno.memory import KernInMemoryDb  # noqa: E402
 from kern_events.adapters.agno.postgres import KernPostgresDb  # noqa: E402
-from kern_events.adapters.agno.sessions import AgnoSessions  # noqa: E402
+from kern_events.adapters.agno.sessions import AgnoSessions, AsyncAgnoSessions  # noqa: E402
 from kern_events.adapters.agno.sqlite import KernSqliteDb  # noqa: E402
 
 __all__ = [
     "AgnoProjector",
     "AgnoSessions",
+    "AsyncAgnoSessions",
     "KernAsyncPostgresDb",
     "KernAsyncSqliteDb",
     "KernInMemoryDb",

@@ -22,10 +22,10 @@ from sqlalchemy import URL, create_engine, make_url
 from kern_events.adapters.agno.db import OnError, run_snapshot, snapshot, written
 from kern_events.adapters.agno.postgres import KernPostgresDb, find_dead_lines
 from kern_events.adapters.agno.reopening import MARK, stands_for
+from kern_events.adapters.agno.sessions import AsyncAgnoSessions
 from kern_events.adapters.agno.sqlite import KernSqliteDb
 from kern_events.store.forks import ForkLock, leave_to_parent, refuse_in_children
 from kern_events.store.sqlite_file import keep_private
-from projections.aio import AsyncSessions
 
 _PLACES = frozenset({"self", "db_url", "db_engine", "db_file"})
 _DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
@@ -69,7 +69,7 @@ class _KernAsyncDb:
         named = {key: value for key, value in given.items() if key in taken and key not in _PLACES}
         self._make = partial(twin, **named, on_error=on_error)
         self._made: Any = None
-        self._shared: AsyncSessions | None = None
+        self._shared: AsyncAgnoSessions | None = None
         self._lock = ForkLock()
         this: Any = self
         leave_to_parent(this.db_engine.sync_engine)
@@ -87,10 +87,10 @@ class _KernAsyncDb:
         return self._made
 
     @property
-    def sessions(self) -> AsyncSessions:
+    def sessions(self) -> AsyncAgnoSessions:
         """The log of this session table, awaited."""
         if self._shared is None:
-            self._shared = AsyncSessions(self._twin.sessions)
+            self._shared = AsyncAgnoSessions(self._twin.sessions)
         return self._shared
 
     def _invalidate_table_cache(self, table_name: str) -> None:

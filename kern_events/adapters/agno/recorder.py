@@ -132,8 +132,12 @@ class Recorder:
         self._sessions.migrate()
         tables = self._make()
         with self._begun() as connection:
-            tables.hold(connection)
-            tables.create(connection)
+            return self._created(connection, tables)
+
+    def _created(self, connection: Connection, tables: Tables) -> Tables:
+        """Our tables, in this transaction: they are there for all once it is committed."""
+        tables.hold(connection)
+        tables.create(connection)
         return tables
 
     # ------------------------------------------------------------------------------------- writing
@@ -221,6 +225,31 @@ class Recorder:
             return self._bring_together(session_id, erasing=erasing)
         return True
 
+    def take_over(
+        self, session_id: str, *, erasing: bool = False, within: Connection | None = None
+    ) -> None:
+        """Before the log goes on: what the rows have and the log does not is recorded first.
+
+        What the log has and the rows do not stays so, until they are asked for.
+
+        Args:
+            session_id: The session.
+            erasing: As for settle.
+            within: The caller's transaction, where there is one.
+        """
+        if getattr(self.current, "connection", None) is not None or not self.has_rows():
+            return
+        if within is not None:
+            if self._is_begun():
+                tables = self._made or self._created(within, self._make())
+                with self._joined(within, tables):
+                    self._found(within, session_id, (), None, careful=True, erasing=erasing)
+            return
+        with self._engine.connect() as connection:
+            look = self.tables.look(connection, session_id)
+        if look.is_ahead_of_the_log:
+            self._bring_together(session_id, erasing=erasing)
+
     def _bring_together(self, session_id: str, *, erasing: bool = False) -> bool:
         """As settle, whatever it looks like."""
 
@@ -245,12 +274,20 @@ class Recorder:
                 if self._engine.dialect.name == "sqlite" and not reading and not _is_begun(connection):
                     connection.exec_driver_sql(sql.SQLITE_OVERWRITES.format(1))
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
-                self.current.connection, self.current.tables = connection, tables
-                self.current.mode = "create_savepoint" if savepoint else "rollback_only"
-                try:
+                with self._joined(connection, tables, savepoint=savepoint):
                     yield connection
-                finally:
-                    self.current.connection = self.current.tables = None
+
+    @contextmanager
+    def _joined(
+        self, connection: Connection, tables: Tables | None = None, *, savepoint: bool = False
+    ) -> Iterator[None]:
+        """Have Agno's sessions of this thread join a transaction."""
+        self.current.connection, self.current.tables = connection, tables
+        self.current.mode = "create_savepoint" if savepoint else "rollback_only"
+        try:
+            yield
+        finally:
+            self.current.connection = self.current.tables = None
 
     def _is_other_level(self, connection: Connection) -> bool:
         """Whether Agno's engine has transactions of another kind than the log can join; asked once."""

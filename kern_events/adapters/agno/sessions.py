@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kern_events import Branches, Receipt, Report, spi
+from sqlalchemy.engine import Connection
+
+from kern_events import Branches, Draft, Event, Head, PendingReceipt, Receipt, Report, spi
 from kern_events.adapters.agno.folding import AgnoProjector, Stored
-from kern_events.errors import SessionNotFound
+from kern_events.errors import SessionNotFound, VersionConflict
+from projections.aio import AsyncSessions
 from projections.sessions import DeleteReceipt, Sessions
+from projections.travel import Diff, Step
 
 if TYPE_CHECKING:
     from kern_events.adapters.agno.recorder import Recorder
+    from kern_events.batch import Batch
+    from kern_events.store.base import Expected, Landed
+    from kern_events.turn import Claims
 
 
 class AgnoSessions(Sessions):
     """Sessions of an Agno Db: everything that Sessions does, on what Agno has stored.
 
     A turn is a top-level run. What Agno's tables have of a session and the log does not is recorded before
-    that session is read here (lists and exports have what is recorded: see `adopt` of the Db), and what
-    `restore` and `fork` make is in Agno's tables when they return.
+    any verb here does something with that session (what is about all sessions, as `sessions`, has those that
+    are recorded: see `adopt` of the Db), and what `restore` and `fork` make is in Agno's tables when they
+    return.
 
     A session that others have deleted in Agno's tables is not found here, though the log has it until the
     next write to it, or `adopt`: reading erases nothing.
@@ -62,31 +70,31 @@ class AgnoSessions(Sessions):
         self._settle(session_id)
         return super().history(session_id, **options)
 
-    def replay(self, session_id: str, **options: Any) -> Any:
-        """See Sessions.replay."""
+    def diff(self, session_id: str, a: int, b: int) -> Diff:
+        """See Sessions.diff."""
         self._settle(session_id)
-        return super().replay(session_id, **options)
+        return super().diff(session_id, a, b)
 
-    def read(self, session_id: str, **options: Any) -> Any:
-        """See SessionLog.read."""
+    def preview_restore(self, session_id: str, **options: Any) -> Diff:
+        """See Sessions.preview_restore."""
         self._settle(session_id)
-        return super().read(session_id, **options)
+        return super().preview_restore(session_id, **options)
 
     def branches(self, session_id: str) -> Branches:
         """See SessionLog.branches."""
         self._settle(session_id)
         return super().branches(session_id)
 
+    def head(self, session_id: str) -> Head:
+        """See SessionLog.head."""
+        self._kern.take_over(session_id)
+        return super().head(session_id)
+
     def verify(self, session_id: str | None = None, **options: Any) -> Report:
         """See SessionLog.verify."""
         if session_id is not None:
             self._kern.settle(session_id)
         return super().verify(session_id, **options)
-
-    def export(self, session_id: str) -> Iterator[bytes]:
-        """See SessionLog.export."""
-        self._settle(session_id)
-        return super().export(session_id)
 
     def restore(self, session_id: str, **options: Any) -> Receipt:
         """See Sessions.restore; Agno goes on from there: its next run sees the history and state of then."""
@@ -110,6 +118,50 @@ class AgnoSessions(Sessions):
         self.forget(session_id)
         return receipt
 
+    def append(self, session_id: str, drafts: Sequence[Draft], **options: Any) -> Any:
+        """See SessionLog.append; what Agno's tables have of the session comes first."""
+        if options.get("connection") is not None:
+            self._kern.take_over(session_id, erasing=True, within=options["connection"])
+        return super().append(session_id, drafts, **options)
+
+    # What the other verbs, and those of AsyncSessions, do their work with.
+
+    def _record(self, batch: Batch, expected: Expected = None) -> Landed:
+        self._kern.take_over(batch.session_id, erasing=True)
+        return super()._record(batch, expected)
+
+    def _record_batches(
+        self, batches: Sequence[tuple[Batch, Expected]], *, connection: Connection | None = None
+    ) -> list[Receipt] | list[PendingReceipt]:
+        for batch, _ in batches:
+            self._kern.take_over(batch.session_id, erasing=True, within=connection)
+        return super()._record_batches(batches, connection=connection)
+
+    def _head_for(self, session_id: str, user_id: str | None) -> Head:
+        self._kern.take_over(session_id, erasing=True)
+        return super()._head_for(session_id, user_id)
+
+    def _claims(self, session_id: str, turn: int | None, expected: Head | None) -> Claims:
+        claims = super()._claims(session_id, turn, expected)
+
+        def settled(conflict: VersionConflict | None) -> spi.Claim:
+            self._settle(session_id)
+            return claims(conflict)
+
+        return settled
+
+    def _read_pages(self, session_id: str, **options: Any) -> Iterator[Iterator[Event]]:
+        self._settle(session_id)
+        return super()._read_pages(session_id, **options)
+
+    def _export_pages(self, session_id: str) -> Iterator[Iterator[bytes]]:
+        self._settle(session_id)
+        return super()._export_pages(session_id)
+
+    def _replayed(self, session_id: str, *options: Any) -> Iterator[Step]:
+        self._settle(session_id)
+        return super()._replayed(session_id, *options)
+
     def _settle(self, session_id: str) -> None:
         """Bring Agno's rows and the log together, if they are apart.
 
@@ -118,3 +170,21 @@ class AgnoSessions(Sessions):
         """
         if not self._kern.settle(session_id):
             raise SessionNotFound(session_id)
+
+
+class AsyncAgnoSessions(AsyncSessions):
+    """The log of an async Agno Db: AgnoSessions, awaited."""
+
+    def __init__(self, sessions: AgnoSessions) -> None:
+        super().__init__(sessions)
+        self._agno = sessions
+
+    async def stored(
+        self, session_id: str, *, turn: int | None = None, version: int | None = None
+    ) -> Stored:
+        """See AgnoSessions.stored."""
+        return await spi.in_thread(self, self._agno.stored, session_id, turn=turn, version=version)
+
+    async def _record(self, batch: Batch, expected: Expected = None) -> Landed:
+        await spi.in_thread(self, self._agno._kern.take_over, batch.session_id, erasing=True)
+        return await super()._record(batch, expected)

@@ -74,6 +74,13 @@ class Look(NamedTuple):
         return self.mark is not None and self.mark.changed == DELETED
 
     @property
+    def is_ahead_of_the_log(self) -> bool:
+        """Whether the rows may have, or have lost, what the log does not know of."""
+        if self.mark is None:
+            return self.has_row
+        return self.mark.changed in (CHANGED, DELETED)
+
+    @property
     def is_shown(self) -> bool:
         """Whether the rows, whoever wrote them, have what the log has."""
         if self.status == "deleted" and self.mark is None:
