@@ -7,6 +7,8 @@ conflicts and lost answers is in store/retry.py, how a database does one attempt
 from __future__ import annotations
 
 import re
+import warnings
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -53,7 +55,7 @@ from kern_events.feed import FeedHolder, Subscription, Wakeups, settled_end
 from kern_events.frozen import DICTS
 from kern_events.numbers import LARGEST, check_optional, check_seconds, check_whole
 from kern_events.store import open_store
-from kern_events.store.base import PAGE_ROWS, Expected, Landed, Origin, Rows, is_of_another, missing
+from kern_events.store.base import PAGE_ROWS, Expected, Landed, Origin, Rows, Store, is_of_another, missing
 from kern_events.store.retry import check_within, delete, fork, record, record_many, recorded
 from kern_events.turn import Claims, TurnRecorder, claim_at, opening_draft
 from kern_events.upcast import NO_TYPES, EventTypes, Quota
@@ -79,6 +81,13 @@ def _checked_appends(appends: Any) -> ManyAppends:
 
 def _is_triple(one: Any) -> bool:
     return isinstance(one, (list, tuple)) and len(one) == 3
+
+
+def _close_forgotten(store: Store, text: str) -> None:
+    """A log is gone that nobody has closed: its connections are not to stay until their turn comes."""
+    if store.is_open:
+        warnings.warn(f"unclosed {text}", ResourceWarning, stacklevel=2)
+    store.close()
 
 
 class PendingReceipt(NamedTuple):
@@ -160,6 +169,8 @@ class SessionLog:
         self._wakeups: Final = Wakeups(self._store)
         self._closing = False
         self.types: Final = types
+        self._unclosed = weakref.finalize(self, _close_forgotten, self._store, repr(self))
+        self._unclosed.atexit = False
 
     def __enter__(self) -> Self:
         return self
@@ -174,6 +185,7 @@ class SessionLog:
 
     def close(self) -> None:
         """Finish what is being written, end subscriptions, and give every connection back."""
+        self._unclosed.detach()
         self._closing = True
         self._wakeups.close()
         self._store.close()

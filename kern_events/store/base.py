@@ -540,6 +540,10 @@ class Store(Protocol):
     def notes(self) -> Sequence[str]:
         """What whoever runs this should know, as verify shows it."""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has connections."""
+
     def close(self) -> None:
         """Finish what is queued and give every connection back."""
 

@@ -196,6 +196,11 @@ class Connections:
             with self._lock:
                 self._returned.notify_all()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there are leases, in use or idle."""
+        return bool(self._out)
+
     def close(self) -> None:
         """Give every idle connection back to the engine; later ones follow when their use ends."""
         with self._lock:

@@ -542,6 +542,11 @@ class MemoryStore:
         """See Store."""
         return ()
 
+    @property
+    def is_open(self) -> bool:
+        """See Store: there are none."""
+        return False
+
     def close(self) -> None:
         """See Store."""
         self._closed = True

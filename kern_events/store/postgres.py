@@ -809,6 +809,11 @@ class PostgresStore:
         hidden = (HIDDEN,) if self._server.positions.hidden else ()
         return (*hidden, ROW_SECURITY) if self._server.row_security else hidden
 
+    @property
+    def is_open(self) -> bool:
+        """See Store."""
+        return self._server.is_open
+
     def close(self) -> None:
         """See Store."""
         self._server.close()

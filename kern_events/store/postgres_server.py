@@ -99,6 +99,11 @@ class PostgresServer:
         """In a forked child: connect anew on the next use."""
         self._setup = threading.Lock()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there are connections."""
+        return self._connections.is_open
+
     def close(self) -> None:
         """Give every connection back."""
         self._closed = True

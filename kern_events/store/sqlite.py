@@ -557,6 +557,11 @@ class SQLiteStore:
         """See Store."""
         return (WAL_RESET,) if has_wal_reset_bug() else ()
 
+    @property
+    def is_open(self) -> bool:
+        """See Store."""
+        return self._file.is_open
+
     def close(self) -> None:
         """See Store."""
         self._group.close()

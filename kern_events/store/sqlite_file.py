@@ -132,6 +132,11 @@ class SQLiteFile:
             self._held = False
             self._setup.release()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there are connections."""
+        return self._writer is not None or self._readers.is_open
+
     def close(self) -> None:
         """Give every connection back."""
         self._closed = True
