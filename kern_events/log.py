@@ -85,9 +85,10 @@ def _is_triple(one: Any) -> bool:
 
 def _close_forgotten(store: Store, text: str) -> None:
     """A log is gone that nobody has closed: its connections are not to stay until their turn comes."""
-    if store.is_open:
-        warnings.warn(f"unclosed {text}", ResourceWarning, stacklevel=2)
+    was_open = store.is_open
     store.close()
+    if was_open:
+        warnings.warn(f"unclosed {text}", ResourceWarning, stacklevel=2)
 
 
 class PendingReceipt(NamedTuple):

@@ -88,7 +88,10 @@ def interrupts(plan: Plan, count: int, chance: random.Random) -> Counter[str]:
 
 @contextmanager
 def _looking(plan: Plan) -> Iterator[Callable[[], bool]]:
-    """Tells whether somebody holds a lock, or has a transaction open."""
+    """Tells whether somebody holds a lock, or has a transaction open.
+
+    A Postgres may take a moment to see that a connection was closed, so there it is one that stays.
+    """
     url = make_url(plan.url)
     if url.get_backend_name() == "sqlite":
         other = sqlite3.connect(url.database or "", isolation_level=None, timeout=0)
@@ -97,7 +100,16 @@ def _looking(plan: Plan) -> Iterator[Callable[[], bool]]:
         return
     asked = "SELECT 1 FROM pg_stat_activity WHERE application_name = %s AND state LIKE 'idle in %%'"
     with databases.connect(plan.url, application_name="looks") as admin:
-        yield lambda: bool(admin.execute(asked, (url.query["application_name"],)).fetchall())
+        yield lambda: _stays(lambda: bool(admin.execute(asked, (url.query["application_name"],)).fetchall()))
+
+
+def _stays(is_held: Callable[[], bool]) -> bool:
+    until = time.monotonic() + _PATIENCE_S
+    while is_held():
+        if time.monotonic() > until:
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def _is_locked(other: sqlite3.Connection) -> bool:
