@@ -16,7 +16,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
 from kern_events import SessionLog, import_transcripts
-from kern_events.errors import AppendUnresolved, SessionNotFound, StoreError, StoreUnavailable
+from kern_events.errors import AppendUnresolved, SessionNotFound, StoreBusy, StoreError, StoreUnavailable
 from tests import databases, facade, faults, servers
 from tests.writers import PATIENCE_S, eventually, notes, texts
 
@@ -126,7 +126,7 @@ class Users:
                 self.acknowledged[name] = work(base)
             except AppendUnresolved as error:
                 base = error.base
-            except StoreUnavailable:  # Nothing was written.
+            except (StoreBusy, StoreUnavailable):  # Nothing was written.
                 base = None
 
 
@@ -182,9 +182,9 @@ def test_what_was_acknowledged_is_not_lost_with_the_primary(count):
 def _fail_over_under_users(stack):
     two, loop, users = Pair(stack), facade.LoopThread(), Users()
     stack.callback(loop.close)
-    log, hasty = stack.enter_context(SessionLog(two.url)), stack.enter_context(SessionLog(two.url))
+    log, hasty = (stack.enter_context(SessionLog(two.url, timeout_s=2 * PATIENCE_S)) for _ in range(2))
     hasty._store = Hasty(hasty._store)
-    awaited = stack.enter_context(facade.open_log("async", loop, two.url))
+    awaited = stack.enter_context(facade.open_log("async", loop, two.url, timeout_s=2 * PATIENCE_S))
     engine = create_engine(two.url)
     stack.callback(engine.dispose)
     log.append_many([("secret", notes(1), 0), ("parent", notes(1), 0)])

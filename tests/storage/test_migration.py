@@ -42,7 +42,8 @@ def schema_of(raw):
 def fresh(dialect, tmp_path, request) -> Iterator[Raw]:
     """Below a database that this release made."""
     if dialect == "sqlite":
-        SessionLog(f"sqlite:///{tmp_path}/fresh.db").migrate()
+        with SessionLog(f"sqlite:///{tmp_path}/fresh.db") as log:
+            log.migrate()
         yield Raw(dialect, sqlite3.connect(tmp_path / "fresh.db"))
         return
     with databases.schema(request.getfixturevalue("harmed_postgres_url")) as url:
