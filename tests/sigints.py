@@ -32,7 +32,7 @@ from tests.writers import findings
 
 _PLACES = 900  # of a round of all that it does, or a few more
 _MOST_S = 0.006
-_PATIENCE_S = 5.0
+_PATIENCE_S = 30.0
 
 
 class Plan(NamedTuple):
@@ -163,7 +163,7 @@ def _round(pipe: Any, log: Sessions, numbers: Any) -> tuple[list[str], list[str]
     except KeyboardInterrupt:
         pass
     if is_beside:
-        other.join(_PATIENCE_S)
+        other.join(_PATIENCE_S / 2)  # Before somebody takes the signal for swallowed.
     assert not other.is_alive(), "the other thread waits for ever"
     return said, unsaid
 
