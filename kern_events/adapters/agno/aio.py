@@ -16,7 +16,6 @@ from typing import Any
 from agno.db.base import BaseDb
 from agno.db.postgres import AsyncPostgresDb, PostgresDb
 from agno.db.sqlite import AsyncSqliteDb, SqliteDb
-from agno.db.utils import json_serializer
 from sqlalchemy import URL, create_engine, make_url
 
 from kern_events.adapters.agno.db import OnError, run_snapshot, snapshot, written
@@ -81,7 +80,12 @@ class _KernAsyncDb:
             this: Any = self
             with self._lock:
                 if self._made is None:
-                    engine = create_engine(_sync(this.db_engine.url), json_serializer=json_serializer)
+                    given = this.db_engine.sync_engine.dialect
+                    engine = create_engine(
+                        _sync(this.db_engine.url),
+                        json_serializer=given._json_serializer,
+                        json_deserializer=given._json_deserializer,
+                    )
                     find_dead_lines(engine)
                     self._made = self._make(db_engine=engine, id=this.id)
         return self._made
@@ -107,7 +111,7 @@ class _KernAsyncDb:
     async def upsert_session(self, session: Any, deserialize: bool | None = True) -> Any:
         """See KernDb.upsert_session; the session is written as it is at the call."""
         twin, session_id = self._twin, session.session_id
-        copied = twin._stored("upsert_session", session_id, None, lambda: snapshot(session))
+        copied = twin._stored("upsert_session", session_id, None, lambda: snapshot(session, twin._serialise))
         done = await _whole(twin.upsert_session, copied, deserialize)
         written(session, copied)
         return done

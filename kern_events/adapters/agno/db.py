@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from agno.db.utils import deserialize_session, json_serializer
+from agno.db.utils import deserialize_session
 from cachetools import LRUCache
 from sqlalchemy import URL, Table
 from sqlalchemy import inspect as inspected
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 logger: Final = logging.getLogger("kern_events.agno")
 OnError = Callable[["NotStored"], None]
+Serialise = Callable[[Any], str]
 Written = tuple[Any, str, str | None]  # a run that was stored with its session, its text, and its user
 
 _MERGED: Final = ("session_data", "metadata", "agent_data", "team_data", "workflow_data")
@@ -119,6 +120,8 @@ class KernDb:
         self._missed: LRUCache[str, int] = LRUCache(_REMEMBERED)
         self._log: tuple[AgnoSessions, Recorder] | None = None
         self._current = threading.local()
+        # As the engine was made with, so that what it makes of a value is what we see, too.
+        self._serialise: Serialise = this.db_engine.dialect._json_serializer or json.dumps
         this.Session = Joining(this.Session, self._current)
         if this.db_engine.dialect.name == "sqlite":
             close_before_forks(this.db_engine, path_of)
@@ -247,7 +250,7 @@ class KernDb:
 
     def _based(self, session: Any) -> Any:
         if session is not None and hasattr(session, "to_dict"):
-            base = _Base(self, session.session_id, _row_text(session), session.runs or ())
+            base = _Base(self, session.session_id, _read_text(session, self._serialise), session.runs or ())
             session.__dict__["_kern"] = base
         return session
 
@@ -270,10 +273,10 @@ class KernDb:
         def work(connection: Connection, held: Mapping[str, Held]) -> Any:
             before = held[session_id]
             written.clear()
-            texts[:] = [_row_text(session)]
-            done = this.upsert_session(
-                _merged(session, base, texts[0], before.session), deserialize=deserialize
-            )
+            row = session.to_dict(include_runs=False)
+            texts[:] = [self._serialise(_said(row))]
+            row |= _changes(base, texts[0], before.session)
+            done = this.upsert_session(_given(session, row), deserialize=deserialize)
             if done is not None and (base is not None or before.session is None):
                 written.update(self._write_new_runs(connection, session, fresh, before))
             return done
@@ -295,7 +298,7 @@ class KernDb:
         with self._lock:
             data, text = self._updated.get(session.session_id, (None, ""))
         if data is not None and data is session.session_data:
-            base.text = json_serializer({**json.loads(base.text), "session_data": json.loads(text)})
+            base.text = self._serialise({**json.loads(base.text), "session_data": json.loads(text)})
         return base
 
     def _note_update(self, session_id: str, data: Any) -> None:
@@ -303,7 +306,7 @@ class KernDb:
         with self._lock:
             self._written.clear()
             if data is not None:
-                self._updated[session_id] = (data, json_serializer(data))
+                self._updated[session_id] = (data, self._serialise(data))
 
     def _new(self, session_id: str) -> _Base | None:
         """The base of an object for a session that was not there: others may have begun it too."""
@@ -337,7 +340,7 @@ class KernDb:
             self._kern.touch(session_id, run.run_id)
             this.upsert_run(_serialised(run, data), session_id, user_id, place)
             original = run.__dict__.get("_kern_original", run)
-            written[session_id, run.run_id] = (original, json_serializer(data), user_id)
+            written[session_id, run.run_id] = (original, self._serialise(data), user_id)
         return written
 
     def upsert_run(
@@ -361,7 +364,7 @@ class KernDb:
         with self._lock:
             done = self._written.pop((session_id, run_id), None)
         original = run if isinstance(run, dict) else run.__dict__.get("_kern_original", run)
-        if done is not None and done[0] is original and done[2] == user_id and done[1] == _run_text(run):
+        if done is not None and done[0] is original and done[2] == user_id and done[1] == self._text_of(run):
             return  # It was stored together with its session, just now.
 
         def work(connection: Connection, held: Mapping[str, Held]) -> None:
@@ -382,6 +385,9 @@ class KernDb:
 
         self._kern.write([session_id], work, {session_id: [run_id]}, new=run_id)
 
+    def _text_of(self, run: Any) -> str:
+        return self._serialise(run if isinstance(run, dict) else run.to_dict())
+
     def upsert_sessions(self, sessions: Any, *args: Any, **options: Any) -> Any:
         """See Agno; all of them or none."""
         this: Any = super()
@@ -391,7 +397,7 @@ class KernDb:
 
         def work(connection: Connection, held: Mapping[str, Held]) -> Any:
             for session in sessions:
-                _row_text(session)
+                _row_text(session, self._serialise)
             done = this.upsert_sessions(sessions, *args, **options)
             for session_id in ids:  # Agno may have caught what went wrong.
                 if self._kern.tables.session(connection, session_id) is None:
@@ -402,7 +408,7 @@ class KernDb:
             "upsert_sessions", ids[0], None, lambda: self._kern.write(ids, work, savepoint=True)
         )
         for session in sessions:
-            self._rebase(session, None, _row_text(session))
+            self._rebase(session, None, _row_text(session, self._serialise))
         return done
 
     def reassign_session_owner(self, session_id: str, **options: Any) -> bool:
@@ -528,16 +534,27 @@ def _is_fresh(run: Any, base: _Base | None) -> bool:
     return base is None or not base.has(run)
 
 
-def _row_text(session: Any) -> str:
-    """What a session's row says that writers may change, as Agno serialises it; raises what that raises."""
+def _row_text(session: Any, serialise: Serialise) -> str:
+    """What a session's row says that writers may change, as Agno stores it; raises what that raises."""
+    return serialise(_said(session.to_dict(include_runs=False)))
+
+
+def _said(row: Row) -> Row:
+    return {field: row.get(field) for field in (*_MERGED, "summary")}
+
+
+def _read_text(session: Any, serialise: Serialise) -> str:
+    """As _row_text, of an object that was just read: what it has is JSON, and need not be converted."""
     said = {field: getattr(session, field, None) for field in _MERGED}
     summary: Any = getattr(session, "summary", None)
-    said["summary"] = summary.to_dict() if hasattr(summary, "to_dict") else summary
-    return json_serializer(said)
+    return serialise({**said, "summary": summary.to_dict() if summary else None})
 
 
-def _run_text(run: Any) -> str:
-    return json_serializer(run if isinstance(run, dict) else run.to_dict())
+def _given(session: Any, row: Row) -> Any:
+    """A copy of a session object of which this is the row, so that Agno need not convert it again."""
+    copied = copy.copy(session)
+    copied.__dict__["to_dict"] = lambda include_runs=False: dict(row)
+    return copied
 
 
 def _serialised(run: Any, data: dict[str, Any]) -> Any:
@@ -548,10 +565,11 @@ def _serialised(run: Any, data: dict[str, Any]) -> Any:
     return copied
 
 
-def snapshot(session: Any) -> Any:
+def snapshot(session: Any, serialise: Serialise) -> Any:
     """A copy of a session object as it is now, for another thread to write; it shares the base."""
-    copied = copy.copy(session)
-    said = json.loads(_row_text(session))
+    row = session.to_dict(include_runs=False)
+    said = json.loads(serialise(_said(row)))
+    copied = _given(session, {key: said.get(key, value) for key, value in row.items()})
     for field in _MERGED:
         if hasattr(session, field):
             setattr(copied, field, said[field])
@@ -575,12 +593,12 @@ def run_snapshot(run: Any) -> Any:
     return dict(run) if isinstance(run, dict) else _serialised(run, run.to_dict())
 
 
-def _merged(session: Any, base: _Base | None, text: str, before: Row | None) -> Any:
-    """The session object with its changes applied to what is stored now; itself where nobody else wrote."""
+def _changes(base: _Base | None, text: str, before: Row | None) -> Row:
+    """What others wrote since a session was read, with its changes: what its row has otherwise than it."""
+    changes: Row = {}
     if base is None or before is None:
-        return session
+        return changes
     old, new = json.loads(base.text), json.loads(text)
-    changes: dict[str, Any] = {}
     for field in _MERGED:
         had, have, now = old.get(field) or {}, new.get(field) or {}, before.get(field) or {}
         if not all(isinstance(each, dict) for each in (had, have, now)) or not state_ops(had, now):
@@ -591,16 +609,5 @@ def _merged(session: Any, base: _Base | None, text: str, before: Row | None) -> 
             changes[field] = merged_object(had, have, now)
     summary = before.get("summary")
     if old.get("summary") == new.get("summary") and summary != new.get("summary"):
-        changes["summary"] = _summary(summary)
-    if not changes:
-        return session
-    given = copy.copy(session)
-    for field, value in changes.items():
-        setattr(given, field, value)
-    return given
-
-
-def _summary(value: Any) -> Any:
-    from agno.session.summary import SessionSummary
-
-    return SessionSummary.from_dict(dict(value)) if isinstance(value, dict) else value
+        changes["summary"] = summary
+    return changes
