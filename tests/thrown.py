@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import random
+import sys
 import threading
 import time
 from collections import Counter
@@ -62,14 +63,22 @@ class _Worker:
         _set_exception(ctypes.c_ulong(self.thread.ident), ctypes.py_object(Stopped))
 
 
+def _throw_again(unraisable: Any) -> None:
+    """Python drops what is raised in a finalizer, as the driver's of a connection."""
+    if unraisable.exc_type is Stopped:
+        _set_exception(ctypes.c_ulong(threading.get_ident()), ctypes.py_object(Stopped))
+
+
 @contextmanager
 def _at_work(log: Any) -> Iterator[list[_Worker]]:
+    before, sys.unraisablehook = sys.unraisablehook, _throw_again
     workers = [_Worker(log, number) for number in range(_THREADS)]
     try:
         yield workers
     finally:
         for worker in workers:
             worker.over = True
+        sys.unraisablehook = before
 
 
 def account_of(log: Any, count: int, chance: random.Random, patience_s: float = PATIENCE_S) -> Counter[str]:
