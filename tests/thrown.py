@@ -66,7 +66,9 @@ class _Worker:
 def _throw_again(unraisable: Any) -> None:
     """Python drops what is raised in a finalizer, as the driver's of a connection."""
     if unraisable.exc_type is Stopped:
-        _set_exception(ctypes.c_ulong(threading.get_ident()), ctypes.py_object(Stopped))
+        thread = ctypes.c_ulong(threading.get_ident())
+        # A moment later: at once, it would be raised in here, and dropped as well.
+        threading.Timer(0.001, _set_exception, (thread, ctypes.py_object(Stopped))).start()
 
 
 @contextmanager
