@@ -13,7 +13,7 @@ import json
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from agno.db.utils import deserialize_session
@@ -90,14 +90,23 @@ def _reason(error: BaseException) -> str:
 class _Base:
     """What a session object was when it was read: the row as text, and its runs. Copies share it."""
 
-    __slots__ = ("db", "runs", "session_id", "text")
+    __slots__ = ("_ids", "_runs", "db", "session_id", "text")
 
     def __init__(self, db: KernDb, session_id: str, text: str, runs: Iterable[Any]) -> None:
         self.db, self.session_id, self.text = db, session_id, text
-        self.runs = list(runs)  # The objects themselves, so that no other gets their id().
+        self.know(runs)
 
-    def has(self, run: Any) -> bool:
-        return any(run is known for known in self.runs)
+    def know(self, runs: Iterable[Any]) -> None:
+        """These are its runs now."""
+        self._runs = list(runs)  # The objects themselves, so that no other gets their id().
+        self._ids: Set[int] | None = None
+
+    @property
+    def ids(self) -> Set[int]:
+        """The id() of each of its runs; they are many, so they are looked at once, and only by who asks."""
+        if self._ids is None:
+            self._ids = frozenset(map(id, self._runs))
+        return self._ids
 
 
 class KernDb:
@@ -266,7 +275,7 @@ class KernDb:
         this: Any = super()
         session_id = session.session_id
         base = self._known_base(session)
-        fresh = [each for each in enumerate(session.runs or ()) if _is_fresh(each[1], base)]
+        fresh = _fresh(session, base)
         written: dict[tuple[str, str], Written] = {}
         texts: list[str] = []
 
@@ -320,7 +329,8 @@ class KernDb:
         """The object stands for what was written: what it changes next counts from here."""
         if base is None:
             base = _Base(self, session.session_id, text, ())
-        base.text, base.runs = text, list(session.runs or ())
+        base.text = text
+        base.know(session.runs or ())
         session.__dict__["_kern"] = base
 
     def _write_new_runs(
@@ -527,11 +537,15 @@ def _is_recordable(session_id: str) -> bool:
     return True
 
 
-def _is_fresh(run: Any, base: _Base | None) -> bool:
-    """Whether a turn's own run is none of those that were read."""
-    if getattr(run, "run_id", None) is None or getattr(run, "parent_run_id", None):
-        return False
-    return base is None or not base.has(run)
+def _fresh(session: Any, base: _Base | None) -> list[tuple[int, Any]]:
+    """The turns' own runs of an object that are none of those that were read, and where they stand."""
+    known = base.ids if base is not None else frozenset()
+    unknown = [each for each in enumerate(session.runs or ()) if id(each[1]) not in known]
+    return [(at, run) for at, run in unknown if _is_turn(run)]
+
+
+def _is_turn(run: Any) -> bool:
+    return getattr(run, "run_id", None) is not None and not getattr(run, "parent_run_id", None)
 
 
 def _row_text(session: Any, serialise: Serialise) -> str:
@@ -573,10 +587,9 @@ def snapshot(session: Any, serialise: Serialise) -> Any:
     for field in _MERGED:
         if hasattr(session, field):
             setattr(copied, field, said[field])
-    base: _Base | None = session.__dict__.get("_kern")
-    copied.runs = [
-        _serialised(run, run.to_dict()) if _is_fresh(run, base) else run for run in session.runs or ()
-    ]
+    copied.runs = list(session.runs or ())
+    for at, run in _fresh(session, session.__dict__.get("_kern")):
+        copied.runs[at] = _serialised(run, run.to_dict())
     return copied
 
 
@@ -584,7 +597,7 @@ def written(session: Any, copied: Any) -> None:
     """What a snapshot was written as, told to the object that it was taken of."""
     base: _Base | None = copied.__dict__.get("_kern")
     if base is not None:
-        base.runs = [run.__dict__.get("_kern_original", run) for run in copied.runs]
+        base.know(run.__dict__.get("_kern_original", run) for run in copied.runs)
         session.__dict__["_kern"] = base
 
 
