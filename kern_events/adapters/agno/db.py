@@ -30,7 +30,7 @@ from kern_events.adapters.agno.sessions import AgnoSessions
 from kern_events.adapters.agno.tables import Held, Tables
 from kern_events.codec import LARGEST_PAYLOAD_BYTES, check_id
 from kern_events.delta import state_ops
-from kern_events.errors import InvalidEvent
+from kern_events.errors import InvalidEvent, SessionDeleted
 from kern_events.store.forks import ForkLock, close_before_forks, leave_to_parent
 from kern_events.store.sqlite_file import path_of
 
@@ -88,12 +88,18 @@ def _reason(error: BaseException) -> str:
 
 
 class _Base:
-    """What a session object was when it was read: the row as text, and its runs. Copies share it."""
+    """What a session object was when it was read: the row as text, and its runs. Copies share it.
 
-    __slots__ = ("_ids", "_runs", "db", "session_id", "text")
+    `branch` says of which life of the session: the version of its last restore or deletion. None is that of
+    a session that was not there, or where that is not known.
+    """
 
-    def __init__(self, db: KernDb, session_id: str, text: str, runs: Iterable[Any]) -> None:
-        self.db, self.session_id, self.text = db, session_id, text
+    __slots__ = ("_ids", "_runs", "branch", "db", "session_id", "text")
+
+    def __init__(
+        self, db: KernDb, session_id: str, text: str, runs: Iterable[Any], branch: int | None
+    ) -> None:
+        self.db, self.session_id, self.text, self.branch = db, session_id, text, branch
         self.know(runs)
 
     def know(self, runs: Iterable[Any]) -> None:
@@ -223,9 +229,11 @@ class KernDb:
     def get_session(self, session_id: str, *args: Any, **options: Any) -> Any:
         """See Agno; a restore or an import of the log shows at once."""
         this: Any = super()
-        session = self._kern.read(session_id, lambda: this.get_session(session_id, *args, **options))
+        session, branch = self._kern.read(
+            session_id, lambda: this.get_session(session_id, *args, **options)
+        )
         if session is not None:
-            return self._based(session)
+            return self._based(session, branch)
         self._note_missing(session_id, options["user_id"] if "user_id" in options else (*args, None, None)[1])
         return None
 
@@ -257,9 +265,10 @@ class KernDb:
         """See Agno: the text of each run, for its cache of run objects; here read below the ORM."""
         return self._kern.tables.run_texts(sess.connection(), session_id)
 
-    def _based(self, session: Any) -> Any:
+    def _based(self, session: Any, branch: int | None = None) -> Any:
         if session is not None and hasattr(session, "to_dict"):
-            base = _Base(self, session.session_id, _read_text(session, self._serialise), session.runs or ())
+            text = _read_text(session, self._serialise)
+            base = _Base(self, session.session_id, text, session.runs or (), branch)
             session.__dict__["_kern"] = base
         return session
 
@@ -278,9 +287,12 @@ class KernDb:
         fresh = _fresh(session, base)
         written: dict[tuple[str, str], Written] = {}
         texts: list[str] = []
+        branch: list[int] = []
 
         def work(connection: Connection, held: Mapping[str, Held]) -> Any:
             before = held[session_id]
+            self._check_there(session_id, base, before)
+            branch[:] = [before.branch]
             written.clear()
             row = session.to_dict(include_runs=False)
             texts[:] = [self._serialise(_said(row))]
@@ -296,8 +308,20 @@ class KernDb:
             return None
         with self._lock:
             self._written.update(written)
-        self._rebase(session, base, texts[0])
-        return self._based(done) if deserialize and done is not session else done
+        self._rebase(session, base, texts[0], branch[0])
+        return self._based(done, branch[0]) if deserialize and done is not session else done
+
+    def _check_there(self, session_id: str, base: _Base | None, held: Held) -> None:
+        """That a session which was there when it was read has not been deleted since.
+
+        Raises:
+            SessionDeleted: It has, whether or not it was begun again.
+        """
+        if base is None or base.branch is None:
+            return
+        changed = held.branch > base.branch  # By a restore, or by a deletion.
+        if held.session is None or (changed and self._kern.is_erased_since(session_id, base.branch)):
+            raise SessionDeleted(session_id)
 
     def _known_base(self, session: Any) -> _Base | None:
         """What the object was when it was read here, if it was; nothing, for a session that was not there."""
@@ -323,13 +347,13 @@ class KernDb:
             missed = self._missed.pop(session_id, 0)
             if missed > 1:
                 self._missed[session_id] = missed - 1
-        return _Base(self, session_id, _NOTHING, ()) if missed else None
+        return _Base(self, session_id, _NOTHING, (), None) if missed else None
 
-    def _rebase(self, session: Any, base: _Base | None, text: str) -> None:
+    def _rebase(self, session: Any, base: _Base | None, text: str, branch: int | None) -> None:
         """The object stands for what was written: what it changes next counts from here."""
         if base is None:
-            base = _Base(self, session.session_id, text, ())
-        base.text = text
+            base = _Base(self, session.session_id, text, (), branch)
+        base.text, base.branch = text, branch
         base.know(session.runs or ())
         session.__dict__["_kern"] = base
 
@@ -379,6 +403,8 @@ class KernDb:
 
         def work(connection: Connection, held: Mapping[str, Held]) -> None:
             before, place = held[session_id], run_index
+            if before.session is None and before.branch and self._kern.is_erased_since(session_id, 0):
+                raise SessionDeleted(session_id)
             if run_id not in before.runs:
                 if before.whose is not None:
                     raise ValueError(
@@ -418,7 +444,7 @@ class KernDb:
             "upsert_sessions", ids[0], None, lambda: self._kern.write(ids, work, savepoint=True)
         )
         for session in sessions:
-            self._rebase(session, None, _row_text(session, self._serialise))
+            self._rebase(session, None, _row_text(session, self._serialise), None)
         return done
 
     def reassign_session_owner(self, session_id: str, **options: Any) -> bool:

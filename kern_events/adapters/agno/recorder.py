@@ -192,19 +192,37 @@ class Recorder:
         """Say, within the work, that it writes a run that was not there before."""
         self.current.touched.setdefault(session_id, {})[run_id] = parent_run_id
 
-    def read(self, session_id: str, work: Callable[[], T]) -> T:
-        """Let Agno read; first, if the log has gone on without the rows, they are made to show it."""
+    def read(self, session_id: str, work: Callable[[], T]) -> tuple[T, int | None]:
+        """Let Agno read; first, if the log has gone on without the rows, they are made to show it.
+
+        Returns:
+            What was read, and the version of the last restore or deletion before that: 0 if there was none,
+            None if that is not known.
+        """
         if getattr(self.current, "connection", None) is not None:
-            return work()  # Within a write, which has done that.
+            return work(), None  # Within a write, which has done that.
         if not self.has_rows():
-            return work()
+            return work(), None
+        if (found := self._try_to_read(session_id, work, shown=True)) is None:
+            self._bring_together(session_id)
+            found = self._try_to_read(session_id, work, shown=False)
+        assert found is not None
+        return found
+
+    def _try_to_read(
+        self, session_id: str, work: Callable[[], T], *, shown: bool
+    ) -> tuple[T, int | None] | None:
+        """What Agno reads, and of when; None where only what shows the log is to be read, and it does not."""
         tables = self.tables
         with self._begun(tables, reading=True) as connection:
             look = tables.look(connection, session_id)
-            if look.is_deleted_by_others or look.is_shown:
-                return work()
-        self._bring_together(session_id)
-        return work()
+            if shown and not (look.is_deleted_by_others or look.is_shown):
+                return None
+            return work(), look.branch
+
+    def is_erased_since(self, session_id: str, version: int) -> bool:
+        """Whether the log has a deletion of a session after a version."""
+        return lineage.erased_until(self._log._store, self._sessions.namespace, session_id) > version
 
     def settle(self, session_id: str, *, erasing: bool = False) -> bool:
         """Before the log is read: what the rows have and the log does not is recorded too.
@@ -449,8 +467,7 @@ class Recorder:
 
     def _is_begun_since(self, session_id: str, mark: Mark) -> bool:
         """Whether the log has a deletion since the rows were noted: then theirs is no other one."""
-        erased_until = lineage.erased_until(self._log._store, self._sessions.namespace, session_id)
-        return 0 < mark.version < erased_until
+        return mark.version > 0 and self.is_erased_since(session_id, mark.version)
 
     def _rebased(
         self, connection: Connection, session_id: str, version: int, head: Head, session: Row

@@ -61,12 +61,16 @@ class Mark(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What is known of a session, the version and status that it has in the log, whether it has a row."""
+    """What is known of a session, the version and status that it has in the log, whether it has a row.
+
+    `branch` is that of Held.
+    """
 
     mark: Mark | None
     version: int
     status: str | None
     has_row: bool
+    branch: int
 
     @property
     def is_deleted_by_others(self) -> bool:
@@ -100,6 +104,7 @@ class Held(NamedTuple):
         turns: Their turns.
         whose: The session of the run that may be new, if it is not.
         last: The last place that a run of the session has.
+        branch: The version of its last restore or deletion, 0 if there was none.
     """
 
     session: Row | None
@@ -108,6 +113,7 @@ class Held(NamedTuple):
     turns: Mapping[str, Turn]
     whose: str | None = None
     last: int | None = None
+    branch: int = 0
 
 
 class Tables:
@@ -281,7 +287,8 @@ class Tables:
         placed, runs = pages[: len(placing)], pages[len(placing) :]
         whose, last = placed[0][0] if placed else (None, None)
         rows, turns = self._runs_of(runs)
-        return Held(self._session_of(sessions), _mark_of(marks), rows, turns, whose, last)
+        branch = (marks[0][4] or 0) if marks else 0
+        return Held(self._session_of(sessions), _mark_of(marks), rows, turns, whose, last, branch)
 
     def now(
         self, connection: Connection, session_id: str, run_ids: Sequence[str], owners: Sequence[str] = ()
@@ -300,7 +307,7 @@ class Tables:
         scope = (self.namespace, session_id)
         [row] = self.ask(connection, (self._sql["look"], (session_id, *scope, *scope)))[0]
         mark = _mark_of([row[:4]] if row[0] is not None else [])
-        return Look(mark, row[4] or 0, row[5], row[6] is not None)
+        return Look(mark, row[4] or 0, row[5], row[7] is not None, row[6] or 0)
 
     def claim(self, connection: Connection, session_id: str) -> bool:
         """Make the mark of a session that has none, so that it can be held; False if somebody else has."""
@@ -492,7 +499,7 @@ def _fits(column: Column[Any], value: Any) -> bool:
 
 
 def _mark_of(rows: Sequence[Any]) -> Mark | None:
-    return Mark(*rows[0]) if rows else None
+    return Mark(*rows[0][:4]) if rows else None
 
 
 def _literal(text: str) -> str:
@@ -530,7 +537,8 @@ _LOCK: Final = "SELECT pg_advisory_xact_lock(%s)"
 
 _SQL: Final = {
     # What is known of a session; whoever writes to its rows meanwhile waits to say so until we end.
-    "hold_mark": "SELECT version, turn, system, changed FROM {marks}"
+    "hold_mark": "SELECT version, turn, system, changed, (SELECT h.branch FROM {heads} AS h"
+    " WHERE h.namespace = m.namespace AND h.session_id = m.session_id) FROM {marks} AS m"
     " WHERE namespace = ? AND session_id = ?{hold}",
     # Something to hold where nothing is known yet.
     "claim": "INSERT INTO {marks} (namespace, session_id, version, turn, changed) VALUES (?, ?, 0, 0, 1)"
@@ -538,7 +546,7 @@ _SQL: Final = {
     # There is no such session.
     "unclaim": "DELETE FROM {marks} WHERE namespace = ? AND session_id = ? AND version = 0",
     # What is known of a session, and where the log has it.
-    "look": "SELECT m.version, m.turn, m.system, m.changed, h.version, h.status,"
+    "look": "SELECT m.version, m.turn, m.system, m.changed, h.version, h.status, h.branch,"
     " (SELECT 1 FROM {sessions} WHERE session_id = ?) FROM (SELECT 1 AS one) AS o"
     " LEFT JOIN {marks} AS m ON m.namespace = ? AND m.session_id = ?"
     " LEFT JOIN {heads} AS h ON h.namespace = ? AND h.session_id = ?",
