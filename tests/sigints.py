@@ -33,6 +33,7 @@ from tests.writers import findings
 _PLACES = 900  # of a round of all that it does, or a few more
 _MOST_S = 0.006
 _PATIENCE_S = 30.0
+_LATER_S = 0.01
 
 
 class Plan(NamedTuple):
@@ -122,7 +123,8 @@ def _is_locked(other: sqlite3.Connection) -> bool:
 
 
 def _worker(pipe: Any, plan: Plan) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGALRM):
+        signal.signal(number, signal.default_int_handler)
     sys.unraisablehook = _send_again
     if plan.keeps_lock:
         SQLiteStore._commit_group = SQLiteStore._commit  # type: ignore[method-assign]
@@ -137,7 +139,7 @@ def _worker(pipe: Any, plan: Plan) -> None:
 def _send_again(unraisable: Any) -> None:
     """Python drops what is raised in a finalizer, as that of a WeakSet, whoever made it."""
     if unraisable.exc_type is KeyboardInterrupt:
-        threading.Timer(0.001, os.kill, (os.getpid(), signal.SIGINT)).start()
+        signal.setitimer(signal.ITIMER_REAL, _LATER_S)  # At once, it would be raised in here.
 
 
 def _round(pipe: Any, log: Sessions, numbers: Any) -> tuple[list[str], list[str]]:
