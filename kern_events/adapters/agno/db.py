@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from agno.db.utils import deserialize_session
 from cachetools import LRUCache
-from sqlalchemy import URL, Table
-from sqlalchemy import inspect as inspected
+from sqlalchemy import URL, Table, select
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from kern_events.adapters.agno.folding import Row
+from kern_events.adapters.agno.legacy import check_migrated
 from kern_events.adapters.agno.merging import merged_data, merged_object
 from kern_events.adapters.agno.recorder import Joining, Recorder
 from kern_events.adapters.agno.sessions import AgnoSessions
@@ -171,7 +171,13 @@ class KernDb:
             address, durable=False, namespace=namespace, schema=schema, max_payload_bytes=limit
         )
         recorder = Recorder(
-            sessions, this.db_engine, self._current, self._agno_tables, self._store_run, self._is_begun
+            sessions,
+            this.db_engine,
+            self._current,
+            self._agno_tables,
+            self._store_run,
+            self._has_row,
+            lambda: check_migrated(this),
         )
         sessions.bind(recorder)
         return sessions, recorder
@@ -183,17 +189,31 @@ class KernDb:
         if self._log is not None:
             self._log[1].reset()
 
-    def _agno_tables(self) -> Tables:
+    def _agno_tables(self, make: bool) -> Tables | None:
         this: Any = self
-        tables: list[Table] = [
-            this._get_table(table_type=name, create_table_if_not_found=True) for name in ("sessions", "runs")
-        ]
-        return Tables(this.db_engine, tables[0], tables[1], self.sessions.namespace)
+        found = [this._get_table(table_type=name) for name in ("sessions", "runs")]
+        if None in found and make:
+            found = [
+                this._get_table(table_type=name, create_table_if_not_found=True)
+                for name in ("sessions", "runs")
+            ]
+        if None in found:
+            return None
+        sessions, runs = found
+        return Tables(this.db_engine, sessions, runs, self.sessions.namespace)
 
-    def _is_begun(self) -> bool:
+    def _has_row(self, session_id: str) -> bool:
+        return self._row_of(session_id) is not None
+
+    def _row_of(self, session_id: str) -> Any:
+        """A session's row in Agno's table, which need not be there, as Agno reads it."""
         this: Any = self
-        schema = getattr(this, "db_schema", None)
-        return bool(inspected(this.db_engine).has_table(this.session_table_name, schema=schema))
+        table = this._get_table(table_type="sessions")
+        if table is None:
+            return None
+        with this.db_engine.connect() as connection:
+            asked = select(table.c.user_id).where(table.c.session_id == session_id)
+            return connection.execute(asked).first()
 
     def _store_run(self, run: Row, session_id: str, user_id: str | None, index: int | None) -> None:
         this: Any = super()
@@ -239,12 +259,9 @@ class KernDb:
 
     def _note_missing(self, session_id: str, user_id: str | None) -> None:
         """A session was not there: who writes it next has begun it, maybe beside others who do so too."""
-        row = None
-        if self._kern.has_rows():
-            with self._kern._engine.connect() as connection:
-                row = self._kern.tables.session(connection, session_id)
+        row = self._row_of(session_id)
         # Somebody may have begun it since; if it is another user's, it was there, and not for this one.
-        if row is None or user_id is None or row.get("user_id") in (None, user_id):
+        if row is None or user_id is None or row.user_id in (None, user_id):
             with self._lock:
                 self._missed[session_id] = self._missed.get(session_id, 0) + 1
 
@@ -263,7 +280,11 @@ class KernDb:
 
     def _get_session_run_rows(self, sess: Any, runs_table: Table, session_id: str) -> list[tuple[str, str]]:
         """See Agno: the text of each run, for its cache of run objects; here read below the ORM."""
-        return self._kern.tables.run_texts(sess.connection(), session_id)
+        tables = self._kern.at_hand()
+        if tables is None:
+            this: Any = super()
+            return list(this._get_session_run_rows(sess, runs_table, session_id))
+        return tables.run_texts(sess.connection(), session_id)
 
     def _based(self, session: Any, branch: int | None = None) -> Any:
         if session is not None and hasattr(session, "to_dict"):

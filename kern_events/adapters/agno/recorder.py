@@ -48,6 +48,7 @@ _PAGE: Final = 1_000
 _REMEMBERED: Final = 10_000
 _LEVEL: Final = "READ COMMITTED"
 _WHOSE: Final = ("session_type", *OWNERS)
+_DENIED: Final = "42501"  # Postgres: insufficient_privilege
 _RETRIED: Final = frozenset({"40P01", "40001"})  # Postgres: deadlock, and a serialization failure
 
 
@@ -74,9 +75,10 @@ class Recorder:
         sessions: The log.
         engine: Agno's, on whose connections everything is written.
         current: Where each thread has its transaction, for Joining.
-        tables: Makes Agno's tables where they are missing.
+        tables: Gives Agno's tables, which it makes where they are missing if it is told to.
         store_run: Agno's own way to write the row of a run.
-        is_begun: Whether Agno's table of sessions is there.
+        has_row: Whether Agno's table of sessions is there, and has a session.
+        check: Raises where something has to be done to Agno's tables before any is made.
     """
 
     def __init__(
@@ -84,18 +86,21 @@ class Recorder:
         sessions: Sessions,
         engine: Engine,
         current: threading.local,
-        tables: Callable[[], Tables],
+        tables: Callable[[bool], Tables | None],
         store_run: Callable[[Row, str, str | None, int | None], None],
-        is_begun: Callable[[], bool],
+        has_row: Callable[[str], bool],
+        check: Callable[[], None],
     ) -> None:
         self.current: Final = current
         self._sessions = sessions
         self._log: SessionLog = sessions
         self._engine = engine
-        self._make = tables
+        self._find = tables
         self._store_run = store_run
-        self._is_begun = is_begun
+        self._has_row = has_row
+        self._check = check
         self._made: Tables | None = None
+        self._seen: Tables | None = None  # as they are, of whatever release the log's own may be
         self._not_shown: dict[str, int] = {}  # sessions that could not be, at that version
         self._setup = ForkLock()
         self._other_level: bool | None = None
@@ -110,34 +115,65 @@ class Recorder:
                 self._made = made
         return made
 
-    def has_rows(self) -> bool:
-        """Whether there may be something to show or to record: else who only reads makes no tables."""
-        if self._made is not None or self._is_begun():
-            return True
-        return self._sessions.namespace in (spi.namespaces(self._sessions) or ())
+    def known(self) -> Tables | None:
+        """The tables where rows and log are kept together already: who only reads makes none."""
+        known = self.at_hand()
+        if known is None:
+            known = self._seen = self._looked_for()
+        if known is None and self._sessions.namespace in (spi.namespaces(self._sessions) or ()):
+            return self.tables  # What the log has is to be shown.
+        return known
+
+    def at_hand(self) -> Tables | None:
+        """The tables if they are known here already."""
+        known: Tables | None = getattr(self.current, "tables", None) or self._made or self._seen
+        return known
+
+    def _looked_for(self) -> Tables | None:
+        tables = self._find(False)
+        if tables is None:
+            return None
+        with self._engine.connect() as connection:
+            return tables if tables.are_there(connection) else None
+
+    def _known_for(self, session_id: str) -> Tables | None:
+        """The tables where there may be something of a session to show or to record."""
+        return self.known() or (self.tables if self._has_row(session_id) else None)
 
     def reset(self) -> None:
         """Look at Agno's tables anew, and make what is missing, before the next use."""
-        self._made = None
+        self._made = self._seen = None
 
     def _create(self) -> Tables:
         for _ in range(_ATTEMPTS):
             try:
                 return self._try_to_create()
-            except DBAPIError:  # Another process made the same table, or its schema, at the same time.
+            except DBAPIError as error:  # Another process made the same table, or its schema, at once.
+                check_allowed(error)
                 logger.info("setting up the tables of %r again", self._sessions.namespace)
         return self._try_to_create()
 
     def _try_to_create(self) -> Tables:
-        self._sessions.migrate()
-        tables = self._make()
+        self._check()
+        try:
+            self._sessions.migrate()
+        except StoreError as error:
+            check_allowed(error)
+            raise
+        tables = self._made_by_agno()
         with self._begun() as connection:
             return self._created(connection, tables)
+
+    def _made_by_agno(self) -> Tables:
+        tables = self._find(True)
+        assert tables is not None
+        return tables
 
     def _created(self, connection: Connection, tables: Tables) -> Tables:
         """Our tables, in this transaction: they are there for all once it is committed."""
         tables.hold(connection)
-        tables.create(connection)
+        if not tables.are_there(connection):  # Else no rights are needed for it.
+            tables.create(connection)
         return tables
 
     # ------------------------------------------------------------------------------------- writing
@@ -201,19 +237,19 @@ class Recorder:
         """
         if getattr(self.current, "connection", None) is not None:
             return work(), None  # Within a write, which has done that.
-        if not self.has_rows():
-            return work(), None
-        if (found := self._try_to_read(session_id, work, shown=True)) is None:
+        tables = self.known()
+        if tables is None:
+            return work(), 0  # The log has nothing of this table.
+        if (found := self._try_to_read(tables, session_id, work, shown=True)) is None:
             self._bring_together(session_id)
-            found = self._try_to_read(session_id, work, shown=False)
+            found = self._try_to_read(tables, session_id, work, shown=False)
         assert found is not None
         return found
 
     def _try_to_read(
-        self, session_id: str, work: Callable[[], T], *, shown: bool
+        self, tables: Tables, session_id: str, work: Callable[[], T], *, shown: bool
     ) -> tuple[T, int | None] | None:
         """What Agno reads, and of when; None where only what shows the log is to be read, and it does not."""
-        tables = self.tables
         with self._begun(tables, reading=True) as connection:
             look = tables.look(connection, session_id)
             if shown and not (look.is_deleted_by_others or look.is_shown):
@@ -234,9 +270,9 @@ class Recorder:
         Returns:
             False if others have deleted it, and the log still has it.
         """
-        if not self.has_rows():
+        tables = self._known_for(session_id)
+        if tables is None:
             return True
-        tables = self.tables
         with self._engine.connect() as connection:
             look = tables.look(connection, session_id)
         if look.mark is None or not look.mark.is_of(look.version, has_row=look.has_row):
@@ -255,16 +291,19 @@ class Recorder:
             erasing: As for settle.
             within: The caller's transaction, where there is one.
         """
-        if getattr(self.current, "connection", None) is not None or not self.has_rows():
+        if getattr(self.current, "connection", None) is not None:
             return
         if within is not None:
-            if self._is_begun():
-                tables = self._made or self._created(within, self._make())
-                with self._joined(within, tables):
+            if self._looked_for() or self._has_row(session_id):
+                made = self._made or self._created(within, self._made_by_agno())
+                with self._joined(within, made):
                     self._found(within, session_id, (), None, careful=True, erasing=erasing)
             return
+        tables = self._known_for(session_id)
+        if tables is None:
+            return
         with self._engine.connect() as connection:
-            look = self.tables.look(connection, session_id)
+            look = tables.look(connection, session_id)
         if look.is_ahead_of_the_log:
             self._bring_together(session_id, erasing=erasing)
 
@@ -578,9 +617,9 @@ class Recorder:
 
     def show_all(self) -> None:
         """Before Agno lists: what the log has gone on with alone, shows in the rows."""
-        if not self.has_rows():
+        tables = self.known()
+        if tables is None:
             return
-        tables = self.tables
         with self._engine.connect() as connection:
             behind = tables.behind_ids(connection)
         for session_id, version in behind.items():
@@ -652,6 +691,20 @@ def _retried(attempt: Callable[[int], T]) -> T:
             if not _is_retried(error):
                 raise
     return attempt(_ATTEMPTS - 1)
+
+
+def check_allowed(error: Exception) -> None:
+    """Say what to do where this role may not make what is missing.
+
+    Raises:
+        StoreError: That is what the error says.
+    """
+    causes = (error, getattr(error, "orig", None), error.__cause__)
+    if any(getattr(each, "sqlstate", None) == _DENIED for each in causes):
+        raise StoreError(
+            "tables are missing or of an earlier release, and this role may not make them: "
+            "run `kern-events migrate --agno --db URL` with one that may"
+        ) from error
 
 
 def _is_retried(error: Exception) -> bool:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import JSON, Column, Integer, Table, select, text
+from sqlalchemy import JSON, Column, Integer, Table, inspect, select, text
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, ProgrammingError
 
@@ -165,6 +165,15 @@ class Tables:
 
     # ---------------------------------------------------------------------------------- setting up
 
+    def are_there(self, connection: Connection) -> bool:
+        """Whether our tables and triggers are, as this release makes them."""
+        found = inspect(connection)
+        return (
+            all(found.has_table(name, schema=self.sessions.schema) for name in (SESSIONS, RUNS))
+            and all(self._trigger(connection, name) == made.strip() for name, made in self._triggers())
+            and not (self.is_postgres and self._may_make_function(connection))
+        )
+
     def create(self, connection: Connection) -> None:
         """Make our tables and the triggers where they are missing; what was written meanwhile is marked."""
         for statement in _TABLES:
@@ -172,7 +181,7 @@ class Tables:
         found = {name: self._trigger(connection, name) for name, _ in self._triggers()}
         if None in found.values():
             self.ask(connection, (self._sql["suspect"], (self.namespace,)))
-        if self.is_postgres:
+        if self.is_postgres and self._may_make_function(connection):
             self._make_function(connection)
         for name, statement in self._triggers():
             if found[name] == statement.strip():
@@ -191,22 +200,29 @@ class Tables:
         on = f" ON {self._names[self._owner(name)]}" if self.is_postgres else ""
         self.ask(connection, (f"DROP TRIGGER IF EXISTS {name}{on}", ()))
 
-    def _make_function(self, connection: Connection) -> None:
-        """The function of the triggers, for nobody else; also in place of one of an earlier release."""
-        schema = self.sessions.schema or ""
-        names = {"marks": self._marks, "turns": self._turns, "schema": _literal(schema)}
-        body = _FUNCTION_BODY.format(**names, **_STATES)
-        found = self.ask(connection, (_POSTGRES_FUNCTION, (schema,)))[0]
-        if found and found[0][:2] == (body, False):
-            return
-        if found and not found[0][2]:
+    def _may_make_function(self, connection: Connection) -> bool:
+        """Whether the function of the triggers is to be made, or made anew: it is no other role's."""
+        found = self.ask(connection, (_POSTGRES_FUNCTION, (self.sessions.schema or "",)))[0]
+        if not found:
+            return True
+        body, is_anybodys, is_ours = found[0]
+        if (body, is_anybodys) == (self._function_body(), False):
+            return False
+        if not is_ours:
             logger.warning(
                 "the function kern_agno_changed() in schema %r is of an earlier release, and another role's: "
                 "open this database once as its owner",
-                schema,
+                self.sessions.schema,
             )
-            return
-        name = f"{self._prefix}kern_agno_changed()"
+        return bool(is_ours)
+
+    def _function_body(self) -> str:
+        names = {"marks": self._marks, "turns": self._turns, "schema": _literal(self.sessions.schema or "")}
+        return _FUNCTION_BODY.format(**names, **_STATES)
+
+    def _make_function(self, connection: Connection) -> None:
+        """The function of the triggers, for nobody else; also in place of one of an earlier release."""
+        name, body = f"{self._prefix}kern_agno_changed()", self._function_body()
         for statement in (
             f"CREATE OR REPLACE FUNCTION {name} RETURNS trigger LANGUAGE plpgsql"
             f" SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $${body}$$",
