@@ -20,7 +20,7 @@ from sqlalchemy import URL, create_engine, make_url
 
 from kern_events.adapters.agno.db import OnError, run_snapshot, snapshot, written
 from kern_events.adapters.agno.postgres import KernPostgresDb, find_dead_lines
-from kern_events.adapters.agno.reopening import MARK, stands_for
+from kern_events.adapters.agno.reopening import marked, stands_for
 from kern_events.adapters.agno.sessions import AsyncAgnoSessions
 from kern_events.adapters.agno.sqlite import KernSqliteDb
 from kern_events.store.forks import ForkLock, leave_to_parent, refuse_in_children
@@ -62,11 +62,17 @@ class _KernAsyncDb:
     """Mixed into an async Db class of Agno's: its sessions and runs are written by a synchronous twin."""
 
     def _begin(
-        self, twin: Callable[..., Any], plain: type[BaseDb], given: dict[str, Any], on_error: OnError | None
+        self,
+        twin: Callable[..., Any],
+        plain: type[BaseDb],
+        given: dict[str, Any],
+        on_error: OnError | None,
+        shared: bool,
     ) -> None:
         taken = inspect.signature(plain).parameters
         named = {key: value for key, value in given.items() if key in taken and key not in _PLACES}
         self._make = partial(twin, **named, on_error=on_error)
+        self.shared = shared
         self._made: Any = None
         self._shared: AsyncAgnoSessions | None = None
         self._lock = ForkLock()
@@ -87,7 +93,7 @@ class _KernAsyncDb:
                         json_deserializer=given._json_deserializer,
                     )
                     find_dead_lines(engine)
-                    self._made = self._make(db_engine=engine, id=this.id)
+                    self._made = self._make(db_engine=engine, id=this.id, shared=self.shared)
         return self._made
 
     @property
@@ -150,18 +156,21 @@ class KernAsyncSqliteDb(_KernAsyncDb, AsyncSqliteDb):
     Args:
         args, options: As for AsyncSqliteDb.
         on_error: As for KernSqliteDb; called in another thread.
+        shared: As for KernSqliteDb.
     """
 
-    def __init__(self, *args: Any, on_error: OnError | None = None, **options: Any) -> None:
+    def __init__(
+        self, *args: Any, on_error: OnError | None = None, shared: bool = False, **options: Any
+    ) -> None:
         super().__init__(*args, **options)
         keep_private(self.db_engine.sync_engine)
         refuse_in_children(self.db_engine.sync_engine)
         given = inspect.signature(AsyncSqliteDb.__init__).bind(self, *args, **options).arguments
-        self._begin(KernSqliteDb, SqliteDb, given, on_error)
+        self._begin(KernSqliteDb, SqliteDb, given, on_error, shared)
 
     def to_dict(self) -> dict[str, Any]:
         """See Agno."""
-        return {**super().to_dict(), MARK: True}
+        return {**super().to_dict(), **marked(self)}
 
 
 @stands_for(AsyncPostgresDb, "async_postgres")
@@ -171,16 +180,19 @@ class KernAsyncPostgresDb(_KernAsyncDb, AsyncPostgresDb):
     Args:
         args, options: As for AsyncPostgresDb, with whatever async driver; the log itself uses psycopg 3.
         on_error: As for KernPostgresDb; called in another thread.
+        shared: As for KernSqliteDb.
     """
 
-    def __init__(self, *args: Any, on_error: OnError | None = None, **options: Any) -> None:
+    def __init__(
+        self, *args: Any, on_error: OnError | None = None, shared: bool = False, **options: Any
+    ) -> None:
         super().__init__(*args, **options)
         given = inspect.signature(AsyncPostgresDb.__init__).bind(self, *args, **options).arguments
-        self._begin(KernPostgresDb, PostgresDb, given, on_error)
+        self._begin(KernPostgresDb, PostgresDb, given, on_error, shared)
 
     def to_dict(self) -> dict[str, Any]:
         """See Agno."""
-        return {**super().to_dict(), MARK: True}
+        return {**super().to_dict(), **marked(self)}
 
 
 def _sync(url: URL) -> URL:

@@ -30,7 +30,7 @@ from kern_events.adapters.agno.sessions import AgnoSessions
 from kern_events.adapters.agno.tables import Held, Tables
 from kern_events.codec import LARGEST_PAYLOAD_BYTES, check_id
 from kern_events.delta import state_ops
-from kern_events.errors import InvalidEvent, SessionDeleted
+from kern_events.errors import InvalidEvent, OwnerMismatch, SessionDeleted
 from kern_events.store.forks import ForkLock, close_before_forks, leave_to_parent
 from kern_events.store.sqlite_file import path_of
 
@@ -120,14 +120,17 @@ class KernDb:
 
     Attributes:
         write_errors: How many writes were not stored.
+        shared: Whether runs of others than the user whose session it is are recorded in it.
     """
 
     write_errors: int
+    shared: bool
 
-    def _begin(self, on_error: OnError | None) -> None:
+    def _begin(self, on_error: OnError | None, shared: bool) -> None:
         """After Agno's own constructor; the log is opened by what needs it first."""
         this: Any = self
         self.write_errors = 0
+        self.shared = shared
         self._on_error = on_error
         self._lock = ForkLock()
         self._written: LRUCache[tuple[str, str], Written] = LRUCache(_REMEMBERED)
@@ -426,6 +429,7 @@ class KernDb:
             before, place = held[session_id], run_index
             if before.session is None and before.branch and self._kern.is_erased_since(session_id, 0):
                 raise SessionDeleted(session_id)
+            self._check_owner(session_id, before.session, user_id)
             if run_id not in before.runs:
                 if before.whose is not None:
                     raise ValueError(
@@ -444,6 +448,16 @@ class KernDb:
 
     def _text_of(self, run: Any) -> str:
         return self._serialise(run if isinstance(run, dict) else run.to_dict())
+
+    def _check_owner(self, session_id: str, session: Row | None, user_id: str | None) -> None:
+        """That a run is of the user whose session it is, of a session that is nobody's, or of nobody.
+
+        Raises:
+            OwnerMismatch: It is another user's, and this Db is not shared.
+        """
+        owner = None if session is None else session.get("user_id")
+        if not self.shared and None not in (owner, user_id) and owner != user_id:
+            raise OwnerMismatch(session_id, str(user_id))
 
     def upsert_sessions(self, sessions: Any, *args: Any, **options: Any) -> Any:
         """See Agno; all of them or none."""

@@ -212,10 +212,16 @@ class Drafting:
             return
         self.turn += 1
         self.turns[owner] = Turn(self.turn)
-        own = (
-            {} if owner != run.run_id else {key: row[key] for key in OWNERS if isinstance(row.get(key), str)}
-        )
+        own = {} if owner != run.run_id else {
+            **{key: row[key] for key in OWNERS if isinstance(row.get(key), str)}, **self._whose(row)
+        }  # fmt: skip
         self._say(Draft("turn.started", {"run_id": owner, **own}))
+
+    def _whose(self, row: Row) -> Row:
+        """The user of a run, if it is another one than the session's."""
+        user_id = row.get("user_id")
+        is_others = isinstance(user_id, str) and user_id != (self._session or {}).get("user_id")
+        return {"user_id": user_id} if is_others else {}
 
     def _say(self, draft: Draft) -> None:
         self.drafts.append(self._fitting(draft) or Draft(draft.type, {}, turn=draft.turn))
@@ -295,11 +301,12 @@ class Drafting:
         calls = {call["id"] for old in messages for call in _calls(old) if type(call.get("id")) is str}
         layout: list[Any] = []
         added: Messages = []
+        by = self._whose(after)
         for new in messages:
             at = places.get(_id(new))
             if at is not None and same(before[at], new):
                 layout.append([at, at + 1])
-            elif at is not None or not self._is_said(new) or not self._add(run.run_id, new, turn, calls):
+            elif at is not None or not self._is_said(new) or not self._add(run.run_id, new, turn, calls, by):
                 layout.append(new)
                 if at is not None:
                     self._replace(before[at], new, turn)
@@ -328,9 +335,11 @@ class Drafting:
             self.system = digest
         return True
 
-    def _add(self, run_id: str, new: Row, turn: int, calls: set[Any]) -> bool:
+    def _add(self, run_id: str, new: Row, turn: int, calls: set[Any], by: Row) -> bool:
         """Record a message, with what our event does not say of it in the native; False if it cannot be."""
         said = _drafted(run_id, new, turn)
+        if said is not None and new["role"] == "user":
+            said.payload.update(by)
         draft = None if said is None else self._fitting(said)
         if draft is None or draft.event_id in self._ids:
             return False
@@ -374,7 +383,9 @@ class Drafting:
         for key, role in (("input", "user"), ("content", "assistant")):
             said = data.get(key)
             if said is not None and before.get(key) != said:
-                self._optional(_turned(message(role, _content(said), id=f"{run.run_id}:{key}"), turn))
+                draft = message(role, _content(said), id=f"{run.run_id}:{key}")
+                draft.payload.update(self._whose(after) if role == "user" else {})
+                self._optional(_turned(draft, turn))
 
     def _optional(self, draft: Draft) -> None:
         fitting = self._fitting(draft)

@@ -18,14 +18,14 @@ class KernInMemoryDb(KernSqliteDb):
     """A KernSqliteDb in a directory of its own, in memory where the system has that; gone with the object.
 
     Args:
-        on_error, options: As for KernSqliteDb.
+        on_error, shared, options: As for KernSqliteDb.
     """
 
-    def __init__(self, *, on_error: OnError | None = None, **options: Any) -> None:
+    def __init__(self, *, on_error: OnError | None = None, shared: bool = False, **options: Any) -> None:
         where = _MEMORY if os.access(_MEMORY, os.W_OK) else None
         folder = tempfile.mkdtemp(prefix="kern-agno-", dir=where)
         self._gone = weakref.finalize(self, _remove, folder, os.getpid())
-        super().__init__(os.path.join(folder, "agno.db"), on_error=on_error, **options)
+        super().__init__(os.path.join(folder, "agno.db"), on_error=on_error, shared=shared, **options)
 
     def close(self) -> None:
         """Close the connections and forget everything."""

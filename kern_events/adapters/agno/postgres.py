@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from agno.db.postgres import PostgresDb
 from sqlalchemy import make_url
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 
 from kern_events.adapters.agno.db import KernDb, OnError, Place
-from kern_events.adapters.agno.reopening import MARK, stands_for
+from kern_events.adapters.agno.reopening import marked, stands_for
+from kern_events.adapters.agno.tables import Held
 
 _DRIVER = "postgresql+psycopg"
 
@@ -22,6 +24,7 @@ class KernPostgresDb(KernDb, PostgresDb):
         db_url: As for PostgresDb, `postgresql://...` or `postgresql+psycopg://...`.
         db_engine: Instead of a URL, an engine on psycopg 3.
         on_error: Called with NotStored whenever something could not be stored, before that is raised.
+        shared: As for KernSqliteDb.
         options: As for PostgresDb; an existing database is taken over as it is.
 
     Another driver than psycopg 3 is refused at the first use of a session.
@@ -33,13 +36,14 @@ class KernPostgresDb(KernDb, PostgresDb):
         db_engine: Engine | None = None,
         *args: Any,
         on_error: OnError | None = None,
+        shared: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(with_psycopg(db_url), db_engine, *args, **options)
         if db_engine is None:
             find_dead_lines(self.db_engine)
         self._apart: Engine | None = None
-        self._begin(on_error)
+        self._begin(on_error, shared)
 
     def _place(self) -> Place:
         engine = self.db_engine
@@ -58,7 +62,7 @@ class KernPostgresDb(KernDb, PostgresDb):
     def to_dict(self) -> dict[str, Any]:
         """See Agno."""
         plain: dict[str, Any] = super().to_dict()  # type: ignore[no-untyped-call]
-        return {**plain, MARK: True}
+        return {**plain, **marked(self)}
 
     def rename_session(self, session_id: str, *args: Any, **options: Any) -> Any:
         """See Agno."""
@@ -86,8 +90,16 @@ class KernPostgresDb(KernDb, PostgresDb):
             """See Agno."""
             plain = super().append_run_to_session_if_absent
             runs = {session_id: [run_dict["run_id"]]} if "run_id" in run_dict else {}
-            work = lambda *_: plain(session_id, run_dict, *args, **options)  # noqa: E731
-            return self._kern.write([session_id], work, runs, savepoint=True)
+            user_id = (*args, options.get("user_id"))[0]
+
+            def work(connection: Connection, held: Mapping[str, Held]) -> Any:
+                self._check_owner(session_id, held[session_id].session, user_id)
+                return plain(session_id, run_dict, *args, **options)
+
+            return self._stored(
+                "append_run_to_session_if_absent", session_id, run_dict.get("run_id"),
+                lambda: self._kern.write([session_id], work, runs, savepoint=True),
+            )  # fmt: skip
 
     if hasattr(PostgresDb, "insert_session_if_absent"):
 

@@ -16,6 +16,7 @@ from agno.db import utils
 MARK: Final = "kern_events"
 """The key of a stored configuration that says that it is one of ours."""
 
+_SHARED: Final = "shared"
 _CLONE: Final = "_clone_db_with_table_overrides"
 _kinds: dict[str, Any] = {}
 
@@ -33,6 +34,11 @@ def stands_for(plain: type, config_type: str) -> Callable[[Any], Any]:
     return decorated
 
 
+def marked(db: Any) -> dict[str, Any]:
+    """What the stored configuration of one of ours has beside Agno's."""
+    return {MARK: True, **({_SHARED: True} if db.shared else {})}
+
+
 def _signature(plain: Any, ours: Any) -> inspect.Signature:
     """The parameters of Agno's constructor, and those that ours adds."""
     own = [each for each in inspect.signature(ours).parameters.values() if each.kind is each.KEYWORD_ONLY]
@@ -44,7 +50,9 @@ def _db_from_dict(db_data: dict[str, Any]) -> Any:
     kind = _kinds.get(str(db_data.get("type")))
     if kind is None or not db_data.get(MARK):
         return _plain_from_dict(db_data)
-    return kind.from_dict(db_data)
+    db = kind.from_dict(db_data)
+    db.shared = bool(db_data.get(_SHARED))
+    return db
 
 
 def _clone(source_db: Any, db_data: dict[str, Any]) -> Any:
@@ -57,7 +65,7 @@ def _clone(source_db: Any, db_data: dict[str, Any]) -> Any:
     for key in ("db_file", "db_url", "db_engine", "db_schema", "create_schema", "id"):
         if key in taken and hasattr(source_db, key):
             options[key] = getattr(source_db, key)
-    return ours(**options)
+    return ours(**options, shared=source_db.shared)
 
 
 _plain_from_dict: Final = utils.db_from_dict
