@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import threading
 from typing import Any
 
 import pytest
 
+from kern_events.adapters.agno.packing import unpacked
 from tests.agno_long import fill
-from tests.agno_scenarios import _agent
+from tests.agno_replay import check_replay, stored_rows
+from tests.agno_scenarios import _agent, call
 
 OURS = "adapters/agno/"
 
@@ -20,6 +23,58 @@ def test_a_run_does_not_compare_each_run_with_each(place, is_async):
     few, many = (_calls_of_a_run(place, count, is_async) for count in (20, 120))
 
     assert many - few < 10 * 100
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_what_a_run_says_is_recorded_once(place, is_async):
+    found = "Found: " + "a room with a view; " * 20
+    agent, run = _searching(place, found, is_async)
+
+    run(agent)
+
+    db = place.open()
+    natives = [unpacked(event.native) for event in db.sessions.read("s") if event.native]
+    assert not any(found.encode() in native for native in natives)
+    assert _recorded_bytes(db) < 0.5 * len(stored_rows(db, "s")[1])
+    check_replay(db, "s")
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_checkpoint_is_the_difference_to_the_last_one(place, is_async):
+    agent, run = _searching(place, "Nothing yet.", is_async, batches=9, checkpoint="tool-batch")
+
+    run(agent)
+
+    db = place.open()
+    checkpoints = [event for event in db.sessions.read("s") if event.type == "agno.run.changed"]
+    assert len(checkpoints) == 9
+    assert max(len(event.native or b"") for event in checkpoints[1:]) < 300
+    check_replay(db, "s")
+
+
+def _searching(place: Any, found: str, is_async: bool, batches: int = 1, **options: Any) -> tuple[Any, Any]:
+    """An agent that searches so many times, one after the other, and what runs it."""
+
+    def search(words: str) -> str:
+        """Search."""
+        return found
+
+    script = [[call("search", words="a room")] for _ in range(batches)]
+    db = place.open_async() if is_async else place.open()
+    agent = _agent(db, [*script, "Here you are."], "s", tools=[search], **options)
+
+    async def awaited(agent: Any) -> None:
+        await agent.arun("Where can I stay?")
+        await db.close()
+
+    if is_async:
+        return agent, lambda agent: asyncio.run(awaited(agent))
+    return agent, lambda agent: agent.run("Where can I stay?")
+
+
+def _recorded_bytes(db: Any) -> int:
+    events = list(db.sessions.read("s"))
+    return sum(len(event.native or b"") + len(json.dumps(event.payload)) for event in events)
 
 
 def _calls_of_a_run(place: Any, count: int, is_async: bool) -> int:

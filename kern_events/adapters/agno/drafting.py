@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from kern_events import Draft, SessionLog
+from kern_events.adapters.agno.calls import call_ops
 from kern_events.adapters.agno.folding import (
     LISTED,
     OWNERS,
@@ -28,6 +29,7 @@ from kern_events.adapters.agno.folding import (
     run_after,
     session_after,
     state_of,
+    with_calls,
 )
 from kern_events.adapters.agno.native import with_native
 from kern_events.delta import state_ops
@@ -252,7 +254,12 @@ class Drafting:
         draft = self._closing(run, after, turn, nested)
         messages = placed(layout, run.before, added)
         derived = run_after(self._session, self._session_id, run.run_id, run.before, draft.type, messages)
-        native: Row = {"run": run.run_id, "ops": state_ops(derived, after)}
+        native: Row = {"run": run.run_id}
+        calls = _tools(after)
+        ops = call_ops(_tools(derived), messages or (), calls)
+        if ops is not None:
+            native["calls"], derived = ops, with_calls(derived, calls)
+        native["ops"] = state_ops(derived, after)
         if layout is not None:
             native["messages"] = layout
         self.drafts += with_native(draft, native)
@@ -515,6 +522,11 @@ def _content(content: Any) -> str | list[Row] | None:
         return json_text(content)
     except InvalidEvent:
         return None
+
+
+def _tools(row: Row) -> Any:
+    data = row.get("run_data")
+    return data.get("tools") if type(data) is dict else None
 
 
 def _id(message_: Any) -> str | None:

@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from kern_events import Event
+from kern_events.adapters.agno.calls import calls_after
 from kern_events.adapters.agno.native import PART, load
 from kern_events.codec import MAX_DEPTH
 from kern_events.delta import apply_ops
@@ -136,6 +137,9 @@ class Fold:
         before = self.runs.get(run_id)
         messages = placed(said.get("messages"), before, self.messages)
         after = run_after(self.session, self._session_id, run_id, before, type, messages)
+        if "calls" in said:
+            had = after["run_data"].get("tools")
+            after = with_calls(after, calls_after(had, messages or (), said["calls"]))
         self.runs[run_id] = apply_ops(after, said.get("ops"))
         self.messages = []
         turn = self.turns.get(run_id)
@@ -277,6 +281,11 @@ def run_after(
         data["session_state"] = state
     row["run_data"] = data
     return row
+
+
+def with_calls(row: Row, calls: list[Any]) -> Row:
+    """A run's row with these calls of tools."""
+    return {**row, "run_data": {**row["run_data"], "tools": calls}}
 
 
 def _spoken(messages: Messages, *, new: bool) -> Row:

@@ -1,7 +1,8 @@
 """What Agno stores and our vocabulary has no word for: JSON in an event's `native` bytes.
 
-Text is escaped to ASCII and numbers are Python's, so everything that Agno can store is kept exactly. What
-is over the log's limit is recorded in parts, as `agno.part.added` events before the one that has it.
+Text is escaped to ASCII and numbers are Python's, so everything that Agno can store is kept exactly. It is
+packed (see packing.py). What is over the log's limit is recorded in parts, as `agno.part.added` events
+before the one that has it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 from typing import Any, Final
 
 from kern_events import Draft
+from kern_events.adapters.agno.packing import packed, unpacked
 
 PART: Final = "agno.part.added"
 NATIVE_BYTES: Final = 1 << 20  # The limit of a log that was opened without another one.
@@ -17,7 +19,7 @@ NATIVE_BYTES: Final = 1 << 20  # The limit of a log that was opened without anot
 
 def dump(value: Any) -> bytes:
     """A JSON value as bytes."""
-    return json.dumps(value, separators=(",", ":")).encode()
+    return packed(json.dumps(value, separators=(",", ":")).encode())
 
 
 def load(data: bytes, parts: list[bytes]) -> dict[str, Any]:
@@ -28,7 +30,7 @@ def load(data: bytes, parts: list[bytes]) -> dict[str, Any]:
 
 def _object(data: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(data)
+        value = json.loads(unpacked(data))
     except (ValueError, RecursionError):
         return {}
     return value if type(value) is dict else {}
