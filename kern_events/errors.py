@@ -11,6 +11,7 @@
     ├── SessionClosed
     │   └── SessionDeleted     also SessionNotFound
     ├── OwnerMismatch
+    ├── PointErased            also ValueError
     ├── TurnNotPaused
     ├── IdempotencyConflict
     ├── InvalidEvent           also ValueError
@@ -158,6 +159,19 @@ class OwnerMismatch(KernError):
         super().__init__(f"session {session_id!r} belongs to another user than {user_id!r}")
         self.session_id = session_id
         self.user_id = user_id
+
+
+class PointErased(KernError, ValueError):
+    """What was recorded at that point is erased, so the session cannot go on from there.
+
+    Nothing was written. It is of before the session was deleted and began again, or before what a fork
+    shares with another session was deleted with that one. Where the session stands now is never refused.
+    """
+
+    def __init__(self, session_id: str, version: int) -> None:
+        super().__init__(f"session {session_id!r} cannot go on from version {version}: that is erased")
+        self.session_id = session_id
+        self.version = version
 
 
 class TurnNotPaused(KernError):

@@ -11,12 +11,13 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from kern_events.errors import SessionNotFound, StoreCorrupt
+from kern_events.errors import PointErased, SessionNotFound, StoreCorrupt
 from kern_events.events import Branch, Branches, Fork, Head
 from kern_events.numbers import whole
 from kern_events.store.base import ERASING, Lineage, Store
 
 _LAST: Final = 2**63 - 1
+_DELETED: Final = ("session.deleted",) * 5  # five, see newest_of
 
 
 class Range(NamedTuple):
@@ -136,6 +137,33 @@ def erased_until(store: Store, namespace: str, session_id: str) -> int:
     """The version of the last tombstone in the rows of a session; 0 if there is none."""
     row = store.newest_of(namespace, session_id, ERASING, _LAST)
     return row[0] if row else 0
+
+
+def check_kept(store: Store, namespace: str, session_id: str, version: int) -> None:
+    """Refuse a version to go on from that is erased; 0, where there is nothing yet, never is.
+
+    A restore says nothing of its own: it is what it went back to.
+
+    Raises:
+        PointErased: Its event is erased, or of before a deletion.
+    """
+    at = version
+    for owner, lineage in _owners(store, namespace, session_id):
+        targets = dict(lineage.restores)
+        while at in targets:
+            at = targets[at]
+        if at > lineage.origin and _is_erased(store, namespace, owner, at):
+            raise PointErased(session_id, version)
+        if at == 0 or at > lineage.origin:
+            return
+
+
+def _is_erased(store: Store, namespace: str, owner: str, version: int) -> bool:
+    deleted = store.newest_of(namespace, owner, _DELETED, _LAST)
+    if deleted is not None and version <= deleted[0]:
+        return True
+    rows = store.rows(namespace, owner, version - 1, version, 1)
+    return bool(rows) and rows[0][14] is None
 
 
 def is_handed_down_erased(store: Store, namespace: str, parent: str, version: int) -> bool:

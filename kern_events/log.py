@@ -645,6 +645,7 @@ class SessionLog:
             SessionExists: There is a session of the id `into`, or there was one.
             ValueError: The session has no such turn or version, the time has no zone, or there is nothing
                 before that point.
+            PointErased: What was recorded there is erased.
             TypeError: More than one of turn, version and at.
             AppendUnresolved: The answer was lost and could not be looked up. The fork is there if
                 the session `into` is: `branches(into)` tells its parent and version.
@@ -653,7 +654,7 @@ class SessionLog:
         at_us = None if at is None else to_microseconds(at)
         while True:
             head = self.head(session_id)
-            last = lineage.point(self._store, self.namespace, session_id, head, turn, version, at_us)
+            last = self._point_back(session_id, head, turn, version, at_us)
             if last == 0:
                 raise ValueError(f"session {session_id!r} has nothing before that point to fork from")
             owner = lineage.owner_of(self._store, self.namespace, session_id, last)
@@ -664,6 +665,15 @@ class SessionLog:
             if landed := fork(self._store, batch, origin):
                 return landed.receipt
             # Something was erased meanwhile, which the draft may still say: it is made anew.
+
+    def _point_back(
+        self, session_id: str, head: Head, turn: int | None, version: int | None, at_us: int | None
+    ) -> int:
+        """The version that a point in time means, to go on from; for the package's own adapters."""
+        found = lineage.point(self._store, self.namespace, session_id, head, turn, version, at_us)
+        if found != head.version:
+            lineage.check_kept(self._store, self.namespace, session_id, found)
+        return found
 
     def branches(self, session_id: str) -> Branches:
         """The tree of a session: what counts, what was abandoned by restores, and its forks.

@@ -281,14 +281,16 @@ class Sessions(SessionLog):
             SessionNotFound: The session has no events or was deleted.
             SessionClosed: The session is closed.
             ValueError: The session has no such turn or version, or the time has no zone.
+            PointErased: What was recorded there is erased.
             TypeError: Not exactly one of to_turn, to_version and to_time.
             VersionConflict: The session is past `expected`.
         """
         _check_one_point(to_turn, to_version, to_time)
         expected = spi.checked_expected(expected)
+        at_us = None if to_time is None else spi.to_microseconds(to_time)
         while True:
             head = _agreeing(self._standing(session_id), session_id, expected)
-            target = spi.point(self, session_id, head, turn=to_turn, version=to_version, at=to_time)
+            target = self._point_back(session_id, head, to_turn, to_version, at_us)
             described = spi.described(self, session_id)
             kept = {field: described.get(field) for field in ("user_id", "name", "metadata")}
             payload = kept if reason is None else {**kept, "reason": reason}
@@ -320,7 +322,8 @@ class Sessions(SessionLog):
         """
         _check_one_point(to_turn, to_version, to_time)
         now = self.load(session_id)
-        then = spi.point(self, session_id, now.head, turn=to_turn, version=to_version, at=to_time)
+        at_us = None if to_time is None else spi.to_microseconds(to_time)
+        then = self._point_back(session_id, now.head, to_turn, to_version, at_us)
         return diff_views(now, self._loader.past(session_id, self._projector, then).view)
 
     def diff(self, session_id: str, a: int, b: int) -> Diff:

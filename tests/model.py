@@ -86,6 +86,18 @@ class Model:
         self._take_back(session_id)
         self._states.clear()
 
+    def is_erased(self, session_id: str, version: int) -> bool:
+        """Whether nobody goes on from a version: its event is erased, or of before a deletion."""
+        if version in (0, self.sessions[session_id].version):
+            return False
+        event = self.event(session_id, version)
+        while event.kind == Kind.RESTORE:
+            if not event.ref:
+                return False
+            event = self.event(session_id, event.ref)
+        rows = self.sessions[event.session_id].events.values()
+        return event.erased or any(e.type == "session.deleted" and e.version >= event.version for e in rows)
+
     def _take_back(self, parent: str) -> None:
         """What the forks of a session say of it goes with it: name, user and metadata, and how they began."""
         for session_id, told in self.sessions.items():

@@ -35,6 +35,7 @@ from hypothesis.stateful import (
 from kern_events import Draft, Event, lineage, spi
 from kern_events.errors import (
     KernError,
+    PointErased,
     SessionClosed,
     SessionExists,
     SessionNotFound,
@@ -232,6 +233,11 @@ class Machine(RuleBasedStateMachine):
             with pytest.raises(SessionClosed if before.status == "closed" else SessionNotFound):
                 log.restore(session_id, **how)
             return
+        if self.model.is_erased(session_id, target):
+            for refused in (log.restore, log.preview_restore):
+                with pytest.raises(PointErased):
+                    refused(session_id, **{f"to_{where[0]}": asked})
+            return
 
         receipt = log.restore(session_id, **how, reason="why")
 
@@ -253,6 +259,10 @@ class Machine(RuleBasedStateMachine):
         origin = origin if how else parent.version
         if parent.status == "deleted" or origin == 0:
             with pytest.raises((SessionNotFound, ValueError)):
+                log.fork(session_id, into, **how)
+            return
+        if self.model.is_erased(session_id, origin):
+            with pytest.raises(PointErased):
                 log.fork(session_id, into, **how)
             return
         if len(self.model.sessions) >= MOST_SESSIONS:
@@ -291,7 +301,9 @@ class Machine(RuleBasedStateMachine):
         with pytest.raises(TurnAbandoned), log.turn(session_id) as turn:
             turn.message("user", "soon gone")
             self.took(session_id, turn.receipt, ("turn.started", {}), ("message.added", None))
-            _, asked = self.version_of(session_id, where)
+            target, asked = self.version_of(session_id, where)
+            if self.model.is_erased(session_id, target):
+                where, asked = ("version", 0), 0
             receipt = other.restore(session_id, **{f"to_{where[0]}": asked})
             self.took(session_id, receipt, ("session.restored", None))
             turn.message("user", "too late")
@@ -375,6 +387,8 @@ class Machine(RuleBasedStateMachine):
         old, new = (self.model.view(session_id, version, head) for version in (a, b))
 
         assert_leads(log.diff(session_id, a, b), old, new)
+        if self.model.is_erased(session_id, b):
+            return
         preview = log.preview_restore(session_id, **{f"to_{other[0]}": asked})
         assert_leads(preview, self.model.now(session_id), new)
 

@@ -21,6 +21,7 @@ TREE = {
     "SessionClosed": "KernError",
     "SessionDeleted": "SessionClosed SessionNotFound",
     "OwnerMismatch": "KernError",
+    "PointErased": "KernError ValueError",
     "TurnNotPaused": "KernError",
     "IdempotencyConflict": "KernError",
     "InvalidEvent": "KernError ValueError",
