@@ -123,6 +123,7 @@ class Drafting:
     def __init__(self, session_id: str, session: Row | None, place: Place, fits: Fits = anything) -> None:
         self.drafts: list[Draft] = []
         self._ids: set[bytes] = set()  # of messages: a tool's answer has the same one every time
+        self._whole = 0  # drafts up to the last one at which the rows are as Agno has stored them
         self.turn = place.turn
         self.turns: dict[str, Turn] = {}
         self.system = place.system
@@ -139,7 +140,7 @@ class Drafting:
         if opened is not None:
             self._start(opened)
         if after is not None:
-            self._describe(after)
+            self._describe(after, alone=not runs)
         for run in runs:
             self.run(run)
 
@@ -169,11 +170,14 @@ class Drafting:
             payload = {k: v for k, v in payload.items() if self._fits(Draft("session.created", {k: v}))}
         draft = Draft("session.created", payload)
         derived = session_after(None, draft.type, draft.payload) or {}
-        self.drafts += with_native(draft, {"session": state_ops(derived, after)})
+        self._close(draft, {"session": state_ops(derived, after)})
         self._session = after
 
-    def _describe(self, after: Row) -> None:
-        """What changed in the session's row: in our words, and the rest in the native of what is there."""
+    def _describe(self, after: Row, *, alone: bool) -> None:
+        """What changed in the session's row: in our words, and the rest in the native of what is there.
+
+        Where it is not `alone`, it is one with the run that follows.
+        """
         before = self._session or {}
         derived, said = before, []
         for described in _described(before, after):
@@ -187,10 +191,21 @@ class Drafting:
             said = [self.drafts.pop()]
         if rest and not said:
             said = [Draft(SESSION_CHANGED, {})]
-        if rest:
-            said[-1:] = with_native(said[-1], {"session": rest})
-        self.drafts += said
         self._session = after
+        if not said:
+            return
+        *earlier, last = said
+        self.drafts += earlier
+        native: Row = {"session": rest} if rest else {}
+        if alone:
+            self._close(last, native)
+        else:
+            self.drafts += with_native(last, native)
+
+    def _close(self, draft: Draft, native: Row) -> None:
+        """The last event of something that Agno has stored at once: none before it counts without it."""
+        self.drafts += with_native(draft, native, before=len(self.drafts) - self._whole)
+        self._whole = len(self.drafts)
 
     def _is_begun_by(self, run: RunChange) -> bool:
         return run.before is None and run.after is not None and self._turn_of(run)[0] not in self._known
@@ -262,7 +277,7 @@ class Drafting:
         native["ops"] = state_ops(derived, after)
         if layout is not None:
             native["messages"] = layout
-        self.drafts += with_native(draft, native)
+        self._close(draft, native)
 
     def _resume(self, run: RunChange, after: Row, turn: Turn) -> None:
         waited = run.before is not None and run.before.get("status") == "PAUSED"
@@ -293,7 +308,8 @@ class Drafting:
         if owner == run.run_id:
             for old in had_messages(run.before) or ():
                 self._remove(run.run_id, old, number)
-        self._say(Draft(RUN_DELETED, _ids(run.run_id, row), turn=number))
+        draft = Draft(RUN_DELETED, _ids(run.run_id, row), turn=number)
+        self._close(self._fitting(draft) or Draft(RUN_DELETED, {}, turn=number), {})
 
     def _messages(self, run: RunChange, after: Row, turn: int) -> tuple[list[Any] | None, Messages]:
         """Drafts for what a top-level run newly says; where its messages come from, and those recorded."""

@@ -40,7 +40,7 @@ STATUS: Final = {
 }
 STATE: Final = ["session_data", "session_state"]
 _OF_RUNS: Final = ("turn.", "agno.run.")
-_FIRST_OF_A_FORK: Final = frozenset({"session.forked", "session.restored"})
+_GOING_BACK: Final = frozenset({"session.forked", "session.restored"})
 _RESULTS: Final = {"tool.returned": "result", "tool.failed": "error"}
 _SAID: Final = frozenset(  # What was said, and the application's own, whatever its keys are.
     {"session_state", "content", "arguments", "tool_args", "metadata", "input", "input_content", "result"}
@@ -96,7 +96,9 @@ class Fold:
         """One more event, of whatever type."""
         payload = event.payload if type(event.payload) is dict else {}
         parent, self._session_id = self._session_id, event.session_id
-        if event.type in _FIRST_OF_A_FORK and parent not in ("", event.session_id):
+        if event.type in _GOING_BACK:
+            self.messages, self._parts = [], []  # Of a run whose end is not on this way is no row.
+        if event.type in _GOING_BACK and parent not in ("", event.session_id):
             self._fork(parent, payload, event.at_us // 1_000_000)
             return
         if event.type.startswith(_OF_RUNS):
@@ -121,8 +123,8 @@ class Fold:
             self._parts = []
         if type.startswith("session.") or type == "state.changed":
             self.session = session_after(self.session, type, payload)
-            if type == "session.deleted":
-                self.runs, self.turns, self.messages = {}, {}, []
+            if type == "session.deleted" or (type == "session.created" and "session" in said):
+                self.runs, self.turns, self.messages = {}, {}, []  # Agno begins it where it has no rows.
         if "session" in said:
             self.session = apply_ops(self.session or {}, said["session"])
         if "message" in said:
@@ -340,7 +342,7 @@ class AgnoProjector:
     """Folds a session into a `Stored`: `sessions.load(session_id, turn=3, projector=AgnoProjector())`."""
 
     name: Final = "agno"
-    version: Final = 1
+    version: Final = 2
     scope: Final[Literal["live", "log"]] = "live"
 
     def initial(self) -> Stored:

@@ -36,14 +36,32 @@ def _object(data: bytes) -> dict[str, Any]:
     return value if type(value) is dict else {}
 
 
-def with_native(draft: Draft, value: dict[str, Any], limit: int = NATIVE_BYTES) -> list[Draft]:
-    """The draft with its native, and before it the parts of what is too long for one event."""
-    data = dump(value)
+def with_native(
+    draft: Draft, value: dict[str, Any], limit: int = NATIVE_BYTES, *, before: int | None = None
+) -> list[Draft]:
+    """The draft with its native, and before it the parts of what is too long for one event.
+
+    Args:
+        draft: The event.
+        value: Its native; where that is empty, there is none.
+        limit: How many bytes one event may have.
+        before: Of what Agno has stored at once, this is the last event, and so many drafts come before it.
+    """
+    said = value if not before else {**value, "group": before + 1}
+    data = dump(said)
     if len(data) <= limit:
-        return [_having(draft, data)]
+        return [_having(draft, data) if said else draft]
     pieces = [data[start : start + limit] for start in range(0, len(data), limit)]
     parts = [Draft(PART, {}, turn=draft.turn, native=piece) for piece in pieces]
-    return [*parts, _having(draft, dump({"parts": len(pieces)}))]
+    count = len(pieces)
+    whole = {"parts": count} if before is None else {"parts": count, "group": before + count + 1}
+    return [*parts, _having(draft, dump(whole))]
+
+
+def group_of(data: bytes | None) -> int:
+    """How many events were recorded as one, of which the one with this native is the last; 0 if unsaid."""
+    group = _object(data).get("group") if data else None
+    return group if type(group) is int and group > 1 else 0
 
 
 def _having(draft: Draft, data: bytes) -> Draft:

@@ -23,6 +23,7 @@ from kern_events.adapters.agno.drafting import Drafting, Fits, Place, RunChange,
 from kern_events.adapters.agno.folding import OWNERS, SESSION_CHANGED, Fold, Row, Stored, Turn, state_of
 from kern_events.adapters.agno.native import with_native
 from kern_events.adapters.agno.tables import AS_NOTED, CHANGED, DELETED, NO_ROW, Held, Mark, Tables
+from kern_events.adapters.agno.wholes import step_back
 from kern_events.codec import MAX_BATCH
 from kern_events.delta import apply_ops, state_ops
 from kern_events.errors import (
@@ -317,7 +318,8 @@ class Recorder:
                     self.tables.unclaim(connection, session_id)
                 return held.mark is None or held.mark.changed != DELETED
 
-        return _retried(attempt)
+        there = _retried(attempt)
+        return _retried(attempt) if there and step_back(self._log, session_id) else there
 
     @contextmanager
     def _begun(

@@ -9,6 +9,7 @@ from sqlalchemy.engine import Connection
 
 from kern_events import Branches, Draft, Event, Head, PendingReceipt, Receipt, Report, spi
 from kern_events.adapters.agno.folding import AgnoProjector, Stored
+from kern_events.adapters.agno.wholes import whole_at
 from kern_events.errors import SessionNotFound, VersionConflict
 from projections.aio import AsyncSessions
 from projections.sessions import DeleteReceipt, Sessions
@@ -29,6 +30,9 @@ class AgnoSessions(Sessions):
     are recorded: see `adopt` of the Db), and what `restore` and `fork` make is in Agno's tables when they
     return.
 
+    What Agno stores at once, as a run with its messages, is many events. A restore or a fork to a version
+    between them goes back to before them: of half a run there is no row.
+
     A session that others have deleted in Agno's tables is not found here, though the log has it until the
     next write to it, or `adopt`: reading erases nothing.
     """
@@ -45,12 +49,16 @@ class AgnoSessions(Sessions):
         Args:
             session_id: The session.
             turn: As of a turn: before the next one started.
-            version: As of a version.
+            version: As of a version; of one within what Agno has stored at once, before that.
 
         Raises:
             As load.
         """
-        found: Stored = self.load(session_id, turn=turn, version=version, projector=AgnoProjector())
+        if turn is not None or version is not None:
+            self._settle(session_id)
+            point = spi.point(self, session_id, self.head(session_id), turn=turn, version=version)
+            version = whole_at(self, session_id, point)
+        found: Stored = self.load(session_id, version=version, projector=AgnoProjector())
         return found
 
     def forget(self, session_id: str) -> None:
@@ -161,6 +169,11 @@ class AgnoSessions(Sessions):
     def _replayed(self, session_id: str, *options: Any) -> Iterator[Step]:
         self._settle(session_id)
         return super()._replayed(session_id, *options)
+
+    def _point_back(
+        self, session_id: str, head: Head, turn: int | None, version: int | None, at_us: int | None
+    ) -> int:
+        return whole_at(self, session_id, super()._point_back(session_id, head, turn, version, at_us))
 
     def _settle(self, session_id: str) -> None:
         """Bring Agno's rows and the log together, if they are apart.
