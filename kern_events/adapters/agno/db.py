@@ -308,7 +308,8 @@ class KernDb:
         this: Any = super()
         session_id = session.session_id
         base = self._known_base(session)
-        fresh = _fresh(session, base)
+        unknown = _unknown(session, base)
+        fresh = [each for each in unknown if _is_turn(each[1])]
         written: dict[tuple[str, str], Written] = {}
         texts: list[str] = []
         branch: list[int] = []
@@ -316,6 +317,8 @@ class KernDb:
         def work(connection: Connection, held: Mapping[str, Held]) -> Any:
             before = held[session_id]
             self._check_there(session_id, base, before)
+            taken = unknown if base is not None or before.session is None else unknown[-1:]
+            self._check_runs(connection, session_id, [run.run_id for _, run in taken], new, before.whose)
             branch[:] = [before.branch]
             written.clear()
             row = session.to_dict(include_runs=False)
@@ -346,6 +349,29 @@ class KernDb:
         changed = held.branch > base.branch  # By a restore, or by a deletion.
         if held.session is None or (changed and self._kern.is_erased_since(session_id, base.branch)):
             raise SessionDeleted(session_id)
+
+    def _check_runs(
+        self,
+        connection: Connection,
+        session_id: str,
+        run_ids: Sequence[str],
+        known: str | None,
+        whose: str | None,
+    ) -> None:
+        """That no run which comes with a session is one of another session, which it would overwrite.
+
+        Args:
+            connection: With the transaction.
+            session_id: The session.
+            run_ids: The runs.
+            known: The one whose session has been looked up.
+            whose: That session.
+        """
+        asked = [run_id for run_id in run_ids if run_id != known]
+        found = self._kern.tables.sessions_of(connection, asked)
+        for run_id, owner in [(known, whose), *found.items()]:
+            if owner not in (None, session_id):
+                raise _of_another(run_id, owner)
 
     def _known_base(self, session: Any) -> _Base | None:
         """What the object was when it was read here, if it was; nothing, for a session that was not there."""
@@ -432,9 +458,7 @@ class KernDb:
             self._check_owner(session_id, before.session, user_id)
             if run_id not in before.runs:
                 if before.whose is not None:
-                    raise ValueError(
-                        f"run {run_id!r} is one of session {before.whose!r}, which it would overwrite"
-                    )
+                    raise _of_another(run_id, before.whose)
                 data = run if isinstance(run, dict) else vars(run)
                 parent = data.get("parent_run_id")
                 given = run_index if run_index is not None else data.get("run_index")
@@ -598,15 +622,19 @@ def _is_recordable(session_id: str) -> bool:
     return True
 
 
-def _fresh(session: Any, base: _Base | None) -> list[tuple[int, Any]]:
-    """The turns' own runs of an object that are none of those that were read, and where they stand."""
+def _unknown(session: Any, base: _Base | None) -> list[tuple[int, Any]]:
+    """The runs of an object that are none of those that were read, and where they stand."""
     known = base.ids if base is not None else frozenset()
     unknown = [each for each in enumerate(session.runs or ()) if id(each[1]) not in known]
-    return [(at, run) for at, run in unknown if _is_turn(run)]
+    return [(at, run) for at, run in unknown if getattr(run, "run_id", None) is not None]
 
 
 def _is_turn(run: Any) -> bool:
-    return getattr(run, "run_id", None) is not None and not getattr(run, "parent_run_id", None)
+    return not getattr(run, "parent_run_id", None)
+
+
+def _of_another(run_id: str | None, session_id: str | None) -> ValueError:
+    return ValueError(f"run {run_id!r} is one of session {session_id!r}, which it would overwrite")
 
 
 def _row_text(session: Any, serialise: Serialise) -> str:
@@ -649,8 +677,9 @@ def snapshot(session: Any, serialise: Serialise) -> Any:
         if hasattr(session, field):
             setattr(copied, field, said[field])
     copied.runs = list(session.runs or ())
-    for at, run in _fresh(session, session.__dict__.get("_kern")):
-        copied.runs[at] = _serialised(run, run.to_dict())
+    for at, run in _unknown(session, session.__dict__.get("_kern")):
+        if _is_turn(run):
+            copied.runs[at] = _serialised(run, run.to_dict())
     return copied
 
 

@@ -123,6 +123,7 @@ class Drafting:
     def __init__(self, session_id: str, session: Row | None, place: Place, fits: Fits = anything) -> None:
         self.drafts: list[Draft] = []
         self._ids: set[bytes] = set()  # of messages: a tool's answer has the same one every time
+        self._removed: set[bytes] = set()  # which of these were taken out
         self._whole = 0  # drafts up to the last one at which the rows are as Agno has stored them
         self.turn = place.turn
         self.turns: dict[str, Turn] = {}
@@ -394,9 +395,11 @@ class Drafting:
         if type(old) is not dict or old.get("from_history") or old.get("role") in ("system", "developer"):
             return
         draft = _drafted(run_id, old, None)
-        if draft is not None:
-            id = draft.payload["id"] if draft.type == "message.added" else draft.event_id.hex()
-            self._optional(Draft("message.removed", {"id": id}, turn=turn))
+        if draft is None or draft.event_id in self._removed:
+            return  # One that stands twice in a run is recorded once.
+        self._removed.add(draft.event_id)
+        id = draft.payload["id"] if draft.type == "message.added" else draft.event_id.hex()
+        self._optional(Draft("message.removed", {"id": id}, turn=turn))
 
     def _workflow_says(self, run: RunChange, after: Row, turn: int) -> None:
         """A workflow's run has no messages: its input and its content stand for them."""
