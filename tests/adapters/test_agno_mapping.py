@@ -30,13 +30,22 @@ CALLS = st.lists(
     ),
     max_size=2,
 )
+MEDIA = st.lists(
+    st.dictionaries(
+        st.sampled_from(["content", "url", "mime_type", "format", "id"]),
+        st.sampled_from(["YWJj", "data:x;base64,YQ==", "image/png"]) | VALUES,
+        max_size=3,
+    ),
+    max_size=2,
+)
 MESSAGES = st.lists(
     st.fixed_dictionaries(
         {"id": IDS, "role": st.sampled_from(["user", "assistant", "tool", "system"])},
         optional={
             "content": VALUES, "tool_call_id": IDS, "tool_calls": CALLS | VALUES, "metrics": OBJECTS,
             "from_history": st.booleans(), "tool_call_error": st.booleans(), "tool_name": VALUES,
-            "tool_args": VALUES,
+            "tool_args": VALUES, "reasoning_content": st.text(max_size=3) | VALUES, "images": MEDIA | VALUES,
+            "audio": MEDIA, "files": MEDIA,
         },
     ),
     max_size=5,
@@ -52,7 +61,9 @@ RUNS = st.fixed_dictionaries(
         "run_index": st.integers(0, 9),
         "run_data": st.fixed_dictionaries(
             {}, optional={"messages": MESSAGES | VALUES, "content": VALUES, "session_state": OBJECTS | VALUES,
-                          "metrics": OBJECTS, "workflow_id": st.just("w"), "input": VALUES, "x": VALUES},
+                          "metrics": OBJECTS, "workflow_id": st.just("w"), "input": VALUES, "x": VALUES,
+                          "images": MEDIA,
+                          "reasoning_content": SCALARS, "response_audio": MEDIA | OBJECTS},
         ),
     }
 )  # fmt: skip

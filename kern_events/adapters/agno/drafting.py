@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from kern_events import Draft, SessionLog
 from kern_events.adapters.agno.calls import call_ops
+from kern_events.adapters.agno.contents import LEFT, content_of, left_of, made_by, plain, with_parts
 from kern_events.adapters.agno.folding import (
     LISTED,
     OWNERS,
@@ -34,7 +35,7 @@ from kern_events.adapters.agno.folding import (
 from kern_events.adapters.agno.native import with_native
 from kern_events.delta import state_ops
 from kern_events.errors import InvalidEvent
-from kern_events.events import json_text, message, state_changed, tool_called, tool_failed, tool_returned
+from kern_events.events import message, state_changed, tool_called, tool_failed, tool_returned
 
 Fits = Callable[[Draft], bool]
 
@@ -326,11 +327,15 @@ class Drafting:
         layout: list[Any] = []
         added: Messages = []
         by = self._whose(after)
+        last = next((each for each in reversed(messages) if each.get("role") == "assistant"), None)
+        made = made_by(after) if made_by(run.before) != made_by(after) else []
         for new in messages:
             at = places.get(_id(new))
             if at is not None and same(before[at], new):
                 layout.append([at, at + 1])
-            elif at is not None or not self._is_said(new) or not self._add(run.run_id, new, turn, calls, by):
+            elif at is not None or not self._is_said(new) or not self._add(
+                run.run_id, new, turn, calls, by, made if new is last else ()
+            ):
                 layout.append(new)
                 if at is not None:
                     self._replace(before[at], new, turn)
@@ -359,9 +364,11 @@ class Drafting:
             self.system = digest
         return True
 
-    def _add(self, run_id: str, new: Row, turn: int, calls: set[Any], by: Row) -> bool:
+    def _add(
+        self, run_id: str, new: Row, turn: int, calls: set[Any], by: Row, made: Sequence[Row]
+    ) -> bool:
         """Record a message, with what our event does not say of it in the native; False if it cannot be."""
-        said = _drafted(run_id, new, turn)
+        said = _drafted(run_id, new, turn, made)
         if said is not None and new["role"] == "user":
             said.payload.update(by)
         draft = None if said is None else self._fitting(said)
@@ -373,12 +380,14 @@ class Drafting:
             if called is None:
                 return False
             self.drafts.append(called)
-        self._natively(draft, new)
+        self._natively(draft, new, made)
         return True
 
-    def _natively(self, draft: Draft, new: Row) -> None:
-        ops = state_ops(message_of(draft.type, draft.payload), new)
-        first, *rest = reversed(with_native(draft, {"message": ops}))
+    def _natively(self, draft: Draft, new: Row, made: Sequence[Row]) -> None:
+        left = left_of(new, made) if draft.type == "message.added" else None
+        ops = state_ops(with_parts(message_of(draft.type, draft.payload), left), new)
+        native: Row = {"message": ops} if left is None else {LEFT: left, "message": ops}
+        first, *rest = reversed(with_native(draft, native))
         # The event keeps its id, by which the transcript knows a tool's answer.
         self.drafts += [*reversed(rest), _with_id(first, draft.event_id)]
 
@@ -409,7 +418,7 @@ class Drafting:
         for key, role in (("input", "user"), ("content", "assistant")):
             said = data.get(key)
             if said is not None and before.get(key) != said:
-                draft = message(role, _content(said), id=f"{run.run_id}:{key}")
+                draft = message(role, plain(said), id=f"{run.run_id}:{key}")
                 draft.payload.update(self._whose(after) if role == "user" else {})
                 self._optional(_turned(draft, turn))
 
@@ -471,7 +480,7 @@ def _outcome(type: str, row: Row) -> Row:
     return said
 
 
-def _drafted(run_id: str, message_: Row, turn: int | None) -> Draft | None:
+def _drafted(run_id: str, message_: Row, turn: int | None, made: Sequence[Row] = ()) -> Draft | None:
     """Our event of a message of Agno's; None where there is no word for it."""
     if not isinstance(message_.get("role"), str) or not isinstance(message_.get("id"), str):
         return None
@@ -480,7 +489,7 @@ def _drafted(run_id: str, message_: Row, turn: int | None) -> Draft | None:
         return _answered(run_id, message_, turn, call_id)
     draft = message(
         message_["role"],
-        _content(message_.get("content")),
+        content_of(message_, made),
         name=message_["name"] if isinstance(message_.get("name"), str) else None,
         tool_calls=[call for call in map(_call, _calls(message_)) if call is not None],
         id=message_["id"],
@@ -529,18 +538,6 @@ def _call(call: Row) -> Row | None:
     if not isinstance(name, str) or not isinstance(arguments, str):
         return None
     return {"id": call["id"], "name": name, "arguments": arguments}
-
-
-def _content(content: Any) -> str | list[Row] | None:
-    """Content as our messages have it: text, parts or nothing; anything else as its JSON text."""
-    if content is None or isinstance(content, str):
-        return content
-    if type(content) is list and all(type(part) is dict and "type" in part for part in content):
-        return content
-    try:
-        return json_text(content)
-    except InvalidEvent:
-        return None
 
 
 def _tools(row: Row) -> Any:

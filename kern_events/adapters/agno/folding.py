@@ -18,6 +18,7 @@ import msgspec
 
 from kern_events import Event
 from kern_events.adapters.agno.calls import calls_after
+from kern_events.adapters.agno.contents import LEFT, with_parts
 from kern_events.adapters.agno.native import PART, load
 from kern_events.codec import MAX_DEPTH
 from kern_events.delta import apply_ops
@@ -128,7 +129,8 @@ class Fold:
         if "session" in said:
             self.session = apply_ops(self.session or {}, said["session"])
         if "message" in said:
-            self.messages.append(apply_ops(message_of(type, payload), said["message"]))
+            message = with_parts(message_of(type, payload), said.get(LEFT))
+            self.messages.append(apply_ops(message, said["message"]))
         run_id = said.get("run")
         if isinstance(run_id, str):
             self._run(type, run_id, said)
