@@ -11,6 +11,7 @@ import click
 from kern_events import __version__
 from kern_events.cli.erase import delete
 from kern_events.cli.export import export
+from kern_events.cli.migrating import migrate
 from kern_events.cli.opening import database, failure, refusing, sessions_at
 from kern_events.cli.options import as_json, at_time
 from kern_events.cli.past import branches, diff, fork, replay, restore
@@ -191,22 +192,6 @@ def verify(
 
 
 @cli.command()
-@database
-def migrate(db: str, namespace: str) -> None:
-    """Create the tables, bring them up to date, or mend what is missing of them."""
-    from kern_events.spi import differences
-
-    with sessions_at(db, namespace, create=True) as sessions:
-        found = differences(sessions)
-        before, after = sessions.migrate()
-    for each in found:
-        click.echo(f"mended: {each.what}")
-    if found and before == after:
-        return
-    click.echo(f"schema {before} -> {after}" if before != after else f"schema {after}: nothing to do")
-
-
-@cli.command()
 @click.argument("file", type=click.File("rb"), required=False)
 @click.option("--db", metavar="URL", default="sqlite:///kern-events-demo.db", show_default=True)
 def demo(file: IO[bytes] | None, db: str) -> None:
@@ -229,5 +214,9 @@ def completion(shell: str) -> None:
     click.echo(completer(cli, {}, "kern-events", "_KERN_EVENTS_COMPLETE").source())
 
 
-for command in (export, restore, fork, delete, branches, replay, diff, rebuild, project, status, parked):
+_OTHERS: Final = (
+    *(export, restore, fork, delete, branches, replay, diff),
+    *(rebuild, project, status, parked, migrate),
+)
+for command in _OTHERS:
     cli.add_command(command)

@@ -240,6 +240,21 @@ class KernDb:
         """
         return self._kern.adopt_all(progress)
 
+    def set_up(self) -> tuple[int, int]:
+        """Make, by a role that may, what is missing: Agno's two tables, the log, ours and the triggers.
+
+        Happens by itself before the first write. As `kern-events migrate --agno` does it, what is not as
+        it was made is mended, too.
+
+        Returns:
+            The schema numbers of the log before and after.
+
+        Raises:
+            MigrationRequiredError: Agno's own migrations come first.
+            StoreError: Something cannot be made by this role.
+        """
+        return self._kern.set_up()
+
     def detach(self) -> None:
         """Take our triggers off Agno's tables; the log stays, and goes on when a Kern class is used again."""
         tables = self._kern.tables

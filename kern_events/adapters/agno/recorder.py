@@ -145,6 +145,25 @@ class Recorder:
         """Look at Agno's tables anew, and make what is missing, before the next use."""
         self._made = self._seen = None
 
+    def set_up(self) -> tuple[int, int]:
+        """Make what is missing, and return the schema numbers of the log before and after."""
+        self._check()
+        numbers = self._migrate()
+        self.reset()
+        self._made = self._create()
+        return numbers
+
+    def _migrate(self) -> tuple[int, int]:
+        try:
+            return self._sessions.migrate()
+        except StoreError as error:
+            check_allowed(error)
+            raise
+
+    def is_set_up(self) -> bool:
+        """Whether Agno's tables, ours beside them and the triggers are there."""
+        return self._looked_for() is not None
+
     def _create(self) -> Tables:
         for _ in range(_ATTEMPTS):
             try:
@@ -156,11 +175,7 @@ class Recorder:
 
     def _try_to_create(self) -> Tables:
         self._check()
-        try:
-            self._sessions.migrate()
-        except StoreError as error:
-            check_allowed(error)
-            raise
+        self._migrate()
         tables = self._made_by_agno()
         with self._begun() as connection:
             return self._created(connection, tables)
@@ -352,7 +367,10 @@ class Recorder:
         """Whether Agno's engine has transactions of another kind than the log can join; asked once."""
         if self._other_level is None:
             is_postgres = self._engine.dialect.name == "postgresql"
-            self._other_level = is_postgres and connection.get_isolation_level() != _LEVEL
+            driver: Any = connection.connection.driver_connection
+            self._other_level = is_postgres and (
+                connection.get_isolation_level() != _LEVEL or driver.autocommit  # Which has no level.
+            )
             connection.rollback()
         return self._other_level
 
