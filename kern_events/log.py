@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
+from operator import itemgetter
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar, get_args, overload
 
@@ -68,6 +69,8 @@ _WITH_METADATA: Final = (
     *("session.created", "session.described", "session.restored", "session.forked"),
     "session.deleted",  # It has none, and none from before it counts.
 )
+_RENAMED: Final = ("session.renamed",) * len(_WITH_METADATA)  # so many are asked for
+_CARRIED: Final = ("user_id", "name")  # beside the metadata: what is the session's, and not a point's
 
 T = TypeVar("T")
 ManyAppends = Sequence[tuple[str, Sequence[Draft], Expected]]
@@ -697,16 +700,43 @@ class SessionLog:
             rows = self._store.marks(self.namespace, session_id, rows[-1][0], until)
 
     def _described(self, session_id: str) -> dict[str, Any]:
-        """What a session is, beside what was said in it: its listing columns and its metadata."""
+        """What a session is, beside what was said in it: its listing columns and its metadata.
+
+        The columns say what its own events say; what a fork shares with its parents is read from theirs.
+        """
         row = self._store.head_row(self.namespace, session_id)
-        return {**(row.described if row else {}), "metadata": self._metadata(session_id)}
+        described: dict[str, Any] = dict(row.described) if row else {}
+        if row and row.fork_parent is not None:
+            said = self._carried(session_id, (*_CARRIED, "metadata"))
+            described = {key: value for key, value in described.items() if key not in _CARRIED}
+            described |= {key: said[key] for key in _CARRIED if said.get(key) is not None}
+            return {**described, "metadata": dict(said.get("metadata") or {})}
+        return {**described, "metadata": self._metadata(session_id)}
 
     def _metadata(self, session_id: str) -> dict[str, Any]:
         """The application's own data about a session: what the newest event with some says."""
+        return dict(self._carried(session_id, ("metadata",)).get("metadata") or {})
+
+    def _carried(self, session_id: str, keys: Collection[str]) -> dict[str, Any]:
+        """What the newest events that say something of these say of them, as a view has it."""
+        found: dict[str, Any] = {}
+        types = (_WITH_METADATA,) if "name" not in keys else (_WITH_METADATA, _RENAMED)
+        for payload in self._describing(session_id, types):
+            said = {key: payload[key] for key in keys if key in payload and key not in found}
+            if not isinstance(said.get("metadata"), dict | None):
+                del said["metadata"]  # That is none.
+            found |= said
+            if len(found) == len(keys):
+                break
+        return found
+
+    def _describing(self, session_id: str, types: Sequence[Sequence[str]]) -> Iterator[Mapping[str, Any]]:
+        """The payloads of these types that count, the newest first, and those of the parents."""
         owner: str | None = session_id
         before = LARGEST
         while owner is not None:
-            row = self._store.newest_of(self.namespace, owner, _WITH_METADATA, before)
+            rows = [self._store.newest_of(self.namespace, owner, each, before) for each in types]
+            row = max(filter(None, rows), key=itemgetter(0), default=None)
             if row is None:
                 parent = self._store.lineage(self.namespace, owner)
                 owner, before = parent.parent, min(before, parent.origin + 1)
@@ -714,10 +744,11 @@ class SessionLog:
             if row[3] == "session.deleted":
                 break
             payload = event_of(self.namespace, owner, row).payload
-            if isinstance(payload, dict) and isinstance(payload.get("metadata"), dict):
-                return dict(payload["metadata"])
-            before = row[0]
-        return {}
+            if isinstance(payload, dict):
+                begins = row[3] == "session.forked" and payload
+                yield {**dict.fromkeys(_CARRIED), **payload} if begins else payload
+            # What came back with a restore is what it says, and beside that what the target says.
+            before = (row[7] or 0) + 1 if row[3] == "session.restored" else row[0]
 
     def describe(
         self,
