@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from tests.facade import store_of, sync_of
-from tests.writers import PATIENCE_S, eventually, findings, in_threads, note, texts
+from tests.writers import PATIENCE_S, eventually, in_threads, note, texts
 
 _FORKERS = 2
 _WRITERS = 2
@@ -67,18 +67,19 @@ def account_of(storm: Storm) -> Counter[str]:
         and of those lost and doubled; how many findings verify had, in the log and in the children.
     """
     log, account, over = storm.log, Counter[str](), threading.Event()
-    log.append("s", [note(f"{storm.number} begins")])
+    session = f"s{storm.number}"
+    log.append(session, [note("begins")])
     working = threading.Semaphore(0)
 
     def write(number: int) -> list[str]:
         said: list[str] = []
         while not over.is_set():
-            text = f"{storm.number}: {number}.{len(said)}"
-            log.append("s", [note(text)])
+            text = f"{number}.{len(said)}"
+            log.append(session, [note(text)])
             said.append(text)
             if number == 0:
-                list(log.read("s", after=max(0, len(said) - 20)))
-                log.load("s")
+                list(log.read(session, after=max(0, len(said) - 20)))
+                log.load(session)
             working.release()
         return said
 
@@ -87,8 +88,8 @@ def account_of(storm: Storm) -> Counter[str]:
         for _ in range(_WRITERS):
             assert working.acquire(timeout=PATIENCE_S)
         for turn in range(storm.forks):
-            text = f"{storm.number}: child {number}.{turn}"
-            answer = forked(lambda text=text: _in_child(sync_of(log), text), storm.patience_s)
+            text = f"child {number}.{turn}"
+            answer = forked(lambda text=text: _in_child(sync_of(log), session, text), storm.patience_s)
             account["children"] += 1
             account["locked out"] += answer != "worked"
             if answer == "worked" and store_of(log).dialect != "memory":
@@ -108,18 +109,18 @@ def account_of(storm: Storm) -> Counter[str]:
     done: list[int] = []
     acknowledged = [text for said in in_threads(_WRITERS + _FORKERS, work) for text in said]
     eventually(over.is_set)
-    times = Counter(texts(log.read("s")))
+    times = Counter(texts(log.read(session)))
     account["acknowledged"] = len(acknowledged)
     account["lost"] = sum(times[text] == 0 for text in acknowledged)
     account["doubled"] = sum(count > 1 for count in times.values())
-    account["findings"] = len(findings(log))
+    account["findings"] = len(log.verify(session).findings)
     return account
 
 
-def _in_child(log: Any, text: str) -> str:
-    version = log.append("s", [note(text)]).version
-    said = texts(log.read("s", after=version - 1))[0]
-    if said != text or log.load("s").version < version:
+def _in_child(log: Any, session: str, text: str) -> str:
+    version = log.append(session, [note(text)]).version
+    said = texts(log.read(session, after=version - 1))[0]
+    if said != text or log.load(session).version < version:
         return f"read {said!r}"
     log.close()
     return "worked"

@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import threading
 import time
+import uuid
 from collections import Counter
 
 import pytest
@@ -176,11 +177,11 @@ def test_a_thread_forks_in_the_middle_of_a_look(log, facade_kind):
     assert log.append("s", [note("after")]).version == 2
 
 
-@only_on("postgres")
-def test_a_child_does_not_keep_the_sessions_of_a_parent_that_was_killed(address):
+def test_a_child_does_not_keep_the_sessions_of_a_parent_that_was_killed(shared_postgres_url):
     """The server ends what the parent was doing at once, and lets go of its locks."""
-    url = f"{address.url}?application_name={address.namespace}"
-    (go, says_go), log = os.pipe(), SessionLog(url, namespace=address.namespace)
+    name = f"n{uuid.uuid4().hex}"
+    log = SessionLog(f"{shared_postgres_url}?application_name={name}", namespace=name)
+    go, says_go = os.pipe()
     if (parent := os.fork()) == 0:
         log.append("s", [note("parent")])
         if os.fork() == 0:
@@ -190,7 +191,7 @@ def test_a_child_does_not_keep_the_sessions_of_a_parent_that_was_killed(address)
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(parent, 0)
     asked = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
-    with databases.connect(address.url) as admin:
-        eventually(lambda: admin.execute(asked, (address.namespace,)).fetchone() == (0,), "its sessions end")
+    with databases.connect(shared_postgres_url) as admin:
+        eventually(lambda: admin.execute(asked, (name,)).fetchone() == (0,), "its sessions end")
     os.write(says_go, b".")
     log.close()
