@@ -80,6 +80,6 @@ def test_what_a_plain_db_has_taken_from_another_is_recorded_with_who_said_it(sid
     assert recorded(side.sessions(side.open()), "s")["turn.started"]["user_id"] == "bob"
 
 
-def test_a_db_made_of_its_configuration_is_shared_as_it_was(side):
+def test_a_db_made_of_its_configuration_is_shared_as_it_was(place):
     for shared in (True, False):
-        assert db_from_dict(side.open(shared=shared).to_dict()).shared is shared
+        assert db_from_dict(place.open(shared=shared).to_dict()).shared is shared

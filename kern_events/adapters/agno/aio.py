@@ -18,6 +18,7 @@ from agno.db.postgres import AsyncPostgresDb, PostgresDb
 from agno.db.sqlite import AsyncSqliteDb, SqliteDb
 from sqlalchemy import URL, create_engine, make_url
 
+from kern_events.adapters.agno.asking import Hook, question
 from kern_events.adapters.agno.db import OnError, run_snapshot, snapshot, written
 from kern_events.adapters.agno.postgres import KernPostgresDb, find_dead_lines
 from kern_events.adapters.agno.reopening import marked, stands_for
@@ -129,6 +130,22 @@ class _KernAsyncDb:
         twin = self._twin
         copied = twin._stored("upsert_run", session_id, None, lambda: run_snapshot(run))
         await _whole(twin.upsert_run, copied, session_id, user_id, run_index)
+
+    @property
+    def asked(self) -> Hook:
+        """See KernDb.asked; the hook is awaited, so it is for `arun`."""
+
+        async def asked(
+            run_input: Any, run_context: Any, session: Any,
+            agent: Any = None, team: Any = None, user_id: str | None = None,
+        ) -> None:  # fmt: skip
+            asking = question(run_input, run_context, session, agent or team, user_id)
+            if asking is not None:
+                if not self._twin._has_stored(session):
+                    await self.upsert_session(session)
+                await _whole(self._twin._ask, session, asking)
+
+        return asked
 
     async def adopt(self, progress: Callable[[int], None] | None = None) -> int:
         """See KernDb.adopt."""

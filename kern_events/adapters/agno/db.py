@@ -22,6 +22,7 @@ from sqlalchemy import URL, Table, select
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
+from kern_events.adapters.agno.asking import Hook, Question, question
 from kern_events.adapters.agno.folding import Row
 from kern_events.adapters.agno.legacy import check_migrated
 from kern_events.adapters.agno.merging import merged_data, merged_object
@@ -497,6 +498,40 @@ class KernDb:
         owner = None if session is None else session.get("user_id")
         if not self.shared and None not in (owner, user_id) and owner != user_id:
             raise OwnerMismatch(session_id, str(user_id))
+
+    @property
+    def asked(self) -> Hook:
+        """A hook, as in `pre_hooks=[db.asked]`: puts the question on record before the model is asked.
+
+        Without it a run that dies leaves nothing. For agents and teams; of one within a team or a workflow it
+        records nothing. It raises NotStored where the question cannot be stored, and the model is not asked.
+        """
+
+        def asked(
+            run_input: Any, run_context: Any, session: Any,
+            agent: Any = None, team: Any = None, user_id: str | None = None,
+        ) -> None:  # fmt: skip
+            asking = question(run_input, run_context, session, agent or team, user_id)
+            if asking is not None:
+                if not self._has_stored(session):
+                    self.upsert_session(session)
+                self._ask(session, asking)
+
+        return asked  # No method: those are copied with their object, where Agno copies an agent.
+
+    def _has_stored(self, session: Any) -> bool:
+        """Whether a session object is of a session that is stored, as far as is known."""
+        base: _Base | None = session.__dict__.get("_kern")
+        return base is not None and base.db is self and base.branch is not None
+
+    def _ask(self, session: Any, asking: Question) -> None:
+        base: _Base | None = session.__dict__.get("_kern")
+
+        def check(held: Held) -> None:
+            self._check_there(asking.session_id, base, held)
+            self._check_owner(asking.session_id, held.session, asking.row["user_id"])
+
+        self._stored("asked", asking.session_id, asking.run_id, lambda: self._kern.ask(asking, check))
 
     def upsert_sessions(self, sessions: Any, *args: Any, **options: Any) -> Any:
         """See Agno; all of them or none."""

@@ -24,6 +24,7 @@ from kern_events.adapters.agno.folding import (
     Messages,
     Row,
     Turn,
+    asked_id,
     had_messages,
     message_of,
     placed,
@@ -145,6 +146,24 @@ class Drafting:
             self._describe(after, alone=not runs)
         for run in runs:
             self.run(run)
+
+    def ask(self, run_id: str, row: Row, content: Any) -> None:
+        """What a run is asked that is yet to be stored: its turn begins, and has the user's message."""
+        self._start(RunChange(run_id, None, row))
+        turn = self._entry(run_id) or Turn(self.turn)
+        said = message("user", content, id=asked_id(run_id))
+        said.payload.update(self._whose(row))
+        draft = self._fitting(_turned(said, turn.number))
+        if draft is not None:
+            self.turns[run_id] = Turn(turn.number, turn.ended, asked=True)
+            self._close(draft, {"asked": run_id})
+
+    def _answer(self, run_id: str) -> None:
+        """A run says itself what it was asked."""
+        turn = self._entry(run_id)
+        if turn is not None and turn.asked:
+            self._optional(Draft("message.removed", {"id": asked_id(run_id)}, turn=turn.number))
+            self.turns[run_id] = Turn(turn.number, turn.ended)
 
     def run(self, run: RunChange) -> None:
         """What became of one run."""
@@ -299,7 +318,8 @@ class Drafting:
         draft = Draft(type_, payload, turn=turn.number)
         draft = self._fitting(draft) or Draft(type_, _ids(run.run_id, after), turn=turn.number)
         if not nested and type_ not in (RUN_CHANGED, "turn.paused"):
-            self.turns[run.run_id] = Turn(turn.number, ended=True)
+            asked = (self._entry(run.run_id) or turn).asked
+            self.turns[run.run_id] = Turn(turn.number, ended=True, asked=asked)
         return draft
 
     def _delete(self, run: RunChange) -> None:
@@ -308,6 +328,7 @@ class Drafting:
         turn = self._entry(owner)
         number = turn.number if turn else None
         if owner == run.run_id:
+            self._answer(run.run_id)
             for old in had_messages(run.before) or ():
                 self._remove(run.run_id, old, number)
         draft = Draft(RUN_DELETED, _ids(run.run_id, row), turn=number)
@@ -322,6 +343,8 @@ class Drafting:
         before = had_messages(run.before) or []
         if not all(type(each) is dict for each in (*before, *messages)):
             return None, []
+        if any(new.get("role") == "user" and not new.get("from_history") for new in messages):
+            self._answer(run.run_id)
         places = {_id(old): at for at, old in enumerate(before) if _id(old)}
         calls = {call["id"] for old in messages for call in _calls(old) if type(call.get("id")) is str}
         layout: list[Any] = []

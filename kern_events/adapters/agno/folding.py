@@ -41,6 +41,7 @@ STATUS: Final = {
 }
 STATE: Final = ["session_data", "session_state"]
 _OF_RUNS: Final = ("turn.", "agno.run.")
+_ASKED: Final = ":asked"
 _GOING_BACK: Final = frozenset({"session.forked", "session.restored"})
 _RESULTS: Final = {"tool.returned": "result", "tool.failed": "error"}
 _SAID: Final = frozenset(  # What was said, and the application's own, whatever its keys are.
@@ -51,10 +52,11 @@ _OWN_IDS: Final = frozenset({"run_id", "parent_run_id", "child_run_id", "member_
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """The turn of a run, and whether it has its end."""
+    """The turn of a run, whether it has its end, and whether its question is on record without the run."""
 
     number: int
     ended: bool = False
+    asked: bool = False
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -131,6 +133,10 @@ class Fold:
         if "message" in said:
             message = with_parts(message_of(type, payload), said.get(LEFT))
             self.messages.append(apply_ops(message, said["message"]))
+        if "asked" in said:
+            self._ask(said["asked"], asked=True)
+        elif type == "message.removed" and str(payload.get("id")).endswith(_ASKED):
+            self._ask(str(payload["id"]).removesuffix(_ASKED), asked=False)
         run_id = said.get("run")
         if isinstance(run_id, str):
             self._run(type, run_id, said)
@@ -148,7 +154,12 @@ class Fold:
         self.messages = []
         turn = self.turns.get(run_id)
         if turn and type in STATUS:
-            self.turns[run_id] = Turn(turn.number, type != "turn.paused")
+            self.turns[run_id] = Turn(turn.number, type != "turn.paused", turn.asked)
+
+    def _ask(self, run_id: Any, *, asked: bool) -> None:
+        turn = self.turns.get(run_id) if isinstance(run_id, str) else None
+        if turn is not None:
+            self.turns[run_id] = Turn(turn.number, turn.ended, asked)
 
     def _fork(self, parent: str, payload: Mapping[str, Any], at_s: int) -> None:
         """Another session now: run ids are keys over all sessions, so its runs get their own."""
@@ -162,6 +173,11 @@ class Fold:
         described = session_after(self.session, "session.restored", payload) or {}
         origin = ["set", ["session_data", "forked_from_session_id"], parent]
         self.session = apply_ops({**described, "created_at": at_s, "updated_at": at_s}, [origin])
+
+
+def asked_id(run_id: str) -> str:
+    """The id of the message that says what a run was asked, before it says so itself."""
+    return run_id + _ASKED
 
 
 def session_after(session: Row | None, type: str, payload: Mapping[str, Any]) -> Row | None:

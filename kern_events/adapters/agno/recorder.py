@@ -19,8 +19,18 @@ from sqlalchemy.orm import Session as OrmSession
 from sqlalchemy.orm import scoped_session
 
 from kern_events import Draft, Head, SessionLog, lineage, spi
+from kern_events.adapters.agno.asking import Question
 from kern_events.adapters.agno.drafting import Drafting, Fits, Place, RunChange, anything, fits_within, same
-from kern_events.adapters.agno.folding import OWNERS, SESSION_CHANGED, Fold, Row, Stored, Turn, state_of
+from kern_events.adapters.agno.folding import (
+    OWNERS,
+    SESSION_CHANGED,
+    Fold,
+    Row,
+    Stored,
+    Turn,
+    had_messages,
+    state_of,
+)
 from kern_events.adapters.agno.native import with_native
 from kern_events.adapters.agno.tables import AS_NOTED, CHANGED, DELETED, NO_ROW, Held, Mark, Tables
 from kern_events.adapters.agno.wholes import step_back
@@ -28,6 +38,7 @@ from kern_events.codec import MAX_BATCH
 from kern_events.delta import apply_ops, state_ops
 from kern_events.errors import (
     InvalidEvent,
+    SessionDeleted,
     StoreBusy,
     StoreError,
     StoreFull,
@@ -239,6 +250,39 @@ class Recorder:
             return done
 
         return _retried(attempt)
+
+    def ask(self, question: Question, check: Callable[[Held], None]) -> None:
+        """Record what a run is asked, unless that is on record.
+
+        Args:
+            question: What it is asked.
+            check: Raises where the session takes no such run.
+
+        Raises:
+            SessionDeleted: There is no such session any more.
+        """
+        tables, session_id, run_id = self.tables, question.session_id, question.run_id
+
+        def attempt(number: int) -> None:
+            with self._begun(tables) as connection:
+                held = self._found(connection, session_id, [run_id], None, careful=number > 0)
+                check(held)
+                if held.session is None or held.mark is None:
+                    raise SessionDeleted(session_id)
+                _, _, turns = tables.now(connection, session_id, (), [run_id])
+                turn = turns.get(run_id)
+                if (turn is not None and turn.asked) or had_messages(held.runs.get(run_id)):
+                    return  # By an attempt before this one; or the run has been, and the hook came after.
+                place = Place(held.mark.turn, turns, held.mark.system)
+
+                def make(fits: Fits) -> Drafting:
+                    drafting = Drafting(session_id, held.session, place, fits)
+                    drafting.ask(run_id, question.row, question.content)
+                    return drafting
+
+                self._commit(connection, session_id, held.mark, make)
+
+        _retried(attempt)
 
     def touch(self, session_id: str, run_id: str, parent_run_id: str | None = None) -> None:
         """Say, within the work, that it writes a run that was not there before."""

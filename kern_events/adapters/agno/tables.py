@@ -408,7 +408,7 @@ class Tables:
         """The rows are as the mark says, whatever was written in this transaction; and the turns of runs."""
         scope = (self.namespace, session_id)
         noted = [
-            (self._sql["set_turn"], (*scope, run_id, turn.number, int(turn.ended)))
+            (self._sql["set_turn"], (*scope, run_id, _numbered(turn), int(turn.ended)))
             for run_id, turn in turns.items()
         ]
         marked = (*scope, mark.version, mark.turn, mark.system, mark.changed)
@@ -526,7 +526,12 @@ def _literal(text: str) -> str:
 
 
 def _turn(number: int, ended: int) -> Turn:
-    return Turn(number, ended % 2 == 1)
+    return Turn(abs(number), ended % 2 == 1, number < 0)
+
+
+def _numbered(turn: Turn) -> int:
+    """The number of a turn as it is stored: below zero where the question of its run is on record alone."""
+    return -turn.number if turn.asked else turn.number
 
 
 def _fetched(cursor: Any) -> list[Any]:
@@ -629,7 +634,8 @@ _TABLES: Final = (
     "CREATE TABLE IF NOT EXISTS {marks} (namespace text NOT NULL, session_id text NOT NULL,"
     " version bigint NOT NULL, turn bigint NOT NULL, system text, changed integer NOT NULL,"
     " PRIMARY KEY (namespace, session_id))",
-    # The turn of each run, and whether it has its end: 1 or 0, and 2 less where the run was deleted since.
+    # The turn of each run, below zero where its question alone is on record, and whether it has its end: 1 or
+    # 0, and 2 less where the run was deleted since.
     "CREATE TABLE IF NOT EXISTS {turns} (namespace text NOT NULL, session_id text NOT NULL,"
     " run_id text NOT NULL, turn bigint NOT NULL, ended integer NOT NULL,"
     " PRIMARY KEY (namespace, session_id, run_id)){keyed}",
