@@ -32,6 +32,7 @@ _DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 _HANDED_ON = (
     *("get_session", "get_sessions", "upsert_sessions", "rename_session", "reassign_session_owner"),
     *("delete_session", "delete_sessions", "delete_run", "delete_runs", "cancel_pending_run"),
+    *("create_approval", "update_approval"),
     *("update_run_in_session", "append_run_to_session_if_absent", "insert_session_if_absent"),
 )
 

@@ -22,6 +22,7 @@ from sqlalchemy import URL, Table, select
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
+from kern_events.adapters.agno.approving import Approving, is_id
 from kern_events.adapters.agno.asking import Hook, Question, question
 from kern_events.adapters.agno.folding import Row
 from kern_events.adapters.agno.legacy import check_migrated
@@ -29,7 +30,7 @@ from kern_events.adapters.agno.merging import merged_data, merged_object
 from kern_events.adapters.agno.recorder import Joining, Recorder
 from kern_events.adapters.agno.sessions import AgnoSessions
 from kern_events.adapters.agno.tables import Held, Tables
-from kern_events.codec import LARGEST_PAYLOAD_BYTES, check_id
+from kern_events.codec import LARGEST_PAYLOAD_BYTES
 from kern_events.delta import state_ops
 from kern_events.errors import InvalidEvent, OwnerMismatch, SessionDeleted
 from kern_events.store.forks import ForkLock, close_before_forks, leave_to_parent
@@ -116,7 +117,7 @@ class _Base:
         return self._ids
 
 
-class KernDb:
+class KernDb(Approving):
     """Mixed into a Db class of Agno's: what it writes to its two tables is recorded.
 
     Attributes:
@@ -603,7 +604,7 @@ class KernDb:
     def delete_session(self, session_id: str, user_id: str | None = None) -> bool:
         """See Agno; what was said is erased in the log too, whose chain stays."""
         this: Any = super()
-        if not _is_recordable(session_id):
+        if not is_id(session_id):
             with self._kern._begun(self._kern.tables):
                 return bool(this.delete_session(session_id, user_id))
 
@@ -618,7 +619,7 @@ class KernDb:
     def delete_sessions(self, session_ids: list[str], user_id: str | None = None) -> None:
         """See Agno and delete_session."""
         this: Any = super()
-        ids = list(filter(_is_recordable, dict.fromkeys(session_ids)))
+        ids = list(filter(is_id, dict.fromkeys(session_ids)))
         with self._kern._engine.connect() as connection:
             # Of a session that stays, because it is another user's, Agno deletes this user's runs.
             runs = {each: list(self._kern.tables.run_rows(connection, each)) for each in ids if user_id}
@@ -661,15 +662,6 @@ def _listed(get_sessions: Callable[..., Any], args: Sequence[Any], options: Mapp
         except Exception as error:  # Its text may be content.
             logger.error("session %r cannot be listed: %s", record.get("session_id"), type(error).__name__)
     return found
-
-
-def _is_recordable(session_id: str) -> bool:
-    """Whether the log can have a session of that id; Agno's tables take any text."""
-    try:
-        check_id(session_id, "session_id")
-    except InvalidEvent:
-        return False
-    return True
 
 
 def _unknown(session: Any, base: _Base | None) -> list[tuple[int, Any]]:

@@ -158,6 +158,14 @@ class Drafting:
             self.turns[run_id] = Turn(turn.number, turn.ended, asked=True)
             self._close(draft, {"asked": run_id})
 
+    def beside(self, run_id: str, row: Row, drafts: Sequence[Draft]) -> None:
+        """What is said of a run beside what it says itself; its turn begins, if it has not."""
+        self._start(RunChange(run_id, None, row))
+        turn = self._entry(run_id) or Turn(self.turn)
+        for each in drafts:
+            draft = self._fitting(_turned(each, turn.number)) or Draft(each.type, {}, turn=turn.number)
+            self._close(draft, {})
+
     def _answer(self, run_id: str) -> None:
         """A run says itself what it was asked."""
         turn = self._entry(run_id)

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session as OrmSession
 from sqlalchemy.orm import scoped_session
 
 from kern_events import Draft, Head, SessionLog, lineage, spi
+from kern_events.adapters.agno.approving import Approval
 from kern_events.adapters.agno.asking import Question
 from kern_events.adapters.agno.drafting import Drafting, Fits, Place, RunChange, anything, fits_within, same
 from kern_events.adapters.agno.folding import (
@@ -34,6 +35,7 @@ from kern_events.adapters.agno.folding import (
 from kern_events.adapters.agno.native import with_native
 from kern_events.adapters.agno.tables import AS_NOTED, CHANGED, DELETED, NO_ROW, Held, Mark, Tables
 from kern_events.adapters.agno.wholes import step_back
+from kern_events.batch import event_of
 from kern_events.codec import MAX_BATCH
 from kern_events.delta import apply_ops, state_ops
 from kern_events.errors import (
@@ -45,6 +47,7 @@ from kern_events.errors import (
     StoreUnavailable,
     VersionConflict,
 )
+from kern_events.numbers import LARGEST
 from kern_events.store import sql
 from kern_events.store.forks import ForkLock
 from projections.paths import events_on
@@ -114,6 +117,7 @@ class Recorder:
         self._made: Tables | None = None
         self._seen: Tables | None = None  # as they are, of whatever release the log's own may be
         self._not_shown: dict[str, int] = {}  # sessions that could not be, at that version
+        self._later: dict[tuple[str, str], list[Approval]] = {}  # said of runs that are yet to be stored
         self._setup = ForkLock()
         self._other_level: bool | None = None
 
@@ -283,6 +287,63 @@ class Recorder:
                 self._commit(connection, session_id, held.mark, make)
 
         _retried(attempt)
+
+    def beside(
+        self, session_id: str, run_id: str, work: Callable[[], tuple[T, Approval | None]]
+    ) -> T:
+        """Do Agno's work on another table, and record in the same transaction what it says of a run.
+
+        Of a run that is yet to be stored, and whose turn is not known, it is recorded with the run.
+        """
+        tables = self.tables
+
+        def attempt(number: int) -> T:
+            with self._begun(tables, savepoint=True) as connection:
+                held = self._found(connection, session_id, [run_id], None, careful=number > 0)
+                done, approval = work()
+                if approval is None or not self._record_beside(connection, held, approval):
+                    if held.session is None and held.mark is not None and held.mark.version == 0:
+                        tables.unclaim(connection, session_id)
+                    if approval is not None:
+                        self._later.setdefault((session_id, run_id), []).append(approval)
+                        if len(self._later) > _REMEMBERED:  # Of runs that were never stored.
+                            del self._later[next(iter(self._later))]
+            return done
+
+        return _retried(attempt)
+
+    def _record_beside(self, connection: Connection, held: Held, approval: Approval) -> bool:
+        """Record what is said of a run; False if that has to wait for the run."""
+        session_id, run_id, drafts = approval
+        mark, row = held.mark, held.session
+        if mark is None or row is None:
+            return False
+        _, _, turns = self.tables.now(connection, session_id, (), [run_id])
+        if run_id not in turns and row.get("session_type") != "agent":
+            return False  # It may be one within a run of a team.
+        whose = {"agent_id": row.get("agent_id")}
+
+        def make(fits: Fits) -> Drafting:
+            drafting = Drafting(session_id, row, Place(mark.turn, turns, mark.system), fits)
+            drafting.beside(run_id, whose, drafts)
+            return drafting
+
+        self._commit(connection, session_id, mark, make)
+        return True
+
+    def has_recorded(self, session_id: str, type: str, approval_id: str) -> bool:
+        """Whether an event of a type says this approval, or will with its run."""
+        for (owner, _), waiting in self._later.items():
+            drafts = (draft for approval in waiting for draft in approval.drafts)
+            if owner == session_id and any(each.payload.get("approval_id") == approval_id for each in drafts):
+                return True
+        store, namespace, before = self._log._store, self._sessions.namespace, LARGEST
+        while row := store.newest_of(namespace, session_id, [type] * 5, before):
+            payload = event_of(namespace, session_id, row).payload
+            if isinstance(payload, dict) and payload.get("approval_id") == approval_id:
+                return True
+            before = row[0]
+        return False
 
     def touch(self, session_id: str, run_id: str, parent_run_id: str | None = None) -> None:
         """Say, within the work, that it writes a run that was not there before."""
@@ -471,9 +532,14 @@ class Recorder:
         def make(fits: Fits) -> Drafting:
             drafting = Drafting(session_id, held.session, place, fits)
             drafting.change(after, changes)
+            for approval in waiting:
+                drafting.beside(approval.run_id, {}, approval.drafts)
             return drafting
 
+        waiting = [each for change in changes for each in self._later.get((session_id, change.run_id), ())]
         self._commit(connection, session_id, mark, make)
+        for approval in waiting:
+            self._later.pop((session_id, approval.run_id), None)
         if any(change.after is None for change in changes):
             self.tables.forget_deleted(connection, session_id)
 
