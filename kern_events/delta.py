@@ -257,7 +257,7 @@ def _compare(before: Mapping[str, Json], after: Mapping[str, Json], path: list[s
             ops.append(["set", here, value])
         elif type(value) in DICTS and type(before[key]) in DICTS and len(here) < MAX_DEPTH:
             _compare(before[key], value, here, ops)
-        elif not _same(before[key], value):
+        elif not is_same(before[key], value):
             ops.append(_replaced(before[key], value, here))
 
 
@@ -270,19 +270,22 @@ def _below(path: list[str], key: Any) -> list[str]:
 def _replaced(before: Json, after: Json, path: list[str]) -> Op:
     if type(before) in LISTS and type(after) in LISTS and len(before) < len(after):
         count = len(before)
-        if all(map(_same, before, after)):
+        if all(map(is_same, before, after)):
             return ["append", path, list(after[count:])]
     return ["set", path, after]
 
 
-def _same(one: Json, other: Json) -> bool:
+def is_same(one: Json, other: Json) -> bool:
+    """Whether two values are the same by type and value, as state_ops has it."""
+    if one is other:
+        return True
     kind = type(one)
     if kind in DICTS:
         if type(other) not in DICTS or one.keys() != other.keys():
             return False
-        return all(_same(value, other[key]) for key, value in one.items())
+        return all(is_same(value, other[key]) for key, value in one.items())
     if kind in LISTS:
-        return type(other) in LISTS and len(one) == len(other) and all(map(_same, one, other))
+        return type(other) in LISTS and len(one) == len(other) and all(map(is_same, one, other))
     if kind is not type(other):
         return False
     if kind is float:

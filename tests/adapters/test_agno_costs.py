@@ -6,9 +6,14 @@ import asyncio
 import json
 import sys
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
+from agno.models.message import Message
+from agno.run.agent import RunOutput
+from agno.run.base import RunStatus
+from agno.session.agent import AgentSession
 
 from kern_events.adapters.agno.packing import unpacked
 from tests.agno_long import fill
@@ -47,9 +52,42 @@ def test_a_checkpoint_is_the_difference_to_the_last_one(place, is_async):
 
     db = place.open()
     checkpoints = [event for event in db.sessions.read("s") if event.type == "agno.run.changed"]
-    assert len(checkpoints) == 9
+    assert len(checkpoints) == 9  # The session's part of each goes with it.
+    assert not [event for event in db.sessions.read("s") if event.type == "agno.session.changed"]
     assert max(len(event.native or b"") for event in checkpoints[1:]) < 300
     check_replay(db, "s")
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_what_changed_between_two_writes_is_stored(place, is_async):
+    db, session = place.open(), AgentSession(session_id="s", agent_id="waiter", created_at=1)
+    message = Message(role="assistant", content="Tea.")
+    run = RunOutput(run_id="r", session_id="s", status=RunStatus.running, messages=[message])
+    session.runs = [run]
+    write = partial(_write_async, place) if is_async else partial(_write, db)
+    change = partial(setattr, message, "content", "Tea, and cake.")
+
+    write(session, run, change)
+
+    assert db.get_run("r").messages[0].content == "Tea, and cake."
+    check_replay(db, "s")
+
+
+def _write(db: Any, session: Any, run: Any, change: Any) -> None:
+    db.upsert_session(session)
+    change()
+    db.upsert_run(run, "s")
+
+
+def _write_async(place: Any, session: Any, run: Any, change: Any) -> None:
+    async def work() -> None:
+        db = place.open_async()
+        await db.upsert_session(session)
+        change()
+        await db.upsert_run(run, "s")
+        await db.close()
+
+    asyncio.run(work())
 
 
 def _searching(place: Any, found: str, is_async: bool, batches: int = 1, **options: Any) -> tuple[Any, Any]:

@@ -129,6 +129,8 @@ class _KernAsyncDb:
     ) -> None:
         """See KernDb.upsert_run; the run is written as it is at the call."""
         twin = self._twin
+        if twin._is_written(run, getattr(run, "run_id", None), session_id, user_id):
+            return
         copied = twin._stored("upsert_run", session_id, None, lambda: run_snapshot(run))
         await _whole(twin.upsert_run, copied, session_id, user_id, run_index)
 

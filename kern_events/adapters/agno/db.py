@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from agno.db.utils import deserialize_session
+from agno.run.base import RunStatus
 from cachetools import LRUCache
 from sqlalchemy import URL, Table, select
 from sqlalchemy.engine import Connection, Engine
@@ -27,6 +28,7 @@ from kern_events.adapters.agno.asking import Hook, Question, question
 from kern_events.adapters.agno.folding import Row
 from kern_events.adapters.agno.legacy import check_migrated
 from kern_events.adapters.agno.merging import merged_data, merged_object
+from kern_events.adapters.agno.outline import Outline
 from kern_events.adapters.agno.recorder import Joining, Recorder
 from kern_events.adapters.agno.sessions import AgnoSessions
 from kern_events.adapters.agno.tables import Held, Tables
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 logger: Final = logging.getLogger("kern_events.agno")
 OnError = Callable[["NotStored"], None]
 Serialise = Callable[[Any], str]
-Written = tuple[Any, str, str | None]  # a run that was stored with its session, its text, and its user
+Written = tuple[Any, Outline, str | None]  # a run that was stored with its session, as it was, and its user
 
 _MERGED: Final = ("session_data", "metadata", "agent_data", "team_data", "workflow_data")
 _REMEMBERED: Final = 256  # runs written with their session, and sessions not found, until they are written
@@ -108,6 +110,10 @@ class _Base:
         """These are its runs now."""
         self._runs = list(runs)  # The objects themselves, so that no other gets their id().
         self._ids: Set[int] | None = None
+
+    def had(self, at: int, run: Any) -> bool:
+        """Whether the run at a place was this one, as another object."""
+        return at < len(self._runs) and getattr(self._runs[at], "run_id", None) == run.run_id
 
     @property
     def ids(self) -> Set[int]:
@@ -347,7 +353,8 @@ class KernDb(Approving):
             return done
 
         new = fresh[0][1].run_id if len(fresh) == 1 else None
-        done = self._kern.write([session_id], work, new=new)
+        again = {session_id: [new]} if base is not None and new is not None and base.had(*fresh[0]) else {}
+        done = self._kern.write([session_id], work, again, new=new)
         if done is None:
             return None
         with self._lock:
@@ -427,21 +434,26 @@ class KernDb(Approving):
     def _write_new_runs(
         self, connection: Connection, session: Any, fresh: Sequence[tuple[int, Any]], held: Held
     ) -> dict[tuple[str, str], Written]:
-        """Turns that the session object has beyond what was read: stored with the state that they made."""
+        """Turns that the session object has beyond what was read: stored with the state that they made.
+
+        One that was there goes with the state if it was running: this is a checkpoint of it, or its end.
+        """
         this: Any = super()
         tables, session_id, user_id = self._kern.tables, session.session_id, session.user_id
         written = {}
         for index, run in fresh:
             if len(fresh) > 1:
                 held = tables.held(connection, session_id, (), run.run_id)
-            if held.whose is not None:
+            place: int | None = None
+            if held.whose is None:
+                place = tables.place(connection, session_id, run.run_id, index, held.last, nested=False)
+            elif held.runs.get(run.run_id, {}).get("status") != RunStatus.running.value:
                 continue
-            place = tables.place(connection, session_id, run.run_id, index, held.last, nested=False)
-            data = run.to_dict()
             self._kern.touch(session_id, run.run_id)
-            this.upsert_run(_serialised(run, data), session_id, user_id, place)
-            original = run.__dict__.get("_kern_original", run)
-            written[session_id, run.run_id] = (original, self._serialise(data), user_id)
+            serialised = _serialised(run)
+            this.upsert_run(serialised, session_id, user_id, place)
+            said = serialised.__dict__
+            written[session_id, run.run_id] = (said["_kern_original"], said["_kern_outline"], user_id)
         return written
 
     def upsert_run(
@@ -462,11 +474,8 @@ class KernDb(Approving):
         self, run: Any, run_id: str, session_id: str, user_id: str | None, run_index: int | None
     ) -> None:
         this: Any = super()
-        with self._lock:
-            done = self._written.pop((session_id, run_id), None)
-        original = run if isinstance(run, dict) else run.__dict__.get("_kern_original", run)
-        if done is not None and done[0] is original and done[2] == user_id and done[1] == self._text_of(run):
-            return  # It was stored together with its session, just now.
+        if self._is_written(run, run_id, session_id, user_id):
+            return
 
         def work(connection: Connection, held: Mapping[str, Held]) -> None:
             before, place = held[session_id], run_index
@@ -487,8 +496,11 @@ class KernDb(Approving):
 
         self._kern.write([session_id], work, {session_id: [run_id]}, new=run_id)
 
-    def _text_of(self, run: Any) -> str:
-        return self._serialise(run if isinstance(run, dict) else run.to_dict())
+    def _is_written(self, run: Any, run_id: str, session_id: str, user_id: str | None) -> bool:
+        """Whether a run was stored together with its session, just now, as it is."""
+        with self._lock:
+            done = self._written.pop((session_id, run_id), None)
+        return done is not None and done[0] is run and done[2] == user_id and done[1].is_of(run)
 
     def _check_owner(self, session_id: str, session: Row | None, user_id: str | None) -> None:
         """That a run is of the user whose session it is, of a session that is nobody's, or of nobody.
@@ -702,11 +714,12 @@ def _given(session: Any, row: Row) -> Any:
     return copied
 
 
-def _serialised(run: Any, data: dict[str, Any]) -> Any:
-    """A copy of a run that is serialised already, so that Agno need not do it again."""
-    copied = copy.copy(run)
-    copied.__dict__["to_dict"] = lambda: data
-    copied.__dict__.setdefault("_kern_original", run)
+def _serialised(run: Any) -> Any:
+    """A copy of a run as it is now, which is serialised already, so that Agno need not do it again."""
+    if "_kern_original" in run.__dict__:
+        return run
+    copied, data = copy.copy(run), run.to_dict()
+    copied.__dict__ |= {"to_dict": lambda: data, "_kern_original": run, "_kern_outline": Outline(run)}
     return copied
 
 
@@ -721,7 +734,7 @@ def snapshot(session: Any, serialise: Serialise) -> Any:
     copied.runs = list(session.runs or ())
     for at, run in _unknown(session, session.__dict__.get("_kern")):
         if _is_turn(run):
-            copied.runs[at] = _serialised(run, run.to_dict())
+            copied.runs[at] = _serialised(run)
     return copied
 
 
@@ -735,7 +748,7 @@ def written(session: Any, copied: Any) -> None:
 
 def run_snapshot(run: Any) -> Any:
     """A copy of a run as it is now, for another thread to write."""
-    return dict(run) if isinstance(run, dict) else _serialised(run, run.to_dict())
+    return dict(run) if isinstance(run, dict) else _serialised(run)
 
 
 def _changes(base: _Base | None, text: str, before: Row | None) -> Row:

@@ -34,7 +34,7 @@ from kern_events.adapters.agno.folding import (
     with_calls,
 )
 from kern_events.adapters.agno.native import with_native
-from kern_events.delta import state_ops
+from kern_events.delta import is_same, state_ops
 from kern_events.errors import InvalidEvent
 from kern_events.events import message, state_changed, tool_called, tool_failed, tool_returned
 
@@ -71,9 +71,8 @@ class Place(NamedTuple):
     system: str | None = None
 
 
-def same(one: Row, other: Row) -> bool:
-    """Whether two rows or messages are the same, by type and value."""
-    return not state_ops(one, other)
+def _differs(run: RunChange) -> bool:
+    return run.before is None or run.after is None or not is_same(run.before, run.after)
 
 
 def anything(draft: Draft) -> bool:
@@ -133,17 +132,19 @@ class Drafting:
         self._known = place.turns
         self._session_id = session_id
         self._session = session
+        self._rest: list[Any] = []  # of what changed in the session's row
         self._fits = fits
 
     def change(self, after: Row | None, runs: Sequence[RunChange]) -> None:
         """All that a transaction changed; the state becomes what it is within the turn that changed it."""
+        runs = [run for run in runs if _differs(run)]
         opened = next((run for run in runs if self._is_begun_by(run)), None)
         if self._session is None and after is not None:
             self._create(after, bare=opened is not None)
         if opened is not None:
             self._start(opened)
         if after is not None:
-            self._describe(after, alone=not runs)
+            self._describe(after, alone=not runs, goes_on=any(run.after is not None for run in runs))
         for run in runs:
             self.run(run)
 
@@ -177,7 +178,7 @@ class Drafting:
         """What became of one run."""
         if run.after is None:
             self._delete(run)
-        elif run.before is None or not same(run.before, run.after):
+        elif _differs(run):
             self._group(run, run.after)
 
     def _create(self, after: Row, *, bare: bool) -> None:
@@ -202,10 +203,11 @@ class Drafting:
         self._close(draft, {"session": state_ops(derived, after)})
         self._session = after
 
-    def _describe(self, after: Row, *, alone: bool) -> None:
+    def _describe(self, after: Row, *, alone: bool, goes_on: bool) -> None:
         """What changed in the session's row: in our words, and the rest in the native of what is there.
 
-        Where it is not `alone`, it is one with the run that follows.
+        Where it is not `alone`, it is one with the run that follows; where that run has a row (`goes_on`) and
+        nothing else is there, the rest is in the native that ends it.
         """
         before = self._session or {}
         derived, said = before, []
@@ -218,6 +220,8 @@ class Drafting:
         rest = state_ops(derived, after)
         if rest and not said and self.drafts and self.drafts[-1].type == "turn.started":
             said = [self.drafts.pop()]
+        if rest and not said and goes_on:
+            self._rest, rest = rest, []
         if rest and not said:
             said = [Draft(SESSION_CHANGED, {})]
         self._session = after
@@ -286,7 +290,7 @@ class Drafting:
         self._start(run)
         turn = self._entry(owner) or Turn(self.turn)
         layout: list[Any] | None = None
-        added: Messages = []
+        known: Messages = []
         if nested:
             if run.before is None:
                 self._say(Draft("turn.started", _ids(run.run_id, after), turn=turn.number))
@@ -294,11 +298,13 @@ class Drafting:
                     self.turns[run.run_id] = turn
         else:
             self._resume(run, after, turn)
-            layout, added = self._messages(run, after, turn.number)
+            layout, known = self._messages(run, after, turn.number)
         draft = self._closing(run, after, turn, nested)
-        messages = placed(layout, run.before, added)
+        messages = placed(layout, known)
         derived = run_after(self._session, self._session_id, run.run_id, run.before, draft.type, messages)
         native: Row = {"run": run.run_id}
+        if self._rest:
+            native["session"], self._rest = self._rest, []
         calls = _tools(after)
         ops = call_ops(_tools(derived), messages or (), calls)
         if ops is not None:
@@ -343,12 +349,12 @@ class Drafting:
         self._close(self._fitting(draft) or Draft(RUN_DELETED, {}, turn=number), {})
 
     def _messages(self, run: RunChange, after: Row, turn: int) -> tuple[list[Any] | None, Messages]:
-        """Drafts for what a top-level run newly says; where its messages come from, and those recorded."""
+        """Drafts for what a top-level run newly says; where its messages come from, of those known then."""
         messages = had_messages(after)
         if messages is None:
             self._workflow_says(run, after, turn)
             return None, []
-        before = had_messages(run.before) or []
+        before = list(had_messages(run.before) or ())
         if not all(type(each) is dict for each in (*before, *messages)):
             return None, []
         if any(new.get("role") == "user" and not new.get("from_history") for new in messages):
@@ -362,7 +368,8 @@ class Drafting:
         made = made_by(after) if made_by(run.before) != made_by(after) else []
         for new in messages:
             at = places.get(_id(new))
-            if at is not None and same(before[at], new):
+            if at is not None and is_same(before[at], new):
+                before[at] = new  # Which is found to be the same sooner than an equal one.
                 layout.append([at, at + 1])
             elif at is not None or not self._is_said(new) or not self._add(
                 run.run_id, new, turn, calls, by, made if new is last else ()
@@ -378,7 +385,7 @@ class Drafting:
         for old in before:
             if _id(old) and _id(old) not in kept:
                 self._remove(run.run_id, old, turn)
-        return _joined(layout), added
+        return _joined(layout), before + added
 
     def _is_said(self, message: Any) -> bool:
         """Whether a message is to be one of the transcript: not what is from earlier runs or said before."""

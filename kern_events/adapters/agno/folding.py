@@ -145,7 +145,7 @@ class Fold:
 
     def _run(self, type: str, run_id: str, said: Mapping[str, Any]) -> None:
         before = self.runs.get(run_id)
-        messages = placed(said.get("messages"), before, self.messages)
+        messages = placed(said.get("messages"), [*(had_messages(before) or ()), *self.messages])
         after = run_after(self.session, self._session_id, run_id, before, type, messages)
         if "calls" in said:
             had = after["run_data"].get("tools")
@@ -255,11 +255,10 @@ def _function(call: Mapping[str, Any]) -> Row:
     return {"name": call.get("name"), "arguments": call.get("arguments")}
 
 
-def placed(layout: Any, before: Row | None, added: Messages) -> Messages | None:
+def placed(layout: Any, known: Messages) -> Messages | None:
     """A run's messages: ranges of those it had followed by those recorded since, or messages in full."""
     if type(layout) is not list:
         return None
-    known = [*(had_messages(before) or ()), *added]
     messages: Messages = []
     left = len(known)  # Each is placed once, so a layout makes no more of them than there are.
     for item in layout:

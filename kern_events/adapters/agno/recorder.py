@@ -21,7 +21,7 @@ from sqlalchemy.orm import scoped_session
 from kern_events import Draft, Head, SessionLog, lineage, spi
 from kern_events.adapters.agno.approving import Approval
 from kern_events.adapters.agno.asking import Question
-from kern_events.adapters.agno.drafting import Drafting, Fits, Place, RunChange, anything, fits_within, same
+from kern_events.adapters.agno.drafting import Drafting, Fits, Place, RunChange, anything, fits_within
 from kern_events.adapters.agno.folding import (
     OWNERS,
     SESSION_CHANGED,
@@ -37,7 +37,7 @@ from kern_events.adapters.agno.tables import AS_NOTED, CHANGED, DELETED, NO_ROW,
 from kern_events.adapters.agno.wholes import step_back
 from kern_events.batch import event_of
 from kern_events.codec import MAX_BATCH
-from kern_events.delta import apply_ops, state_ops
+from kern_events.delta import apply_ops, is_same, state_ops
 from kern_events.errors import (
     InvalidEvent,
     SessionDeleted,
@@ -653,7 +653,7 @@ class Recorder:
             if new is None:
                 if run_id in deleted:
                     merged.pop(run_id, None)
-            elif old is None or not same(old, new):
+            elif old is None or not is_same(old, new):
                 merged[run_id] = new
         row = apply_ops(now.session, state_ops(then.session, session))
         tables.write_session(connection, session_id, row)

@@ -535,7 +535,8 @@ def _numbered(turn: Turn) -> int:
 
 
 def _fetched(cursor: Any) -> list[Any]:
-    rows: list[Any] = cursor.fetchall() if cursor.description else []
+    result = cursor.pgresult  # Its `description` would describe each column.
+    rows: list[Any] = cursor.fetchall() if result is not None and result.nfields else []
     return rows
 
 
