@@ -8,6 +8,7 @@ from agno.workflow import Step, Workflow
 
 from kern_events.adapters.agno import NotStored
 from kern_events.errors import SessionDeleted
+from tests.adapters.test_agno_edges import elsewhere
 from tests.agno_replay import check_replay
 from tests.agno_scenarios import FakeModel, _agent, call, note
 
@@ -106,3 +107,22 @@ def test_a_restore_meanwhile_is_no_deletion(side):
     side.run(agent(db, [back]), "three")
 
     assert [run.input.input_content for run in side.do(db.get_session, "s").runs] == ["one", "three"]
+
+
+@pytest.mark.parametrize("by", ["agno", "log", "elsewhere"])
+def test_what_was_folded_away_goes_with_its_session(side, by):
+    """Agno keeps the messages that a compaction has folded in a table of their own."""
+    db, plain = side.open(), side.place.plain()
+    side.run(agent(db, ["hello"]), "private")
+    row = {"compaction_id": "c", "session_id": "s", "archived_messages": "private", "created_at": 1}
+    plain.upsert_compaction(row)
+    if by == "agno":
+        side.do(db.delete_session, "s")
+    elif by == "log":
+        side.sessions(db).delete("s")
+    else:
+        with elsewhere(side.place.open()) as log:
+            log.delete("s")
+        assert side.do(db.get_session, "s") is None
+
+    assert plain.get_compactions_for_session("s") == []

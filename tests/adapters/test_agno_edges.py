@@ -170,7 +170,7 @@ def test_a_run_is_written_again_after_it_was_deleted(place):
 
 
 def test_runs_that_go_with_another_users_delete_are_recorded(place):
-    db = begun(place.open(), "r1")
+    db = begun(place.open(shared=True), "r1")
     db.upsert_run(run_of("r2"), "s", "bob")
     db.delete_sessions(["s"], user_id="bob")
 

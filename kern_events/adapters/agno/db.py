@@ -189,6 +189,7 @@ class KernDb(Approving):
             self._store_run,
             self._has_row,
             lambda: check_migrated(this),
+            self._delete_row,
         )
         sessions.bind(recorder)
         return sessions, recorder
@@ -225,6 +226,10 @@ class KernDb(Approving):
         with this.db_engine.connect() as connection:
             asked = select(table.c.user_id).where(table.c.session_id == session_id)
             return connection.execute(asked).first()
+
+    def _delete_row(self, session_id: str) -> None:
+        this: Any = super()
+        this.delete_session(session_id)
 
     def _store_run(self, run: Row, session_id: str, user_id: str | None, index: int | None) -> None:
         this: Any = super()

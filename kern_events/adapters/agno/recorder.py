@@ -94,6 +94,7 @@ class Recorder:
         store_run: Agno's own way to write the row of a run.
         has_row: Whether Agno's table of sessions is there, and has a session.
         check: Raises where something has to be done to Agno's tables before any is made.
+        delete: Agno's own way to delete a session, with what it keeps of it beside those two tables.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Recorder:
         store_run: Callable[[Row, str, str | None, int | None], None],
         has_row: Callable[[str], bool],
         check: Callable[[], None],
+        delete: Callable[[str], None],
     ) -> None:
         self.current: Final = current
         self._sessions = sessions
@@ -113,6 +115,7 @@ class Recorder:
         self._find = tables
         self._store_run = store_run
         self._has_row = has_row
+        self._delete_row = delete
         self._check = check
         self._made: Tables | None = None
         self._seen: Tables | None = None  # as they are, of whatever release the log's own may be
@@ -676,6 +679,8 @@ class Recorder:
         stored = self._stored(session_id, head)
         if head.status == "deleted":
             self._outdate_forks(connection, session_id)
+            if session is not None:
+                self._delete_row(session_id)
         row = stored.session
         if row is None:
             if session is not None or head.status == "deleted":
