@@ -47,7 +47,7 @@ def test_a_state_that_cannot_be_stored_raises_through_the_run(place, caplog):
         agent.run("Hello.")
     assert raised.value.__cause__ is not None
     assert (raised.value.operation, raised.value.session_id) == ("upsert_session", "s")
-    assert failures == [raised.value]
+    assert [str(each) for each in failures] == [str(raised.value)]
     assert db.write_errors == 1
     assert "upsert_session" in caplog.text
     assert "Hello." not in caplog.text

@@ -1,69 +1,94 @@
-"""Media and thoughts of a run are in the view's messages, and its rows come back exactly."""
+"""Media that Agno stores elsewhere, or nowhere, are in no event either."""
 
 from __future__ import annotations
 
-import json
+import asyncio
+import base64
+import inspect
+import random
 
 from agno.agent import Agent
-from agno.media import Audio, File, Image, Video
-from agno.models.response import ModelResponse
+from agno.media import File, Image
+from agno.media.storage.local import LocalMediaStorage
+from agno.team import Team
+from agno.workflow import Step, Workflow
+from agno.workflow.types import StepOutput
 
-from projections.session import Media, Reasoning, Text
-from tests.agno_replay import check_replay
+from tests.adapters.test_agno_running import ended
+from tests.agno_replay import check_replay, stored_rows
 from tests.agno_scenarios import FakeModel
 
-PICTURE = bytes(range(256)) * 400
+PICTURE = random.Random(1).randbytes(100_000)
 
 
-def ask(side, db, *words, answer="a cat", **options):
-    model = FakeModel([answer])
-    return side.run(Agent(model=model, db=db, session_id="s", telemetry=False), *words, **options)
+def made(text="Hi."):
+    return FakeModel(lambda messages: text)
 
 
-def test_media_are_parts_of_the_message_that_brought_them(side):
-    db = side.open()
-    ask(
-        side, db, "What is this?",
-        images=[Image(content=PICTURE, mime_type="image/jpeg"), Image(url="https://example.org/cat.png")],
-        audio=[Audio(content=b"sound", format="mp3")], videos=[Video(content=b"film")],
-        files=[File(content=b"%PDF", mime_type="application/pdf", filename="a.pdf")],
-    )  # fmt: skip
-    said = side.sessions(db).load("s").messages[-2].content
-
-    assert said[0] == Text("What is this?")
-    kinds = [part.kind for part in said[1:] if isinstance(part, Media)]
-    assert kinds == ["image_url", "image_url", "input_audio", "file", "file"]
-    assert said[1].data["url"].startswith("data:image/jpeg;base64,")
-    assert said[2].data["url"] == "https://example.org/cat.png"
-    check_replay(side.place.open(), "s")
+def agent(**options):
+    return Agent(id="a", model=made(), telemetry=False, **options)
 
 
-def test_thoughts_are_a_part_that_no_prompt_has(side):
-    db = side.open()
-    thought = ModelResponse(role="assistant", content="a cat", reasoning_content="Four legs ...")
-    ask(side, db, "What is this?", answer=thought)
-    sessions = side.sessions(db)
-
-    assert sessions.load("s").messages[-1].content == (Reasoning("Four legs ..."), Text("a cat"))
-    assert sessions.history("s").to_openai()[-1]["content"] == [{"type": "text", "text": "a cat"}]
-    check_replay(side.place.open(), "s")
+def team(**options):
+    members = [Agent(id="m", model=made(), telemetry=False)]
+    return Team(id="t", members=members, model=made(), telemetry=False, **options)
 
 
-def test_what_a_run_has_made_is_with_its_last_message(side):
-    db = side.open()
-    made = ModelResponse(role="assistant", content="Here:", images=[Image(content=b"picture", id="i")])
-    ask(side, db, "Draw a cat.", answer=made)
-    said = side.sessions(db).load("s").messages[-1].content
+def workflow(**options):
+    def painted(step_input):
+        return StepOutput(content="Painted.", images=[Image(content=PICTURE)], files=[File(content=PICTURE)])
 
-    assert said[0] == Text("Here:")
-    assert [part.kind for part in said[1:]] == ["image_url"]
-    check_replay(side.place.open(), "s")
+    return Workflow(id="w", steps=[Step(name="paint", executor=painted)], telemetry=False, **options)
 
 
-def test_the_bytes_of_a_message_are_recorded_once(side):
-    db = side.open()
-    ask(side, db, "What is this?", images=[Image(content=PICTURE)])
-    events = [each for each in side.sessions(db).read("s") if each.type == "message.added"]
+KINDS = {"agent": agent, "team": team, "workflow": workflow}
 
-    size = sum(len(json.dumps(each.payload)) + len(each.native or b"") for each in events)
-    assert size < 1.5 * len(PICTURE) * 4 / 3
+
+def check_without_media(db):
+    """Neither rows nor events have the picture, in whatever form, and both say the same."""
+    for kind in KINDS:
+        size = len("".join(stored_rows(db, kind)))
+        for event in db.sessions.read(kind):
+            size += len(repr(event.payload)) + len(event.native or b"")
+        assert size < len(PICTURE), kind
+        check_replay(db, kind)
+
+
+def test_what_agno_offloads_is_recorded_as_agno_stores_it(side, tmp_path):
+    db, storage = side.open(), LocalMediaStorage(str(tmp_path / "media"))
+    for kind, make in KINDS.items():
+        runner = make(db=db, session_id=kind, media_storage=storage)
+        side.run(runner, "Look.", images=[Image(content=PICTURE)])
+        side.run(runner, "Again.")
+
+    again = side.place.open()
+    check_without_media(again)
+    for kind in KINDS:
+        assert "media_reference" in stored_rows(again, kind)[1]
+        assert [turn.status for turn in again.sessions.load(kind).turns] == ["completed"] * 2
+
+
+def test_what_agno_is_told_not_to_store_is_not_recorded_either(place):
+    async def run_all():
+        for db in (place.open(), place.open_async()):
+            for kind, make in KINDS.items():
+                runner = make(db=db, session_id=kind, store_media=False)
+                await runner.arun("Look.", images=[Image(content=PICTURE)])
+                run = await runner.arun("Look.", images=[Image(content=PICTURE)], background=True)
+                await asyncio.wait_for(ended(db, run.run_id), 30)
+            await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
+            if inspect.iscoroutinefunction(db.get_session):
+                await db.close()
+
+    asyncio.run(run_all())
+    check_without_media(place.open())
+
+
+def test_media_that_are_to_be_stored_are(side):
+    side.run(KINDS["agent"](db=side.open(), session_id="s"), "Look.", images=[Image(content=PICTURE)])
+    side.run(KINDS["workflow"](db=side.open(), session_id="w"), "Look.")
+
+    db = side.place.open()
+    for session_id in ("s", "w"):
+        assert base64.b64encode(PICTURE).decode() in stored_rows(db, session_id)[1]
+        check_replay(db, session_id)

@@ -33,6 +33,7 @@ from kern_events.adapters.agno.db import NotStored  # noqa: E402
 from kern_events.adapters.agno.folding import AgnoProjector, Stored  # noqa: E402
 from kern_events.adapters.agno.memory import KernInMemoryDb  # noqa: E402
 from kern_events.adapters.agno.postgres import KernPostgresDb  # noqa: E402
+from kern_events.adapters.agno.running import RunNotStored  # noqa: E402
 from kern_events.adapters.agno.sessions import AgnoSessions, AsyncAgnoSessions  # noqa: E402
 from kern_events.adapters.agno.sqlite import KernSqliteDb  # noqa: E402
 
@@ -46,5 +47,6 @@ __all__ = [
     "KernPostgresDb",
     "KernSqliteDb",
     "NotStored",
+    "RunNotStored",
     "Stored",
 ]

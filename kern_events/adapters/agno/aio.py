@@ -19,7 +19,7 @@ from agno.db.sqlite import AsyncSqliteDb, SqliteDb
 from sqlalchemy import URL, create_engine, make_url
 
 from kern_events.adapters.agno.asking import Hook, question
-from kern_events.adapters.agno.db import OnError, run_snapshot, snapshot, written
+from kern_events.adapters.agno.db import OnError, brought, run_snapshot, snapshot, written
 from kern_events.adapters.agno.postgres import KernPostgresDb, find_dead_lines
 from kern_events.adapters.agno.reopening import marked, stands_for
 from kern_events.adapters.agno.sessions import AsyncAgnoSessions
@@ -119,7 +119,9 @@ class _KernAsyncDb:
     async def upsert_session(self, session: Any, deserialize: bool | None = True) -> Any:
         """See KernDb.upsert_session; the session is written as it is at the call."""
         twin, session_id = self._twin, session.session_id
-        copied = twin._stored("upsert_session", session_id, None, lambda: snapshot(session, twin._serialise))
+        copied = await self._taken(
+            "upsert_session", session_id, lambda: snapshot(session, twin._serialise), lambda: brought(session)
+        )
         done = await _whole(twin.upsert_session, copied, deserialize)
         written(session, copied)
         return done
@@ -128,11 +130,32 @@ class _KernAsyncDb:
         self, run: Any, session_id: str, user_id: str | None = None, run_index: int | None = None
     ) -> None:
         """See KernDb.upsert_run; the run is written as it is at the call."""
-        twin = self._twin
-        if twin._is_written(run, getattr(run, "run_id", None), session_id, user_id):
+        run_id = run.get("run_id") if isinstance(run, dict) else getattr(run, "run_id", None)
+        if self._twin._is_written(run, run_id, session_id, user_id):
             return
-        copied = twin._stored("upsert_run", session_id, None, lambda: run_snapshot(run))
-        await _whole(twin.upsert_run, copied, session_id, user_id, run_index)
+        copied = await self._taken(
+            "upsert_run", session_id, lambda: run_snapshot(run), lambda: [run_id], run_id
+        )
+        await _whole(self._twin.upsert_run, copied, session_id, user_id, run_index)
+
+    async def _taken(
+        self,
+        operation: str,
+        session_id: str,
+        work: Callable[[], Any],
+        runs: Callable[[], list[Any]],
+        run_id: str | None = None,
+    ) -> Any:
+        """A copy, taken now; what becomes of one that cannot be taken is done in a thread."""
+        try:
+            return work()
+        except Exception as error:
+            failed = error
+
+        def fail() -> None:
+            raise failed
+
+        return await _whole(self._twin._stored, operation, session_id, run_id, fail, runs)
 
     @property
     def asked(self) -> Hook:

@@ -18,20 +18,22 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from agno.db.utils import deserialize_session
 from agno.run.base import RunStatus
+from agno.session.workflow import WorkflowSession
 from cachetools import LRUCache
 from sqlalchemy import URL, Table, select
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, StatementError
 
 from kern_events.adapters.agno.approving import Approving, is_id
 from kern_events.adapters.agno.asking import Hook, Question, question
 from kern_events.adapters.agno.folding import Row
 from kern_events.adapters.agno.legacy import check_migrated
+from kern_events.adapters.agno.media import data_of, has_media, leaves_out_media
 from kern_events.adapters.agno.merging import merged_data, merged_object
 from kern_events.adapters.agno.outline import Outline
 from kern_events.adapters.agno.recorder import Joining, Recorder
 from kern_events.adapters.agno.sessions import AgnoSessions
-from kern_events.adapters.agno.tables import Held, Tables
+from kern_events.adapters.agno.tables import UNDER_WAY, Held, Tables
 from kern_events.codec import LARGEST_PAYLOAD_BYTES
 from kern_events.delta import state_ops
 from kern_events.errors import InvalidEvent, OwnerMismatch, SessionDeleted
@@ -85,6 +87,8 @@ def _reason(error: BaseException) -> str:
         said = getattr(getattr(error, "diag", None), "message_primary", None)
         text = said if isinstance(said, str) else str(error) if isinstance(error, sqlite3.Error) else ""
     else:
+        if isinstance(error, StatementError) and error.orig is not None:  # Of a value on its way there.
+            error = error.orig
         text = str(error)
         if isinstance(error, InvalidEvent):  # A path into a payload has its keys, which are content.
             text = f"{error.path}: {error.reason}" if error.path in _OWN_PATHS else error.reason
@@ -329,7 +333,11 @@ class KernDb(Approving):
     def upsert_session(self, session: Any, deserialize: bool | None = True) -> Any:
         """See Agno; what others changed since the session was read stays, unless it is the same key."""
         return self._stored(
-            "upsert_session", session.session_id, None, lambda: self._upsert_session(session, deserialize)
+            "upsert_session",
+            session.session_id,
+            None,
+            lambda: self._upsert_session(session, deserialize),
+            lambda: brought(session),
         )
 
     def _upsert_session(self, session: Any, deserialize: bool | None) -> Any:
@@ -454,8 +462,10 @@ class KernDb(Approving):
                 place = tables.place(connection, session_id, run.run_id, index, held.last, nested=False)
             elif held.runs.get(run.run_id, {}).get("status") != RunStatus.running.value:
                 continue
-            self._kern.touch(session_id, run.run_id)
             serialised = _serialised(run)
+            if isinstance(session, WorkflowSession) and has_media(serialised.to_dict()):
+                continue  # Agno stores them elsewhere, or nowhere, on its way to write the run itself.
+            self._kern.touch(session_id, run.run_id)
             this.upsert_run(serialised, session_id, user_id, place)
             said = serialised.__dict__
             written[session_id, run.run_id] = (said["_kern_original"], said["_kern_outline"], user_id)
@@ -473,6 +483,7 @@ class KernDb(Approving):
             session_id,
             run_id,
             lambda: self._upsert_run(run, run_id, session_id, user_id, run_index),
+            lambda: [run_id],
         )
 
     def _upsert_run(
@@ -497,7 +508,8 @@ class KernDb(Approving):
                     connection, session_id, run_id, given, before.last, nested=bool(parent)
                 )
                 self._kern.touch(session_id, run_id, parent)
-            this.upsert_run(run, session_id, user_id, place)
+            given = _serialised(run) if leaves_out_media(run) else run
+            this.upsert_run(given, session_id, user_id, place)
 
         self._kern.write([session_id], work, {session_id: [run_id]}, new=run_id)
 
@@ -649,8 +661,21 @@ class KernDb(Approving):
         for session_id in ids:
             self.sessions.forget(session_id)
 
-    def _stored(self, operation: str, session_id: str, run_id: str | None, work: Callable[[], Any]) -> Any:
-        """Work of which Agno would swallow the error: counted, logged, told, and raised past Agno."""
+    def _stored(
+        self,
+        operation: str,
+        session_id: str,
+        run_id: str | None,
+        work: Callable[[], Any],
+        runs: Callable[[], list[str]] = list,
+    ) -> Any:
+        """Work of which Agno would swallow the error: counted, logged, told, and raised past Agno.
+
+        Args:
+            operation, session_id, run_id: For the error.
+            work: What is to be done.
+            runs: Gives the runs that it was to store.
+        """
         try:
             return work()
         except Exception as error:
@@ -658,9 +683,31 @@ class KernDb(Approving):
             with self._lock:
                 self.write_errors += 1
             logger.error("%s", failure)
+            self._end(session_id, runs(), str(failure))
             if self._on_error is not None:
                 self._on_error(failure)
             raise failure from error
+
+    def _end(self, session_id: str, run_ids: Sequence[str], said: str) -> None:
+        """Have runs that are stored as under way end as an error: who ran them will not come back to it."""
+        this: Any = super()
+
+        def work(connection: Connection, held: Mapping[str, Held]) -> None:
+            for run_id, row in held[session_id].runs.items():
+                data = row.get("run_data")
+                if row.get("status") in UNDER_WAY and isinstance(data, dict):
+                    ended = {**data, "run_id": run_id, "status": "ERROR", "content": said}
+                    this.upsert_run(ended, session_id, row.get("user_id"), row.get("run_index"))
+
+        try:
+            if not run_ids or (tables := self._kern.known()) is None:
+                return
+            with self._kern._engine.connect() as connection:
+                under_way = set(tables.under_way(connection, session_id)).intersection(run_ids)
+            if under_way:
+                self._kern.write([session_id], work, {session_id: sorted(under_way)})
+        except Exception as error:
+            logger.error("runs of session %r stay as they are: %s", session_id, type(error).__name__)
 
 
 def _listed(get_sessions: Callable[..., Any], args: Sequence[Any], options: Mapping[str, Any]) -> Any:
@@ -686,6 +733,20 @@ def _unknown(session: Any, base: _Base | None) -> list[tuple[int, Any]]:
     known = base.ids if base is not None else frozenset()
     unknown = [each for each in enumerate(session.runs or ()) if id(each[1]) not in known]
     return [(at, run) for at, run in unknown if getattr(run, "run_id", None) is not None]
+
+
+def brought(session: Any) -> list[str]:
+    """The runs that a session object has beyond what was read, or that are over: ids of those it is to store.
+
+    What it has as it was read, maybe under way for somebody else, is none of them.
+    """
+    base: _Base | None = session.__dict__.get("_kern")
+    new = {id(run) for _, run in _unknown(session, base)} if base is not None else ()
+    return [
+        run.run_id
+        for run in session.runs or ()
+        if id(run) in new or getattr(run.status, "value", run.status) not in UNDER_WAY
+    ]
 
 
 def _is_turn(run: Any) -> bool:
@@ -723,7 +784,7 @@ def _serialised(run: Any) -> Any:
     """A copy of a run as it is now, which is serialised already, so that Agno need not do it again."""
     if "_kern_original" in run.__dict__:
         return run
-    copied, data = copy.copy(run), run.to_dict()
+    copied, data = copy.copy(run), data_of(run)
     copied.__dict__ |= {"to_dict": lambda: data, "_kern_original": run, "_kern_outline": Outline(run)}
     return copied
 

@@ -35,6 +35,7 @@ AS_NOTED: Final = 0  # Its rows are as they were noted.
 CHANGED: Final = 1  # Others have written to them, or may have.
 DELETED: Final = 2  # Others have deleted its row: a trigger said so, and nothing else can.
 
+UNDER_WAY: Final = ("PENDING", "RUNNING")
 _STATES: Final = {"NO_ROW": str(NO_ROW), "CHANGED": str(CHANGED), "DELETED": str(DELETED)}
 
 Asked = tuple[str, tuple[Any, ...]]
@@ -388,6 +389,11 @@ class Tables:
             return given
         return after
 
+    def under_way(self, connection: Connection, session_id: str) -> list[str]:
+        """The ids of the runs of a session that wait or run."""
+        asked = (self._sql["under_way"], (session_id, *UNDER_WAY))
+        return [row[0] for row in self.ask(connection, asked)[0]]
+
     def session_ids(self, connection: Connection, after: str, limit: int) -> list[str]:
         """A page of the ids in Agno's table, in the order of the ids."""
         return [row[0] for row in self.ask(connection, (self._sql["ids"], (after, limit)))[0]]
@@ -626,6 +632,8 @@ _SQL: Final = {
     " (SELECT max(run_index) FROM {runs} WHERE session_id = ? AND run_id <> ?)",
     # Whether another run has a place.
     "taken": "SELECT 1 FROM {runs} WHERE session_id = ? AND run_index = ? AND run_id <> ?",
+    # Runs that wait or run.
+    "under_way": "SELECT run_id FROM {runs} WHERE session_id = ? AND status IN (?, ?)",
     # Sessions of Agno's, page by page.
     "ids": "SELECT session_id FROM {sessions} WHERE session_id > ? ORDER BY session_id LIMIT ?",
 }
