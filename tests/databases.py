@@ -17,8 +17,8 @@ from kern_events.store import migrate
 
 def connect(url: str, **options: Any) -> psycopg.Connection[Any]:
     """A psycopg connection to an SQLAlchemy URL, in autocommit."""
-    plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-    return psycopg.connect(plain, autocommit=True, **options)
+    plain = make_url(url).set(drivername="postgresql").difference_update_query(["prepare_threshold"])
+    return psycopg.connect(plain.render_as_string(hide_password=False), autocommit=True, **options)
 
 
 def engine(url: str) -> Engine:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import kern_events
 
-_OURS = os.path.dirname(kern_events.__file__)
+_OURS = (os.path.dirname(kern_events.__file__), threading.__file__)  # A Condition is no less Python.
 
 
 class Interrupt:

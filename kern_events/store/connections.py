@@ -105,7 +105,7 @@ class Connections:
                 return lease
             if time.monotonic() > deadline:
                 raise PoolTimeout(f"all {self._limit} connections have been in use for {_PATIENCE_S:g} s")
-            with self._returned:
+            with self._lock:  # By itself: a Condition can be interrupted when it has it. See ForkLock.
                 if not self._idle:
                     self._returned.wait(_POLL_S)
 

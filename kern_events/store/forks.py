@@ -59,30 +59,30 @@ class Holder(Protocol):
 
 
 class ForkLock:
-    """A lock that is free in a forked child; what it guards is whole there, if it is not held for long."""
+    """A lock that is free in a forked child; what it guards is whole there, if it is not held for long.
+
+    It is taken by `with it.lock:`. A context manager in Python, as this one or a Condition would be, can be
+    interrupted by Ctrl-C when it has the lock and nobody yet knows it.
+    """
+
+    lock: threading.Lock
 
     def __init__(self) -> None:
         self.forget()
         survive_forks(self)
 
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
     def before_fork(self, until: float) -> None:
         """See Holder."""
-        self._held = self._lock.acquire(timeout=max(0.0, min(until - time.monotonic(), _BRIEFLY_S)))
+        self._held = self.lock.acquire(timeout=max(0.0, min(until - time.monotonic(), _BRIEFLY_S)))
 
     def after_fork(self) -> None:
         """See Holder."""
         if self._held:
-            self._lock.release()
+            self.lock.release()
 
     def forget(self) -> None:
         """See Survivor."""
-        self._lock, self._held = threading.Lock(), False
+        self.lock, self._held = threading.Lock(), False
 
 
 def survive_forks(owner: Survivor) -> None:
@@ -155,7 +155,8 @@ _inherited: list[Any] = []
 _inherited_files: frozenset[str] = frozenset()
 _local = threading.local()
 
-_door = threading.Condition(threading.Lock())
+_guard = threading.Lock()  # taken by itself, and not through the condition: see ForkLock
+_door = threading.Condition(_guard)
 _shut = False
 _forks = 0
 _opening: list[str] = []
@@ -178,7 +179,7 @@ def _connecting(path: Callable[[Sequence[Any], Any], str]) -> Callable[..., Any]
 @contextmanager
 def _through_door(path: str, record: Any) -> Iterator[None]:
     forks = _forks
-    with _door:
+    with _guard:
         if _shut and not _may_pass():
             _door.wait_for(lambda: not _shut, 3 * PATIENCE_S)
         _opening.append(path)
@@ -187,7 +188,7 @@ def _through_door(path: str, record: Any) -> Iterator[None]:
         yield
         _note(record, forks, arrived=False)
     finally:
-        with _door:
+        with _guard:
             _opening.remove(path)
 
 
@@ -227,7 +228,7 @@ def _before_fork() -> None:
     _forker = threading.get_ident()
     with _registering:
         owners, engines = list(_all), list(_watched)
-    with _door:
+    with _guard:
         _shut, _forks = True, _forks + 1
     for engine in engines:
         engine.dispose()  # What is taken from now on is made, and so comes to the door.
@@ -244,7 +245,7 @@ def _before_fork() -> None:
 def _wait_for_callers() -> None:
     until = time.monotonic() + PATIENCE_S
     while True:
-        with _door:
+        with _guard:
             others = _opening or any(_is_at_work(record) for record in _records)
         if not others or time.monotonic() > until:
             return
@@ -268,7 +269,7 @@ def _after_fork() -> None:
         return
     while _held:
         _held.pop().after_fork()
-    with _door:
+    with _guard:
         _shut = False
         _door.notify_all()
     _forker = None
@@ -276,8 +277,9 @@ def _after_fork() -> None:
 
 
 def _in_child() -> None:
-    global _registering, _forking, _forker, _door, _shut, _inherited_files
-    _registering, _forking, _door = threading.Lock(), threading.Lock(), threading.Condition(threading.Lock())
+    global _registering, _forking, _forker, _guard, _door, _shut, _inherited_files
+    _registering, _forking, _guard = threading.Lock(), threading.Lock(), threading.Lock()
+    _door = threading.Condition(_guard)
     _forker, _shut = None, False
     _held.clear()
     known = (*_records.items(), *_foreign.items())

@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from kern_events import SessionLog
+from kern_events.store import forks
 from tests.interrupts import at_every_place
 from tests.sigints import Plan, interrupts
 from tests.writers import PATIENCE_S, eventually, note, pick, texts
@@ -36,6 +37,29 @@ def test_an_interrupted_append_leaves_nobody_waiting(tmp_path):
             other.execute("ROLLBACK")
         other.close()
         log.append("s", [note("last")])
+        assert log.verify().ok
+
+
+# What is open at that moment is closed when it is collected.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_while_it_connects_locks_nobody_out(tmp_path):
+    """What all logs of a process share is free again."""
+    url = f"sqlite:///{tmp_path}/log.db"
+    with SessionLog(url) as log:
+        log.append("s", [note()])
+
+    def act(place, interrupt):
+        with SessionLog(url) as log:
+            interrupt.arm()
+            log.head("s")
+            sys.setprofile(None)
+
+    for _, where in at_every_place(act):
+        for shared in (forks._door, forks._registering, forks._forking):
+            assert shared.acquire(blocking=False), where
+            shared.release()
+    with SessionLog(url) as log:
         assert log.verify().ok
 
 

@@ -86,7 +86,7 @@ class _KernAsyncDb:
         """The synchronous Db on the same tables."""
         if self._made is None:
             this: Any = self
-            with self._lock:
+            with self._lock.lock:
                 if self._made is None:
                     given = this.db_engine.sync_engine.dialect
                     engine = create_engine(

@@ -174,7 +174,7 @@ class KernDb(Approving):
     def _opened(self) -> tuple[AgnoSessions, Recorder]:
         made = self._log
         if made is None:
-            with self._lock:
+            with self._lock.lock:
                 made = self._log = self._log or self._open()
         return made
 
@@ -297,7 +297,7 @@ class KernDb(Approving):
         row = self._row_of(session_id)
         # Somebody may have begun it since; if it is another user's, it was there, and not for this one.
         if row is None or user_id is None or row.user_id in (None, user_id):
-            with self._lock:
+            with self._lock.lock:
                 self._missed[session_id] = self._missed.get(session_id, 0) + 1
 
     def get_sessions(self, *args: Any, **options: Any) -> Any:
@@ -370,7 +370,7 @@ class KernDb(Approving):
         done = self._kern.write([session_id], work, again, new=new)
         if done is None:
             return None
-        with self._lock:
+        with self._lock.lock:
             self._written.update(written)
         self._rebase(session, base, texts[0], branch[0])
         return self._based(done, branch[0]) if deserialize and done is not session else done
@@ -415,7 +415,7 @@ class KernDb(Approving):
         base: _Base | None = session.__dict__.get("_kern")
         if base is None or base.db is not self or base.session_id != session.session_id:
             return self._new(session.session_id)
-        with self._lock:
+        with self._lock.lock:
             data, text = self._updated.get(session.session_id, (None, ""))
         if data is not None and data is session.session_data:
             base.text = self._serialise({**json.loads(base.text), "session_data": json.loads(text)})
@@ -423,14 +423,14 @@ class KernDb(Approving):
 
     def _note_update(self, session_id: str, data: Any) -> None:
         """Agno has stored the data of a session object on the way: it does not count as a change any more."""
-        with self._lock:
+        with self._lock.lock:
             self._written.clear()
             if data is not None:
                 self._updated[session_id] = (data, self._serialise(data))
 
     def _new(self, session_id: str) -> _Base | None:
         """The base of an object for a session that was not there: others may have begun it too."""
-        with self._lock:
+        with self._lock.lock:
             missed = self._missed.pop(session_id, 0)
             if missed > 1:
                 self._missed[session_id] = missed - 1
@@ -515,7 +515,7 @@ class KernDb(Approving):
 
     def _is_written(self, run: Any, run_id: str, session_id: str, user_id: str | None) -> bool:
         """Whether a run was stored together with its session, just now, as it is."""
-        with self._lock:
+        with self._lock.lock:
             done = self._written.pop((session_id, run_id), None)
         return done is not None and done[0] is run and done[2] == user_id and done[1].is_of(run)
 
@@ -619,7 +619,7 @@ class KernDb(Approving):
 
     def _forget(self) -> None:
         """Something was deleted: what was written before need not be there."""
-        with self._lock:
+        with self._lock.lock:
             self._written.clear()
 
     def _of_runs(self, run_ids: Sequence[str], work: Callable[[], Any]) -> Any:
@@ -680,7 +680,7 @@ class KernDb(Approving):
             return work()
         except Exception as error:
             failure = NotStored(operation, session_id, run_id, error)
-            with self._lock:
+            with self._lock.lock:
                 self.write_errors += 1
             logger.error("%s", failure)
             self._end(session_id, runs(), str(failure))

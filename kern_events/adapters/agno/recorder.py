@@ -129,7 +129,7 @@ class Recorder:
         """The tables, made on first use; the same throughout a write."""
         made = getattr(self.current, "tables", None) or self._made
         if made is None:
-            with self._setup:
+            with self._setup.lock:
                 made = self._made or self._create()
                 self._made = made
         return made
