@@ -73,11 +73,11 @@ class Client:
     def _run(self, script: Any, session_id: str, words: str, **options: Any) -> Any:
         return self._drive(script, session_id, "run", words, **options)
 
-    def _drive(self, script: Any, session_id: str, verb: str, *args: Any, **options: Any) -> Any:
+    def _drive(self, script: Any, session: str, verb: str, /, *args: Any, **options: Any) -> Any:
         model = FakeModel(script)
         made = {key: options.pop(key) for key in ("checkpoint",) if key in options}
         agent = Agent(
-            id="a", model=model, db=self.own, session_id=session_id, user_id=USER, tools=[put, pay],
+            id="a", model=model, db=self.own, session_id=session, user_id=USER, tools=[put, pay],
             telemetry=False, add_history_to_context=True, num_history_runs=100, **made,
         )  # fmt: skip
         if self.is_async:

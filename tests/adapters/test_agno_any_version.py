@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from kern_events import Sessions
@@ -114,3 +116,16 @@ def test_going_back_within_a_checkpointed_run_goes_back_to_its_last_checkpoint(c
     assert '"RUNNING"' in running[1]
     client.say("four")
     assert client.rows() == client.fold()
+
+
+@on_two
+def test_what_a_fork_changed_in_a_run_goes_with_that_run(client):
+    client.log.fork("s", "t")
+    shared = client.db.get_session("t").runs[-1].run_id
+    client.regenerate(shared, "t")
+    assert "REGENERATED" in client.rows("t")[1]
+    client.log.delete("s")
+
+    assert client.asked("t") == ["two"]  # As it was asked anew in the fork.
+    assert client.rows("t") == client.fold("t")
+    assert json.loads(client.rows("t")[0])["agent_data"] is None

@@ -302,7 +302,7 @@ class Drafting:
         draft = self._closing(run, after, turn, nested)
         messages = placed(layout, known)
         derived = run_after(self._session, self._session_id, run.run_id, run.before, draft.type, messages)
-        native: Row = {"run": run.run_id}
+        native: Row = {"run": run.run_id} if run.before is None else {"run": run.run_id, "known": True}
         if self._rest:
             native["session"], self._rest = self._rest, []
         calls = _tools(after)

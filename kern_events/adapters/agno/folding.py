@@ -145,6 +145,9 @@ class Fold:
 
     def _run(self, type: str, run_id: str, said: Mapping[str, Any]) -> None:
         before = self.runs.get(run_id)
+        if before is None and said.get("known"):
+            self.messages = []  # What a fork has changed in a run that was erased with its parent is no run.
+            return
         messages = placed(said.get("messages"), [*(had_messages(before) or ()), *self.messages])
         after = run_after(self.session, self._session_id, run_id, before, type, messages)
         if "calls" in said:

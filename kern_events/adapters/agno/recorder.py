@@ -687,19 +687,28 @@ class Recorder:
                 tables.write_runs(connection, session_id, {})
                 connection.execute(tables.sessions.delete().where(tables.sessions.c.session_id == session_id))
             return self._noted(connection, session_id, NO_ROW, stored.turns)
-        if row.get("session_type") is None and session is not None:
-            row = self._known_by_its_row(connection, session_id, head, row, session)
+        if row.get("session_type") is None:
+            known = session or self._parents_row(connection, session_id)
+            row = self._known_by_its_row(connection, session_id, head, row, known) if known else row
         if tables.can_show(row):
             tables.write_session(connection, session_id, row)
             tables.write_runs(connection, session_id, stored.runs)
             session = row
         return self._noted(connection, session_id, NO_ROW if session is None else AS_NOTED, stored.turns)
 
+    def _parents_row(self, connection: Connection, session_id: str) -> Row | None:
+        parent = self._log._store.lineage(self._sessions.namespace, session_id).parent
+        return None if parent is None else self.tables.session(connection, parent)
+
     def _known_by_its_row(
         self, connection: Connection, session_id: str, head: Head, row: Row, session: Row
     ) -> Row:
-        """What a session is goes with an erasure in what it was forked from; its row still says it."""
-        kept = {key: session.get(key) for key in _WHOSE if session.get(key) is not None}
+        """What a session is goes with an erasure in what it was forked from; its row, or that one's, says it.
+
+        What else the row has of before the erasure goes, too.
+        """
+        gone = {key: None for key in session if key not in row}
+        kept = gone | {key: session.get(key) for key in _WHOSE if session.get(key) is not None}
         ops = [["set", [key], value] for key, value in kept.items()]
         draft = with_native(Draft(SESSION_CHANGED, {}), {"session": ops})
         self._append(connection, session_id, draft, head.version)

@@ -173,7 +173,9 @@ class AgnoSessions(Sessions):
     def _point_back(
         self, session_id: str, head: Head, turn: int | None, version: int | None, at_us: int | None
     ) -> int:
-        return whole_at(self, session_id, super()._point_back(session_id, head, turn, version, at_us))
+        found = super()._point_back(session_id, head, turn, version, at_us)
+        whole = whole_at(self, session_id, found)
+        return whole if whole == found else super()._point_back(session_id, head, None, whole, None)
 
     def _settle(self, session_id: str) -> None:
         """Bring Agno's rows and the log together, if they are apart.
