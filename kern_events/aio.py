@@ -414,9 +414,11 @@ class AsyncSessionLog:
             actor=actor,
         )
 
-    async def delete(self, session_id: str, *, actor: str | None = None) -> Receipt:
-        """See SessionLog.delete."""
-        return await self._in_thread(self.log.delete, session_id, actor=actor)
+    async def delete(
+        self, session_id: str, *, actor: str | None = None, progress: Progress | None = None
+    ) -> Receipt:
+        """See SessionLog.delete; `progress` is called in another thread."""
+        return await self._in_thread(self.log.delete, session_id, actor=actor, progress=progress)
 
     async def verify(self, session_id: str | None = None, *, progress: Progress | None = None) -> Report:
         """See SessionLog.verify."""

@@ -25,7 +25,8 @@ from hashlib import sha256
 from struct import Struct
 from typing import Final
 
-_PAYLOAD: Final = b"kern/payload/v1\0"
+PAYLOAD: Final = b"kern/payload/v1\0"
+"""What every commitment to content begins with, so that it is no other hash."""
 _EVENT: Final = b"kern/event/v1\0"
 _GENESIS: Final = b"kern/genesis/v1\0"
 _FORK: Final = b"kern/fork/v1\0"
@@ -66,11 +67,11 @@ def payload_commit(salt: bytes, payload: bytes, native: bytes | None) -> bytes:
     """The commitment to an event's content; it stays when the content is erased."""
     last = _NULL if native is None else _lp(native)
     if len(payload) > _LONG:
-        commit = sha256(_PAYLOAD + salt + _U32(len(payload)))
+        commit = sha256(PAYLOAD + salt + _U32(len(payload)))
         commit.update(payload)  # Without a copy, and other threads go on.
         commit.update(last)
         return commit.digest()
-    return sha256(b"".join((_PAYLOAD, salt, _U32(len(payload)), payload, last))).digest()
+    return sha256(b"".join((PAYLOAD, salt, _U32(len(payload)), payload, last))).digest()
 
 
 def header(type: str, type_version: int, kind: int) -> bytes:

@@ -25,6 +25,7 @@
         ├── StoreFull          safe to retry, once there is room
         ├── StoreUnavailable   no connection
         │   └── AppendUnresolved
+        ├── ErasureUnfinished  deleted, but not overwritten yet
         ├── StoreMissing       also LookupError
         ├── FeedUnavailable
         ├── FeedRegressed
@@ -325,6 +326,21 @@ class AppendUnresolved(StoreUnavailable):
         self.session_id = session_id
         self.base = base
         self.bases = bases or {session_id: base}
+
+
+class ErasureUnfinished(StoreError):
+    """The session is deleted, and no reader is given what was said in it; but not all of it is overwritten.
+
+    The database failed in the middle (`__cause__`). What is left goes with the next deletion of whatever
+    session of the namespace, and before the session begins again.
+    """
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(
+            f"session {session_id!r} is deleted, but not all of its content is overwritten yet: "
+            "the next deletion goes on with it"
+        )
+        self.session_id = session_id
 
 
 class StoreMissing(StoreError, LookupError):

@@ -10,7 +10,7 @@ import re
 import warnings
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime
 from operator import itemgetter
 from types import TracebackType
@@ -33,6 +33,7 @@ from kern_events.codec import (
 )
 from kern_events.consumer import Consumer, ConsumerStatus, Handler, SQLHandler, statuses
 from kern_events.errors import (
+    ErasureUnfinished,
     FeedRegressed,
     InvalidEvent,
     OwnerMismatch,
@@ -57,7 +58,7 @@ from kern_events.frozen import DICTS
 from kern_events.numbers import LARGEST, check_optional, check_seconds, check_whole
 from kern_events.store import open_store
 from kern_events.store.base import PAGE_ROWS, Expected, Landed, Origin, Rows, Store, is_of_another, missing
-from kern_events.store.retry import check_within, delete, fork, record, record_many, recorded
+from kern_events.store.retry import check_within, delete, erase_on, fork, record, record_many, recorded
 from kern_events.turn import Claims, TurnRecorder, claim_at, opening_draft
 from kern_events.upcast import NO_TYPES, EventTypes, Quota
 from kern_events.verify import Progress, Report, verify_snapshot
@@ -803,32 +804,57 @@ class SessionLog:
                 if expected is not None:
                     raise
 
-    def delete(self, session_id: str, *, actor: str | None = None) -> Receipt:
+    def delete(
+        self, session_id: str, *, actor: str | None = None, progress: Progress | None = None
+    ) -> Receipt:
         """End a session and erase its content for good; its chain stays and still verifies.
 
-        One `session.deleted` event is the tombstone. Versions and turns go on if the session is
-        created again. What forks share with it is erased for them too, and so are the name, user id and
-        metadata that they were handed down; what they have described themselves stays. A fork of a deleted
-        session is nobody's until `describe(user_id=)` says whose it is: it takes turns for anybody, and
-        `sessions(user_id=)` does not list it. To forget a user, delete the forks first:
-        `branches(session_id).forks`, and theirs.
+        One `session.deleted` event is the tombstone: from it on nobody is given what was said. That is
+        erased with it, in a long session in slices, between which others write; where that is broken off,
+        the next deletion in the namespace goes on with it, and so does whoever begins the session again.
+        Versions and turns go on if it is created again. What forks share with it is erased for them too, and
+        so are the name, user id and metadata that they were handed down; what they have described themselves
+        stays. A fork of a deleted session is nobody's until `describe(user_id=)` says whose it is: it takes
+        turns for anybody, and `sessions(user_id=)` does not list it. To forget a user, delete the forks
+        first: `branches(session_id).forks`, and theirs.
+
+        Args:
+            session_id: The session.
+            actor: Who does it: a pseudonymous id, which is never erased.
+            progress: Called with the version up to which everything is erased, and the last one.
 
         Raises:
             SessionNotFound: The session has no events or is deleted already.
+            ErasureUnfinished: It is deleted, and the database failed before all of it was overwritten.
         """
         tombstones = self._tombstones(session_id, actor)
         if self._store.head(self.namespace, session_id) is None:  # No tables are made for nothing.
             raise SessionNotFound(session_id)
         landed = delete(self._store, self.namespace, session_id, tombstones)
+        self._erase_on(session_id, progress)
         if landed is None:
             self._settled(session_id)  # Whoever lost the answer of a deletion takes this for it.
             raise SessionNotFound(session_id)
         return landed.receipt
 
-    def _delete_within(self, connection: Connection, session_id: str) -> bool:
-        """delete in the caller's transaction, False if there is nothing; for the package's own adapters."""
+    def _delete_within(self, connection: Connection, session_id: str, *, whole: bool = True) -> bool:
+        """delete in the caller's transaction, False if there is nothing; for the package's own adapters.
+
+        Not `whole`, some of a long session is left, to be erased in slices after the commit: by _erase_on.
+        """
         make = self._tombstones(session_id, None)
-        return self._store.delete_within(connection, self.namespace, session_id, make) is not None
+        landed = self._store.delete_within(connection, self.namespace, session_id, make, whole=whole)
+        return landed is not None
+
+    def _erase_on(self, session_id: str, progress: Progress | None = None) -> None:
+        """Erase what a deletion has left of a session, and what was left of others."""
+        unfinished = self._store.unfinished(self.namespace)
+        if session_id in unfinished:
+            erase_on(self._store, self.namespace, session_id, progress)
+        for other in unfinished:  # Whoever has deleted it was killed, or is at it.
+            if other != session_id:
+                with suppress(ErasureUnfinished):  # Whoever is next tries it again.
+                    erase_on(self._store, self.namespace, other)
 
     def _head_within(self, connection: Connection, session_id: str) -> Head:
         """head in the caller's transaction; for the package's own adapters."""

@@ -187,9 +187,11 @@ class AsyncSessions(AsyncSessionLog):
             self, self._sessions.verify, session_id, snapshots=snapshots, progress=progress
         )
 
-    async def delete(self, session_id: str, *, actor: str | None = None) -> DeleteReceipt:
-        """See Sessions.delete."""
-        return await spi.in_thread(self, self._sessions.delete, session_id, actor=actor)
+    async def delete(
+        self, session_id: str, *, actor: str | None = None, progress: Progress | None = None
+    ) -> DeleteReceipt:
+        """See Sessions.delete; `progress` is called in another thread."""
+        return await spi.in_thread(self, self._sessions.delete, session_id, actor=actor, progress=progress)
 
     async def preview_restore(
         self,

@@ -30,6 +30,7 @@ from kern_events import (
 )
 from kern_events.errors import (
     AppendUnresolved,
+    ErasureUnfinished,
     KernError,
     SessionNotFound,
     StoreError,
@@ -546,15 +547,17 @@ class Sessions(SessionLog):
         notes = (*report.notes, *comparison.notes())
         return replace(report, findings=(*report.findings, *findings), notes=notes, snapshots=count)
 
-    def delete(self, session_id: str, *, actor: str | None = None) -> DeleteReceipt:
+    def delete(
+        self, session_id: str, *, actor: str | None = None, progress: Progress | None = None
+    ) -> DeleteReceipt:
         """See SessionLog.delete; forgets the snapshots of the session and of its forks, in Redis too.
 
         Other processes forget theirs when they load the session, and with a `warmer` those in Redis go
         whoever deletes.
         """
         try:
-            receipt = super().delete(session_id, actor=actor)
-        except (SessionNotFound, AppendUnresolved):  # Somebody else has, or perhaps this has.
+            receipt = super().delete(session_id, actor=actor, progress=progress)
+        except (SessionNotFound, AppendUnresolved, ErasureUnfinished):  # Others have, or perhaps this has.
             self._loader.erased(session_id)
             raise
         purged = self._loader.erased(session_id)

@@ -30,6 +30,7 @@ def delete(
 
     Asks on a terminal; elsewhere it takes --yes. Exit code 1: there is no such session, or the answer was no.
     """
+    from kern_events.cli.reports import progress
     from kern_events.cli.text import console, put_json
     from kern_events.cli.travel import receipt_json
     from kern_events.errors import SessionNotFound
@@ -40,7 +41,10 @@ def delete(
             raise SessionNotFound(session)
         if not yes:
             _ask(session, head)
-        receipt = sessions.delete(session, actor=actor)
+        with progress("erasing", head.version) as advance:
+            receipt = sessions.delete(
+                session, actor=actor, progress=lambda done, of: advance(done, f"{done:,} of {of:,} versions")
+            )
         forks = _left(sessions, session)
     if as_json:
         put_json(console(), {"receipt": receipt_json(receipt), "forks": forks})

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
@@ -24,7 +25,11 @@ logger: Final = logging.getLogger("kern_events")
 logger.addHandler(logging.NullHandler())
 
 HOUR_US: Final = 3_600_000_000
+SLICE_ROWS: Final = 2_000
+"""A deletion erases so many events in a transaction, or the content of a page; then others may write."""
+
 ERASING: Final = (*["session.erased"] * 4, "session.deleted")  # five, see newest_of
+DELETING: Final = ("session.deleted",) * 5
 
 PAGE_BYTES: Final = 8 << 20
 """Rows are read in pages that end where their contents come to so much: the last row may go beyond it."""
@@ -45,6 +50,13 @@ class Landed(NamedTuple):
 
     receipt: Receipt
     head: Head
+
+
+class Slice(NamedTuple):
+    """How far a deletion has come: nothing is left up to a version, or at all."""
+
+    version: int
+    left: bool
 
 
 class Refused(NamedTuple):
@@ -408,12 +420,21 @@ class Store(Protocol):
         """As attempt, in the caller's transaction; a refusal comes with its look-up."""
 
     def delete(self, namespace: str, session_id: str, tombstone: Tombstone) -> Landed | None:
-        """Append the tombstone and erase what is before it; None if there is nothing to delete."""
+        """Append the tombstone and erase a slice of what is before it; None if there is nothing to delete.
+
+        From then on nobody sees what is left, and `erase_on` has to be called until nothing is.
+        """
 
     def delete_within(
-        self, connection: Connection, namespace: str, session_id: str, tombstone: Tombstone
+        self, connection: Connection, namespace: str, session_id: str, tombstone: Tombstone, *, whole: bool
     ) -> Landed | None:
-        """As delete, in the caller's transaction."""
+        """As delete, in the caller's transaction; with `whole`, nothing is left."""
+
+    def erase_on(self, namespace: str, session_id: str, after: int) -> Slice:
+        """Erase a slice more of what a deletion has left above a version, and let others write then."""
+
+    def unfinished(self, namespace: str) -> Sequence[str]:
+        """The sessions whose deletion has left something: one is at work, or was killed."""
 
     def head_within(self, connection: Connection, namespace: str, session_id: str) -> Head | None:
         """As head, in the caller's transaction, with what that has appended."""
@@ -626,6 +647,43 @@ def unknown_head(batch: Batch) -> Head:
 def tombstone_covers(row: StoredRow, version: int) -> bool:
     """Whether a tombstone at `version` erases this row: all before it but tombstones and closes."""
     return row[0] < version and row[5] not in (Kind.ERASURE, Kind.CLOSE) and row[14] is not None
+
+
+def shown(rows: Rows[Any], at: int = 0) -> Rows[Any]:
+    """A page as it counts, its events beginning at a column.
+
+    What a deletion covers is erased from its tombstone on, also where it has not come to it yet: the
+    statements, which ask for the status of the session too, tell that by a commitment of no bytes. A
+    session begins again only when nothing is left, so that the status is enough.
+    """
+    if b"" in map(itemgetter(at + 16), rows):
+        for index, row in enumerate(rows):
+            if row[at + 16] == b"":
+                rows[index] = (*row[:at], *_covered((*row[at : at + 16], None, *row[at + 17 :])))
+    return rows
+
+
+def shown_tail(head: Head | None, rows: Rows[StoredRow]) -> tuple[Head | None, Rows[StoredRow]]:
+    """A tail as it counts: of a session that is deleted nothing is left."""
+    if head is not None and head.status == "deleted":
+        rows[:] = map(_covered, rows)
+    return head, rows
+
+
+def shown_row(row: StoredRow | None) -> StoredRow | None:
+    """As shown, of one event."""
+    return shown(Rows([row]))[0] if row is not None else None
+
+
+def _covered(row: StoredRow) -> StoredRow:
+    """A row below a tombstone, as it is once its content is erased."""
+    return without_content(row) if tombstone_covers(row, row[0] + 1) else row
+
+
+def without_content(row: StoredRow) -> StoredRow:
+    """A row as it is once its content is erased."""
+    commit = chain.payload_commit(row[17], row[14], row[15])
+    return (*row[:14], None, None, commit, None, row[18])
 
 
 def found_of(batch: Batch, rows: Sequence[Sequence[Any]]) -> Found:

@@ -17,7 +17,6 @@ from typing import Any, Final, NoReturn
 from msgspec.structs import replace
 from sqlalchemy.engine import Connection
 
-from kern_events import chain
 from kern_events.batch import (
     DESCRIBING,
     LISTING,
@@ -32,6 +31,7 @@ from kern_events.batch import (
 from kern_events.clock import now_us, said_us
 from kern_events.errors import StoreError, StoreUnavailable
 from kern_events.events import Head, Kind, SessionInfo
+from kern_events.numbers import LARGEST
 from kern_events.store.base import (
     HOUR_US,
     PAGE_ROWS,
@@ -47,6 +47,7 @@ from kern_events.store.base import (
     Origin,
     Refused,
     Rows,
+    Slice,
     SnapshotPut,
     StoredChunk,
     Tombstone,
@@ -61,6 +62,7 @@ from kern_events.store.base import (
     refuses,
     tombstone_covers,
     unknown_head,
+    without_content,
 )
 from kern_events.store.consumers import MemoryConsumers
 from kern_events.store.forks import survive_forks
@@ -106,7 +108,7 @@ class _Session:
         gone, listing = handed_down(row for row in self.rows if row[3] in DESCRIBING)
         if gone:
             versions = {row[0] for row in gone}
-            self.rows[:] = [_without_content(row) if row[0] in versions else row for row in self.rows]
+            self.rows[:] = [without_content(row) if row[0] in versions else row for row in self.rows]
             self.listing = listing
 
     def erased_after(self, version: int) -> bool:
@@ -181,7 +183,7 @@ class MemoryStore:
         raise ValueError("memory: has no transactions: append(connection=) needs SQLite or Postgres")
 
     def delete_within(
-        self, connection: Connection, namespace: str, session_id: str, tombstone: Tombstone
+        self, connection: Connection, namespace: str, session_id: str, tombstone: Tombstone, *, whole: bool
     ) -> NoReturn:
         """See Store: refused, there is no transaction to join."""
         raise ValueError("memory: has no transactions: delete(connection=) needs SQLite or Postgres")
@@ -205,17 +207,30 @@ class MemoryStore:
         """See Store."""
         with self._locked():
             session = self._sessions.get((namespace, session_id))
+            rows = session.rows[:] if session else []
+        # What takes long is done while others go on: a row changes by erasure alone, and stays where it is.
+        done = [_erased(row, LARGEST) for row in rows]
+        with self._locked():
             if session is None or session.head.status == "deleted":
                 return None
             batch = tombstone(session.head)
             result = self._write(batch, link(batch, session.head, now_us()))
-            self._erase(namespace, session_id, result.head.version, 1)
+            session.rows[: len(done)] = done
+            self._erase(namespace, session_id, result.head.version, 1, len(done))
             return result
 
-    def _erase(self, namespace: str, session_id: str, before: int, erasures: int) -> None:
-        """Erase the content of all rows before a tombstone, and what was folded from them."""
+    def erase_on(self, namespace: str, session_id: str, after: int) -> Slice:
+        """See Store: nothing is ever left."""
+        return Slice(0, False)
+
+    def unfinished(self, namespace: str) -> Sequence[str]:
+        """See Store: none is."""
+        return ()
+
+    def _erase(self, namespace: str, session_id: str, before: int, erasures: int, start: int = 0) -> None:
+        """Erase the content of the rows from an index to a tombstone, and what was folded from them."""
         session = self._sessions[namespace, session_id]
-        session.rows[:] = [_erased(row, before) for row in session.rows]
+        session.rows[start:] = [_erased(row, before) for row in session.rows[start:]]
         touched = self._descendants(namespace, session_id)
         for other in touched:
             fork = self._sessions[namespace, other]
@@ -600,12 +615,7 @@ def _stored(row: Row, position: int, commit: bytes | None) -> StoredRow:
 
 
 def _erased(row: StoredRow, before: int) -> StoredRow:
-    return _without_content(row) if tombstone_covers(row, before) else row
-
-
-def _without_content(row: StoredRow) -> StoredRow:
-    commit = chain.payload_commit(row[17], row[14], row[15])
-    return (*row[:14], None, None, commit, None, row[18])
+    return without_content(row) if tombstone_covers(row, before) else row
 
 
 def _info(session_id: str, session: _Session) -> SessionInfo:

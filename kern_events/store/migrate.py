@@ -18,7 +18,7 @@ from kern_events.errors import SchemaOutdated, StoreError
 OURS: Final = frozenset(
     {"kern_sessions", "kern_events", "kern_snapshots", "kern_consumers", "kern_parked", "kern_migrations"}
 )
-MIN_WRITER: Final = {1: 1, 2: 2, 3: 2, 4: 2, 5: 2, 6: 2}
+MIN_WRITER: Final = {1: 1, 2: 2, 3: 2, 4: 2, 5: 2, 6: 2, 7: 2}
 """For each migration, the lowest schema number whose code may still write after it."""
 
 

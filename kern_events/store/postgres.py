@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final, TypeVar
 
@@ -23,15 +24,18 @@ from sqlalchemy.engine import Connection, Engine
 from kern_events import chain
 from kern_events.batch import DESCRIBING, LISTING, TOMBSTONES, Batch, Linked, StoredRow, handed_down, link
 from kern_events.clock import said_us
-from kern_events.errors import FeedUnavailable, InvalidEvent, StoreError
+from kern_events.errors import FeedUnavailable, InvalidEvent, SchemaOutdated, StoreError, StoreUnavailable
 from kern_events.events import Head, SessionInfo
 from kern_events.numbers import LARGEST
 from kern_events.store import sql
 from kern_events.store.base import (
+    DELETING,
     HOUR_US,
     PAGE_ROWS,
     ROW_SECURITY,
+    SLICE_ROWS,
     Adoption,
+    AnswerLost,
     Base,
     Bound,
     Consumers,
@@ -43,6 +47,7 @@ from kern_events.store.base import (
     Origin,
     Refused,
     Rows,
+    Slice,
     SnapshotPut,
     StoredChunk,
     Tombstone,
@@ -62,6 +67,9 @@ from kern_events.store.base import (
     parents_first,
     refuses,
     rewrites_listing,
+    shown,
+    shown_row,
+    shown_tail,
     tail_of,
     unknown_head,
     version_of,
@@ -89,6 +97,7 @@ T = TypeVar("T")
 
 _HEADS_CACHED: Final = 10_000
 _HEADS_PAGE: Final = 500
+_FORKS_AT_ONCE: Final = 1_000
 _LARGE_KNOWN: Final = 4_096  # sessions
 _HEAD_COLUMNS: Final = 7  # in front of the events of a tail
 _FOREVER: Final = 2**62
@@ -144,6 +153,8 @@ class PostgresStore:
         if lock:
             return self._transact(lambda session, bases: self._locked(session, bases, batch, base))
         head = self._head_for(batch, base)
+        if head.status == "deleted":
+            return self._transact(lambda session, bases: self._locked(session, bases, batch, base))
         linked = _try_link(batch, base, head, self._clock.now_us())
         if linked is None:
             head = self._read_head(batch)  # The one at hand may be behind.
@@ -202,12 +213,12 @@ class PostgresStore:
         self._server.ensure()
 
         def work(session: Session, bases: list[Head]) -> Landed | None:
-            return self._deleted(session.cursor, bases, namespace, session_id, tombstone)
+            return self._deleted(session.cursor, bases, namespace, session_id, tombstone, whole=False)
 
         return self._transact(work)
 
     def delete_within(
-        self, connection: Connection, namespace: str, session_id: str, tombstone: Tombstone
+        self, connection: Connection, namespace: str, session_id: str, tombstone: Tombstone, *, whole: bool
     ) -> Landed | None:
         """See Store."""
         cursor = self._callers_cursor(connection)
@@ -215,9 +226,25 @@ class PostgresStore:
             if cursor.execute(sql.POSTGRES_ISOLATION).fetchall()[0][0] != "read committed":
                 raise ValueError("delete(connection=) needs READ COMMITTED")
             self._server.positions.check(cursor.connection, cursor)
-            return self._deleted(cursor, [], namespace, session_id, tombstone)
+            return self._deleted(cursor, [], namespace, session_id, tombstone, whole=whole)
         except psycopg.Error as error:
             raise translated(error) from error
+
+    def erase_on(self, namespace: str, session_id: str, after: int) -> Slice:
+        """See Store."""
+        self._server.ensure()
+
+        def work(session: Session, bases: list[Head]) -> Slice:
+            return self._erase_on(session.cursor, (namespace, session_id), after, whole=False)
+
+        try:
+            return self._server.in_transaction(work)
+        except AnswerLost as lost:  # It is done again, or was done.
+            raise StoreUnavailable("Postgres: it is not known whether a part was erased") from lost
+
+    def unfinished(self, namespace: str) -> Sequence[str]:
+        """See Store."""
+        return [row[0] for row in self._server.query(self._sql.unfinished, (namespace,))]
 
     def head_within(self, connection: Connection, namespace: str, session_id: str) -> Head | None:
         """See Store."""
@@ -229,20 +256,31 @@ class PostgresStore:
         return Head(*row) if row else None
 
     def _deleted(
-        self, cursor: Cursor, bases: list[Head], namespace: str, session_id: str, tombstone: Tombstone
+        self,
+        cursor: Cursor,
+        bases: list[Head],
+        namespace: str,
+        session_id: str,
+        tombstone: Tombstone,
+        *,
+        whole: bool,
     ) -> Landed | None:
         row = cursor.execute(self._sql.locked_head, (namespace, session_id)).fetchone()
         head = Head(*row[:7]) if row else None
         if head is None or head.status == "deleted":
             return None
-        whole = {"namespace": namespace, "session_id": session_id, "version": head.version}
-        if cursor.execute(self._sql.hides_events, whole).fetchall()[0][0]:
+        all_of_it = {"namespace": namespace, "session_id": session_id, "version": head.version}
+        if cursor.execute(self._sql.hides_events, all_of_it).fetchall()[0][0]:
             raise StoreError(f"session {session_id!r} cannot be erased as a whole: {ROW_SECURITY}")
         bases.append(head)
         batch = tombstone(head)
         outcome = self._write(cursor, batch, head)
         assert isinstance(outcome, Landed)
-        self._erase(cursor, batch, outcome.head.version)
+        scope, version = (namespace, session_id), outcome.head.version
+        earlier = (*scope, version, text_array(DELETING))
+        found = cursor.execute(self._sql.newest_tombstone, earlier).fetchone()
+        if self._erase(cursor, scope, version, found[0] if found else 0, whole=whole).left:
+            cursor.execute(self._sql.set_erasing, (version, *scope))
         self._erase_from_forks(cursor, batch, self._touch(cursor, batch))
         self._remember(batch, None)
         return outcome
@@ -277,13 +315,27 @@ class PostgresStore:
         """Erase what the forks of an erased session say of it; those are held."""
         namespace, types = whose.namespace, text_array(DESCRIBING)
         found = cursor.execute(self._sql.parents, (namespace, text_array(forks))) if forks else ()
-        for fork in parents_first(whose.session_id, {row[0]: row[1] for row in found}):
-            gone, listing = handed_down(cursor.execute(self._sql.describing, (namespace, fork, types)))
+        ordered = parents_first(whose.session_id, {row[0]: row[1] for row in found})
+        for start in range(0, len(ordered), _FORKS_AT_ONCE):
+            some = text_array(ordered[start : start + _FORKS_AT_ONCE])
+            rows = cursor.execute(self._sql.describing, (some, namespace, types)).fetchall()
+            self._erase_handed_down(cursor, namespace, rows)
+
+    def _erase_handed_down(self, cursor: Cursor, namespace: str, rows: Sequence[Any]) -> None:
+        """Erase what rows that describe forks, each with its session, have of where those come from."""
+        erased: list[Any] = []
+        listings: list[tuple[str | None, ...]] = []
+        for fork, some in groupby(rows, key=itemgetter(19)):
+            gone, listing = handed_down(some)
+            erased += gone
             if gone:
-                commits = bytea_array([chain.payload_commit(row[17], row[14], row[15]) for row in gone])
-                versions = int8_array([row[0] for row in gone])
-                cursor.execute(self._sql.erase, (versions, commits, namespace, fork))
-                cursor.execute(self._sql.relist, (*listing.values(), namespace, fork))
+                listings.append((fork, *listing.values()))
+        if erased:
+            commits = bytea_array([chain.payload_commit(row[17], row[14], row[15]) for row in erased])
+            places = text_array([row[19] for row in erased]), int8_array([row[0] for row in erased])
+            cursor.execute(self._sql.erase, (*places, commits, namespace))
+            columns = map(text_array, zip(*listings, strict=True))
+            cursor.execute(self._sql.relist, (*columns, namespace))
 
     def fork(self, batch: Batch, origin: Origin) -> Landed | Refused | None:
         """See Store."""
@@ -294,7 +346,8 @@ class PostgresStore:
             parent = cursor.execute(self._sql.parent_head, (namespace, origin.parent)).fetchone()
             if parent is None or parent[5] == "deleted" or parent[4] != origin.epoch:
                 return None
-            place = (namespace, origin.owner, origin.version - 1, origin.version, 1)
+            owner = (namespace, origin.owner)
+            place = (*owner, *owner, origin.version - 1, origin.version, 1)
             row = cursor.execute(self._sql.rows.by_bytes, place).fetchone()
             if row is None:
                 said = f"version {origin.version} of session {origin.owner!r} is not there"
@@ -329,6 +382,8 @@ class PostgresStore:
                 if begun is None or begun[4] != adoption.parent_epoch:
                     return None
             bases.append(adoption.base or unknown_head(whose))
+            if adoption.base is not None and adoption.base.status == "deleted":
+                self._erase_on(cursor, scope, 0, whole=True)
             if not self._adopt_head(cursor, adoption):
                 self._server.check_writer(cursor)
                 return None
@@ -338,7 +393,7 @@ class PostgresStore:
             else:
                 _adopt_rows(cursor, self._sql.adopt, adoption)
             if adoption.erasures:
-                self._erase(cursor, whose, adoption.erase_before)
+                self._erase(cursor, scope, adoption.erase_before, whole=True)
                 forks = self._touch(cursor, whose, adoption.erasures)
                 if adoption.erase_before:
                     self._erase_from_forks(cursor, whose, forks)
@@ -410,6 +465,8 @@ class PostgresStore:
         head, user_id = (Head(*row[:7]), row[7]) if row else (unknown_head(batch), None)
         if refuses(batch, base, head, user_id) or _barred(session.cursor, self._sql, batch, head) is not None:
             return Refused(head if base is None else base)
+        if self._is_erasing(session.cursor, batch, head):
+            return Refused(head)
         bases.append(head)
         outcome = self._write(session.cursor, batch, head)
         self._remember(batch, outcome.head if isinstance(outcome, Landed) else None)
@@ -427,6 +484,8 @@ class PostgresStore:
             head, user_id = (Head(*row[:7]), row[7]) if row else (unknown_head(batch), None)
             if refuses(batch, base, head, user_id) or _barred(cursor, self._sql, batch, head) is not None:
                 return Refused(head if base is None else base)
+            if head.status == "deleted":
+                self._erase_on(cursor, (batch.namespace, batch.session_id), 0, whole=True)
             answer = self._write(cursor, batch, head)
             if isinstance(answer, Landed) or row is not None or base is not None:
                 return answer
@@ -456,6 +515,8 @@ class PostgresStore:
             head = known.get(batch.session_id) or unknown_head(batch)
             user_id = users.get(batch.session_id)
             if refuses(batch, base, head, user_id) or _barred(cursor, self._sql, batch, head) is not None:
+                return None
+            if self._is_erasing(cursor, batch, head):
                 return None
             bases.append(head)
             linked.append(link(batch, head, self._clock.now_us()))
@@ -506,16 +567,40 @@ class PostgresStore:
             return session.cursor.rowcount == len(moved)
         return True
 
-    def _erase(self, cursor: Cursor, batch: Batch, before: int) -> None:
-        """Erase the content of all rows before a tombstone, page by page."""
-        after, scope = 0, (batch.namespace, batch.session_id)
-        query = functools.partial(_fetched, cursor)
-        while rows := self._pages.read(query, self._sql.covered, (*scope, before, after, PAGE_ROWS), scope):
-            commits = bytea_array([chain.payload_commit(row[17], row[14], row[15]) for row in rows])
-            cursor.execute(self._sql.erase, (int8_array([row[0] for row in rows]), commits, *scope))
-            if cursor.rowcount != len(rows):
-                raise StoreError(f"{cursor.rowcount} of {len(rows)} events were erased; nothing was")
-            after = rows[-1][0]
+    def _erase(
+        self, cursor: Cursor, scope: tuple[str, str], before: int, after: int = 0, *, whole: bool
+    ) -> Slice:
+        """Erase the content of the rows before a tombstone: all of them, or a slice."""
+        count = 0
+        while whole or count < SLICE_ROWS:
+            values = (*scope, after, before, SLICE_ROWS)
+            last, some = cursor.execute(self._sql.erasable, values).fetchall()[0]
+            if last is None:
+                return Slice(before, False)
+            if count and not whole:
+                break
+            cursor.execute(self._sql.erase_range, (*scope, after, last))
+            if cursor.rowcount != some:
+                raise StoreError(f"{cursor.rowcount} of {some} events were erased; nothing was")
+            after, count = last, count + some
+        return Slice(after, True)
+
+    def _erase_on(self, cursor: Cursor, scope: tuple[str, str], after: int, *, whole: bool) -> Slice:
+        """A slice of what a deletion has left above a version, or all of it; the session is held then."""
+        row = cursor.execute(self._sql.erasing, scope).fetchone()
+        if row is None or row[0] is None:
+            return Slice(0, False)
+        done = self._erase(cursor, scope, row[0], after, whole=whole)
+        if not done.left:
+            cursor.execute(self._sql.set_erasing, (None, *scope))
+        return done
+
+    def _is_erasing(self, cursor: Cursor, batch: Batch, head: Head) -> bool:
+        """Whether the deletion of a session has something left to do: it does not begin again before."""
+        if head.status != "deleted":
+            return False
+        row = cursor.execute(self._sql.erasing, (batch.namespace, batch.session_id)).fetchone()
+        return row is not None and row[0] is not None
 
     # --------------------------------------------------------------------------------- reading
 
@@ -563,8 +648,8 @@ class PostgresStore:
     ) -> Rows[StoredRow]:
         """See Store."""
         last, scope = _FOREVER if until is None else until, (namespace, session_id)
-        values = (*scope, after, last, min(limit, PAGE_ROWS))
-        return self._pages.read(self._server.query, self._sql.rows, values, scope)
+        values = (*scope, *scope, after, last, min(limit, PAGE_ROWS))
+        return shown(self._pages.read(self._server.query, self._sql.rows, values, scope))
 
     def tail(
         self, namespace: str, session_id: str, after: int, limit: int
@@ -572,7 +657,8 @@ class PostgresStore:
         """See Store."""
         scope, most = (namespace, session_id), min(limit, PAGE_ROWS)
         values = (after, most, *scope)
-        return tail_of(self._pages.read_tail(self._server.query, self._sql.tail, values, scope, after, most))
+        page = self._pages.read_tail(self._server.query, self._sql.tail, values, scope, after, most)
+        return shown_tail(*tail_of(page))
 
     def head_row(self, namespace: str, session_id: str) -> HeadRow | None:
         """See Store."""
@@ -610,9 +696,8 @@ class PostgresStore:
         self, namespace: str, session_id: str, types: Sequence[str], before: int
     ) -> StoredRow | None:
         """See Store."""
-        values = (namespace, session_id, before, text_array(types))
-        rows = self._server.query(_newest_of(self._sql, types), values)
-        return rows[0] if rows else None
+        rows = self._server.query(*_newest_of(self._sql, namespace, session_id, types, before))
+        return shown_row(rows[0]) if rows else None
 
     def forks(self, namespace: str, session_id: str) -> Sequence[tuple[str, int, Any]]:
         """See Store."""
@@ -666,7 +751,12 @@ class PostgresStore:
     def feed(self, namespace: str, after: int, until: int, limit: int) -> Rows[tuple[str, StoredRow]]:
         """See Store."""
         values, scope = (namespace, after, until, min(limit, PAGE_ROWS)), (namespace, "")
-        return feed_of(self._pages.read(self._server.query, self._sql.feed, values, scope, at=1))
+        query = self._server.query
+        try:
+            page = self._pages.read(query, self._sql.feed, (namespace, *values), scope, at=1)
+        except SchemaOutdated:
+            page = self._pages.read(query, self._sql.older_feed, values, scope, at=1)
+        return feed_of(shown(page, 1))
 
     def _lockers(self) -> tuple[Any, dict[str, int | None]]:
         """Which server this is, and the other transactions that may have taken positions: id and pid."""
@@ -928,14 +1018,15 @@ class _Snapshot:
 
     def page(self, namespace: str, session_id: str, after: int, limit: int) -> Rows[StoredRow]:
         scope = (namespace, session_id)
-        values = (*scope, after, _FOREVER, min(limit, PAGE_ROWS))
-        return self._pages.read(functools.partial(_fetched, self._cursor), self._sql.rows, values, scope)
+        values = (*scope, *scope, after, _FOREVER, min(limit, PAGE_ROWS))
+        query = functools.partial(_fetched, self._cursor)
+        return shown(self._pages.read(query, self._sql.rows, values, scope))
 
     def newest_of(
         self, namespace: str, session_id: str, types: Sequence[str], before: int
     ) -> StoredRow | None:
-        values = (namespace, session_id, before, text_array(types))
-        return self._cursor.execute(_newest_of(self._sql, types), values).fetchone()
+        found = self._cursor.execute(*_newest_of(self._sql, namespace, session_id, types, before))
+        return shown_row(found.fetchone())
 
     def orphans(self, namespace: str) -> Sequence[tuple[str, int]]:
         with unhurried(self._cursor.connection):
@@ -957,8 +1048,13 @@ def _server_us(cursor: Cursor) -> int:
     return now
 
 
-def _newest_of(statements: sql.PostgresSQL, types: Sequence[str]) -> str:
-    return statements.newest_tombstone if TOMBSTONES.issuperset(types) else statements.newest_of
+def _newest_of(
+    statements: sql.PostgresSQL, namespace: str, session_id: str, types: Sequence[str], before: int
+) -> tuple[str, tuple[Any, ...]]:
+    scope, values = (namespace, session_id), (namespace, session_id, before, text_array(types))
+    if TOMBSTONES.issuperset(types):
+        return statements.newest_tombstone, values
+    return statements.newest_of, (*scope, *values)
 
 
 def _barred(cursor: Cursor, statements: sql.PostgresSQL, batch: Batch, head: Head) -> int | None:

@@ -1,4 +1,4 @@
--- Schema 6 in the words of Postgres: what verify compares with, and migrate mends.
+-- Schema 7 in the words of Postgres: what verify compares with, and migrate mends.
 
 -- table kern_consumers
 CREATE TABLE kern_consumers ()
@@ -153,6 +153,9 @@ ALTER TABLE kern_sessions ADD COLUMN created_at bigint NOT NULL
 -- column kern_sessions.epoch
 ALTER TABLE kern_sessions ADD COLUMN epoch bigint NOT NULL
 
+-- column kern_sessions.erasing
+ALTER TABLE kern_sessions ADD COLUMN erasing bigint
+
 -- column kern_sessions.fork_owner
 ALTER TABLE kern_sessions ADD COLUMN fork_owner text COLLATE "C"
 
@@ -279,6 +282,9 @@ CREATE INDEX kern_events_skeleton ON kern_events USING btree (namespace, session
 -- index kern_parked_due
 CREATE INDEX kern_parked_due ON kern_parked USING btree (namespace, consumer, retry_at) WHERE (retry_at IS NOT NULL)
 
+-- index kern_sessions_erasing
+CREATE INDEX kern_sessions_erasing ON kern_sessions USING btree (namespace, session_id) WHERE (erasing IS NOT NULL)
+
 -- index kern_sessions_forks
 CREATE INDEX kern_sessions_forks ON kern_sessions USING btree (namespace, fork_parent) WHERE (fork_parent IS NOT NULL)
 
@@ -295,36 +301,6 @@ CREATE OR REPLACE FUNCTION kern_append_only()
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
 BEGIN
-    IF TG_OP = 'UPDATE' THEN
-        -- It ends with the function, as the function has a setting of its own.
-        PERFORM set_config('search_path', format('pg_catalog, %I, pg_temp', TG_TABLE_SCHEMA), true);
-        IF (NEW.namespace, NEW.session_id, NEW.version, NEW.position, NEW.event_id, NEW.type,
-            NEW.type_version, NEW.kind, NEW.turn, NEW.ref, NEW.at, NEW.actor, NEW.meta,
-            NEW.idempotency_key, NEW.codec, NEW.key_commit, NEW.hash)
-           IS NOT DISTINCT FROM
-           (OLD.namespace, OLD.session_id, OLD.version, OLD.position, OLD.event_id, OLD.type,
-            OLD.type_version, OLD.kind, OLD.turn, OLD.ref, OLD.at, OLD.actor, OLD.meta,
-            OLD.idempotency_key, OLD.codec, OLD.key_commit, OLD.hash)
-           AND OLD.kind NOT IN (5, 6) AND OLD.payload IS NOT NULL
-           AND NEW.payload IS NULL AND NEW.native IS NULL AND NEW.salt IS NULL
-           AND length(NEW.payload_commit) = 32
-           AND (EXISTS (
-               SELECT FROM kern_events AS tombstone
-               WHERE tombstone.namespace = OLD.namespace AND tombstone.session_id = OLD.session_id
-                 AND tombstone.kind IN (5, 6) AND tombstone.version > OLD.version
-                 AND tombstone.type IN ('session.erased', 'session.deleted'))
-             OR OLD.kind IN (3, 4) AND EXISTS (
-               SELECT FROM kern_sessions AS fork JOIN kern_events AS above
-                 ON above.namespace = fork.namespace AND above.session_id = fork.fork_parent
-                 AND above.kind <> 0 AND above.kind IN (4, 5, 6)
-               WHERE fork.namespace = OLD.namespace AND fork.session_id = OLD.session_id
-                 AND (above.kind = 4 AND above.payload IS NULL
-                   OR above.version > fork.fork_version
-                     AND above.type IN ('session.erased', 'session.deleted'))))
-        THEN
-            RETURN NEW;
-        END IF;
-    END IF;
     RAISE EXCEPTION '% is append-only: % refused', TG_TABLE_NAME, TG_OP USING ERRCODE = 'restrict_violation';
 END $function$
 
@@ -338,11 +314,48 @@ BEGIN
     RAISE EXCEPTION '% rows stay: % refused', TG_TABLE_NAME, TG_OP USING ERRCODE = 'restrict_violation';
 END $function$
 
+-- function kern_only_under_tombstones
+CREATE OR REPLACE FUNCTION kern_only_under_tombstones()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+BEGIN
+    -- Where the table of the trigger is now; it ends with the function, as the function has a setting of its own.
+    PERFORM set_config('search_path', format('pg_catalog, %I, pg_temp', TG_TABLE_SCHEMA), true);
+    IF EXISTS (
+        SELECT FROM (SELECT namespace, session_id, kind IN (3, 4) AS begins, max(version) AS last
+                     FROM erased GROUP BY 1, 2, 3) AS whose
+        WHERE NOT EXISTS (
+            SELECT FROM kern_events AS tombstone
+            WHERE tombstone.namespace = whose.namespace AND tombstone.session_id = whose.session_id
+              AND tombstone.kind <> 0 AND tombstone.kind BETWEEN 5 AND 6 AND tombstone.version + 0 > whose.last
+              AND tombstone.type IN ('session.erased', 'session.deleted'))
+          AND NOT (whose.begins AND EXISTS (
+            SELECT FROM kern_sessions AS fork JOIN kern_events AS above
+              ON above.namespace = fork.namespace AND above.session_id = fork.fork_parent
+              AND above.kind <> 0 AND above.kind BETWEEN 4 AND 6
+            WHERE fork.namespace = whose.namespace AND fork.session_id = whose.session_id
+              AND (above.kind = 4 AND above.payload IS NULL
+                OR above.version + 0 > fork.fork_version
+                  AND above.type IN ('session.erased', 'session.deleted')))))
+    THEN
+        RAISE EXCEPTION '% is append-only: % refused', TG_TABLE_NAME, TG_OP USING ERRCODE = 'restrict_violation';
+    END IF;
+    RETURN NULL;
+END $function$
+
+-- trigger kern_events_erased
+CREATE TRIGGER kern_events_erased AFTER UPDATE ON kern_events REFERENCING OLD TABLE AS erased FOR EACH STATEMENT EXECUTE FUNCTION kern_only_under_tombstones(); ALTER TABLE kern_events ENABLE ALWAYS TRIGGER kern_events_erased
+
 -- trigger kern_events_rows
-CREATE TRIGGER kern_events_rows BEFORE DELETE OR UPDATE ON kern_events FOR EACH ROW EXECUTE FUNCTION kern_append_only(); ALTER TABLE kern_events ENABLE ALWAYS TRIGGER kern_events_rows
+CREATE TRIGGER kern_events_rows BEFORE DELETE ON kern_events FOR EACH ROW EXECUTE FUNCTION kern_append_only(); ALTER TABLE kern_events ENABLE ALWAYS TRIGGER kern_events_rows
 
 -- trigger kern_events_truncate
 CREATE TRIGGER kern_events_truncate BEFORE TRUNCATE ON kern_events FOR EACH STATEMENT EXECUTE FUNCTION kern_append_only(); ALTER TABLE kern_events ENABLE ALWAYS TRIGGER kern_events_truncate
+
+-- trigger kern_events_update
+CREATE TRIGGER kern_events_update BEFORE UPDATE ON kern_events FOR EACH ROW WHEN ((((NOT (((((((((((((((((new.namespace IS DISTINCT FROM old.namespace) OR (new.session_id IS DISTINCT FROM old.session_id)) OR (new.version IS DISTINCT FROM old.version)) OR (new."position" IS DISTINCT FROM old."position")) OR (new.event_id IS DISTINCT FROM old.event_id)) OR (new.type IS DISTINCT FROM old.type)) OR (new.type_version IS DISTINCT FROM old.type_version)) OR (new.kind IS DISTINCT FROM old.kind)) OR (new.turn IS DISTINCT FROM old.turn)) OR (new.ref IS DISTINCT FROM old.ref)) OR (new.at IS DISTINCT FROM old.at)) OR (new.actor IS DISTINCT FROM old.actor)) OR (new.meta IS DISTINCT FROM old.meta)) OR (new.idempotency_key IS DISTINCT FROM old.idempotency_key)) OR (new.codec IS DISTINCT FROM old.codec)) OR (new.key_commit IS DISTINCT FROM old.key_commit)) OR (new.hash IS DISTINCT FROM old.hash))) AND (old.kind <> ALL (ARRAY[5, 6])) AND (old.payload IS NOT NULL) AND (new.payload IS NULL) AND (new.native IS NULL) AND (new.salt IS NULL) AND (length(new.payload_commit) = 32)) IS NOT TRUE)) EXECUTE FUNCTION kern_append_only(); ALTER TABLE kern_events ENABLE ALWAYS TRIGGER kern_events_update
 
 -- trigger kern_sessions_delete
 CREATE TRIGGER kern_sessions_delete BEFORE DELETE ON kern_sessions FOR EACH ROW EXECUTE FUNCTION kern_heads_stay(); ALTER TABLE kern_sessions ENABLE ALWAYS TRIGGER kern_sessions_delete

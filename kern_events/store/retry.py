@@ -8,7 +8,7 @@ something waits for that. It is decided here, once, so that it cannot differ by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import stamina
@@ -18,6 +18,7 @@ from kern_events.clock import AHEAD_US
 from kern_events.codec import decode
 from kern_events.errors import (
     AppendUnresolved,
+    ErasureUnfinished,
     IdempotencyConflict,
     OwnerMismatch,
     SchemaOutdated,
@@ -40,6 +41,7 @@ from kern_events.store.base import (
     Landed,
     Origin,
     Refused,
+    Slice,
     Store,
     Tombstone,
     is_of_another,
@@ -90,6 +92,8 @@ def record(
         if landed:
             return landed
         head = found.head
+        if head.status == "deleted":
+            erase_on(store, batch.namespace, batch.session_id)  # Before it begins again.
         if head.version == version_of(used):
             _same_base(batch, expected, found)
             base, same_base = head, same_base + 1
@@ -204,6 +208,8 @@ def _place(
     landed, found = _found(store, batch, used, cause)
     if landed:
         return landed
+    if found.head.status == "deleted":
+        erase_on(store, batch.namespace, batch.session_id)  # Before it begins again.
     if expected == 0 and base == 0 and found.head.status == "deleted":
         return found.head  # A deleted session is new again; its head is pinned once.
     if expected is not None and found.head.version != version_of(used):
@@ -250,6 +256,36 @@ def delete(store: Store, namespace: str, session_id: str, tombstone: Tombstone) 
     if base is None:
         raise StoreBusy(f"others appended {_MAX_ATTEMPTS} times in between; nothing is recorded, try again")
     raise _give_up(store, tombstone(base), base.version, cause)
+
+
+def erase_on(
+    store: Store, namespace: str, session_id: str, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Erase what a deletion has left of a session, in slices, between which others write.
+
+    Args:
+        progress: Called with the version up to which nothing is left, and the last one.
+
+    Raises:
+        ErasureUnfinished: The database failed; whoever is next goes on.
+    """
+    head = store.head(namespace, session_id)
+    done = Slice(0, True)
+    while done.left:
+        try:
+            for attempt in _patiently():
+                with attempt:
+                    done = store.erase_on(namespace, session_id, done.version)
+        except (StoreError, SchemaOutdated) as error:
+            raise ErasureUnfinished(session_id) from error
+        if progress and head and done.version:
+            progress(done.version, head.version)
+
+
+def _patiently() -> Iterable[stamina.Attempt]:
+    return stamina.retry_context(
+        on=StoreUnavailable, attempts=6, timeout=10.0, wait_initial=0.02, wait_max=1.0, wait_jitter=0.05
+    )
 
 
 def fork(store: Store, batch: Batch, origin: Origin) -> Landed | None:
@@ -328,9 +364,7 @@ def _looked_up(
     store: Store, batch: Batch, base: int, count: int, cause: BaseException | None, *, durable: bool
 ) -> Found:
     try:
-        for attempt in stamina.retry_context(
-            on=StoreUnavailable, attempts=6, timeout=10.0, wait_initial=0.02, wait_max=1.0, wait_jitter=0.05
-        ):
+        for attempt in _patiently():
             with attempt:
                 return store.look_up(batch, base, count, durable=durable)
     except (StoreError, SchemaOutdated) as error:

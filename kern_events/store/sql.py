@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from typing import Final, NamedTuple
 
+from kern_events import chain
 from kern_events.batch import LISTING, ROW_COLUMNS, STORED_COLUMNS
 from kern_events.clock import AHEAD_US
 from kern_events.store import base
@@ -22,6 +23,8 @@ _LISTING: Final = ", ".join(LISTING)
 _TOMBSTONES: Final = "('session.erased', 'session.deleted')"
 _OF_FORKS: Final = "e.version <> 1 AND e.type >= 'session.' AND e.type < 'session/'"
 _CONTENT: Final = ("payload", "native", "meta")
+# Of a row that a deletion covers and has not come to yet: a commitment that none is; see base.shown.
+_COVERED: Final = "coalesce({}payload_commit, {}) AS payload_commit"
 _INFO: Final = (
     "session_id, status, version, turn, " + _LISTING + ", fork_parent, fork_version, created_at, updated_at"
 )
@@ -50,6 +53,16 @@ def _descendants(namespace: str, session_id: str) -> str:
 
 # CROSS JOIN fixes the order: from those found to their forks, whatever statistics there are.
 _SQLITE_FOUND: Final = _descendants("?1", "?2").replace("{s}", "").replace("JOIN", "CROSS JOIN")
+_SHOWN_E: Final = _STORED_E.replace(
+    "e.payload_commit",
+    _COVERED.format(
+        "e.",
+        "(SELECT x'' FROM kern_sessions WHERE namespace = ?1 AND session_id = ?2 AND status = 'deleted')",
+    ),
+)
+_SHOWN_S: Final = _STORED_E.replace(
+    "e.payload_commit", _COVERED.format("e.", "CASE WHEN s.status = 'deleted' THEN x'' END")
+)
 _OF_SESSION: Final = "e.session = (SELECT id FROM kern_sessions WHERE namespace = ? AND session_id = ?)"
 # The settings of every connection; secure_delete leaves nothing of an erased text in the file.
 SQLITE_SETTINGS: Final = (
@@ -135,9 +148,9 @@ SQLITE_TAIL: Final = (
 )
 # Events of one session by version.
 SQLITE_ROWS: Final = (
-    f"SELECT {_STORED_E} FROM kern_events AS e WHERE e.session = "
-    "(SELECT id FROM kern_sessions WHERE namespace = ? AND session_id = ?) "
-    "AND e.version > ? AND e.version <= ? ORDER BY e.version LIMIT ?"
+    f"SELECT {_SHOWN_E} FROM kern_events AS e WHERE e.session = "
+    "(SELECT id FROM kern_sessions WHERE namespace = ?1 AND session_id = ?2) "
+    "AND e.version > ?3 AND e.version <= ?4 ORDER BY e.version LIMIT ?5"
 )
 # After a refusal or a lost answer: the head and the rows behind the base.
 SQLITE_LOOK_UP: Final = (
@@ -165,6 +178,14 @@ SQLITE_COVERED: Final = (
 SQLITE_ERASE: Final = (
     "UPDATE kern_events SET payload = NULL, native = NULL, salt = NULL, payload_commit = ? "
     "WHERE session = ? AND version = ?"
+)
+# Up to which version a deletion covers what it has not come to yet.
+SQLITE_ERASING: Final = "SELECT erasing FROM kern_sessions WHERE id = ?"
+# ... and that it has come to all of it, or not.
+SQLITE_SET_ERASING: Final = "UPDATE kern_sessions SET erasing = ? WHERE id = ?"
+# The sessions whose deletion has something left to do.
+SQLITE_UNFINISHED: Final = (
+    "SELECT session_id FROM kern_sessions WHERE namespace = ? AND erasing IS NOT NULL ORDER BY session_id"
 )
 # A new fork.
 SQLITE_FORK_HEAD: Final = (
@@ -214,8 +235,9 @@ SQLITE_MARKS: Final = (
 )
 # The newest event of some types.
 SQLITE_NEWEST_OF: Final = (
-    f"SELECT {_STORED_E} FROM kern_events AS e WHERE {_OF_SESSION} AND e.version < ? "
-    "AND e.type IN (?, ?, ?, ?, ?) ORDER BY e.version DESC LIMIT 1"
+    f"SELECT {_SHOWN_E} FROM kern_events AS e WHERE e.session = "
+    "(SELECT id FROM kern_sessions WHERE namespace = ?1 AND session_id = ?2) AND e.version < ?3 "
+    "AND e.type IN (?4, ?5, ?6, ?7, ?8) ORDER BY e.version DESC LIMIT 1"
 )
 # As before, of tombstones, from the skeleton index: most sessions have none, and all of them would be read.
 SQLITE_NEWEST_TOMBSTONE: Final = (
@@ -304,7 +326,7 @@ SQLITE_FEED_END: Final = "SELECT coalesce(max(position), 0) FROM kern_events"
 # Events of all sessions of a namespace by position.
 SQLITE_FEED: Final = (
     # CROSS JOIN fixes the order: by position, whatever statistics there are.
-    f"SELECT s.session_id, {_STORED_E} FROM kern_events AS e CROSS JOIN kern_sessions AS s "
+    f"SELECT s.session_id, {_SHOWN_S} FROM kern_events AS e CROSS JOIN kern_sessions AS s "
     "ON s.id = e.session WHERE s.namespace = ? AND e.position > ? AND e.position <= ? "
     "ORDER BY e.position LIMIT ?"
 )
@@ -434,17 +456,23 @@ _MOST: Final = base.PAGE_BYTES // base.PAGE_ROWS
 _SMALL: Final = " AND ".join(f"(octet_length({column}) > {_MOST}) IS NOT TRUE" for column in _CONTENT)
 
 
-def _paged(select: str, source: str, order: str) -> Paged:
-    """What is selected beside the events' columns, from where, and the column that orders it."""
+def _paged(select: str, source: str, order: str, covered: str) -> Paged:
+    """What is selected beside the events' columns, from where, and the column that orders it.
+
+    `covered` is not NULL where a deletion covers the row, and may not have come to it yet.
+    """
+    commit = _COVERED.format("", covered) if covered else "payload_commit"
     large = " OR ".join(f"octet_length({column}) > {_MOST}" for column in _CONTENT)
     shown = {column: f"CASE WHEN octet_length({column}) <= {_MOST} THEN {column} END" for column in _CONTENT}
     shown["hash"] = f"CASE WHEN {large} THEN NULL ELSE hash END"
+    by_bytes = f"{select}{_STORED}".replace("payload_commit", commit)
     size = " + ".join(f"coalesce(octet_length({column}), 0)" for column in _CONTENT)
     rows = ", ".join(f"{shown[each]} AS {each}" if each in shown else each for each in STORED_COLUMNS)
+    rows = rows.replace("payload_commit", commit)
     found = f"{select}{_STORED}"
     return Paged(
         f"SELECT {select}{rows} {source} ORDER BY {order} LIMIT %b",
-        f"SELECT {found} FROM (SELECT {found}, sum({size}) OVER (ORDER BY {order} "
+        f"SELECT {by_bytes} FROM (SELECT {found}, sum({size}) OVER (ORDER BY {order} "
         f"ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before_it {source} "
         f"ORDER BY {order} LIMIT %b) AS page "
         f"WHERE before_it IS NULL OR before_it < {base.PAGE_BYTES} ORDER BY {order}",
@@ -463,8 +491,13 @@ class PostgresSQL:
         def filled(statement: str) -> str:
             return statement.replace("{open}", is_open).replace("{s}", prefix)
 
-        def paged(select: str, source: str, order: str = "version") -> Paged:
-            return Paged(*map(filled, _paged(select, source, order)))
+        def paged(select: str, source: str, order: str = "version", covered: str = "") -> Paged:
+            return Paged(*map(filled, _paged(select, source, order, covered)))
+
+        is_covered = (
+            "(SELECT '\\x'::bytea FROM {s}kern_sessions AS h "
+            "WHERE h.namespace = %b AND h.session_id = %b AND h.status = 'deleted')"
+        )
 
         def guarded(head: str) -> str:
             return filled(f"WITH head AS ({head} RETURNING 1) {_NEW_ROWS}")
@@ -490,7 +523,7 @@ class PostgresSQL:
         )
         of_session = "FROM {s}kern_events WHERE namespace = %b AND session_id = %b "
         # Events of one session by version.
-        self.rows = paged("", of_session + "AND version > %b AND version <= %b")
+        self.rows = paged("", of_session + "AND version > %b AND version <= %b", covered=is_covered)
         behind = (
             "FROM {s}kern_events WHERE namespace = s.namespace AND session_id = s.session_id AND version > %b"
         )
@@ -504,7 +537,7 @@ class PostgresSQL:
                 )
                 for page in (
                     f"SELECT {_STORED} {behind} AND {_SMALL} ORDER BY version LIMIT %b",
-                    _paged("", behind, "version").by_bytes,
+                    _paged("", behind, "version", "").by_bytes,
                 )
             )
         )
@@ -528,17 +561,44 @@ class PostgresSQL:
             "OR e.version >= k.version AND e.version < k.version + %(count)b) "
             "WHERE s.namespace = %(namespace)b AND s.session_id = %(session_id)b ORDER BY e.version"
         )
-        # What a tombstone covers and still has content.
-        self.covered = paged(
-            "",
-            of_session + "AND version < %b AND kind NOT IN (5, 6) AND payload IS NOT NULL AND version > %b",
+        content = "octet_length(payload) + coalesce(octet_length(native), 0)"
+        erasable = of_session + "AND version > %b AND version < %b AND kind NOT IN (5, 6) " \
+            "AND payload IS NOT NULL"  # fmt: skip
+        # Up to which version so many rows go, or so much content, that a tombstone covers and that have any.
+        self.erasable = filled(
+            f"SELECT max(version), count(*) FROM (SELECT version, sum({content}) OVER (ORDER BY version "
+            f"ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before_it {erasable} "
+            f"ORDER BY version LIMIT %b) AS page WHERE before_it IS NULL OR before_it < {base.PAGE_BYTES}"
         )
-        # Erase the content of events; the trigger lets nothing else be updated.
+        # Erase them; the triggers let nothing else be updated. The server computes the commitments, as
+        # chain.payload_commit does, so that no content has to go to and fro.
+        self.erase_range = filled(
+            f"UPDATE {{s}}kern_events SET payload = NULL, native = NULL, salt = NULL, "
+            f"payload_commit = sha256('\\x{chain.PAYLOAD.hex()}'::bytea || salt "
+            "|| int4send(octet_length(payload)) || payload "
+            "|| coalesce(int4send(octet_length(native)) || native, '\\xffffffff'::bytea)) "
+            "WHERE namespace = %b AND session_id = %b AND version > %b AND version <= %b "
+            "AND kind NOT IN (5, 6) AND payload IS NOT NULL"
+        )
+        # Erase the content of some events of several sessions.
         self.erase = filled(
             "UPDATE {s}kern_events AS e "
             "SET payload = NULL, native = NULL, salt = NULL, payload_commit = c.commit "
-            "FROM unnest(%b::int8[], %b::bytea[]) AS c (version, commit) "
-            "WHERE e.namespace = %b AND e.session_id = %b AND e.version = c.version"
+            "FROM unnest(%b::text[], %b::int8[], %b::bytea[]) AS c (session_id, version, commit) "
+            "WHERE e.namespace = %b AND e.session_id = c.session_id AND e.version = c.version"
+        )
+        # Up to which version a deletion covers what it has not come to yet, held until the transaction ends.
+        self.erasing = filled(
+            "SELECT erasing FROM {s}kern_sessions WHERE namespace = %b AND session_id = %b FOR UPDATE"
+        )
+        # ... and that it has come to all of it, or not.
+        self.set_erasing = filled(
+            "UPDATE {s}kern_sessions SET erasing = %b WHERE namespace = %b AND session_id = %b"
+        )
+        # The sessions whose deletion has something left to do.
+        self.unfinished = filled(
+            "SELECT session_id FROM {s}kern_sessions WHERE namespace = %b AND erasing IS NOT NULL "
+            "ORDER BY session_id"
         )
         # A new fork.
         self.fork = guarded(_new_head(*_FORKED_TYPES, columns=_FORKED))
@@ -590,15 +650,16 @@ class PostgresSQL:
         self.marks = paged(
             "", of_session + "AND version > %b AND version <= %b AND kind <> 0 AND kind IN (3, 4)"
         )
+        newest = _STORED.replace("payload_commit", _COVERED.format("", is_covered))
         # The newest event of some types.
         self.newest_of = filled(
-            f"SELECT {_STORED} FROM {{s}}kern_events WHERE namespace = %b AND session_id = %b "
+            f"SELECT {newest} FROM {{s}}kern_events WHERE namespace = %b AND session_id = %b "
             "AND version < %b AND type = ANY(%b::text[]) ORDER BY version DESC LIMIT 1"
         )
         # As before, of tombstones, from the skeleton index, which the + 0 keeps the planner to.
         self.newest_tombstone = filled(
             f"SELECT {_STORED} FROM {{s}}kern_events WHERE namespace = %b AND session_id = %b "
-            "AND version + 0 < %b AND kind <> 0 AND kind IN (5, 6) AND type = ANY(%b::text[]) "
+            "AND version + 0 < %b AND kind <> 0 AND kind BETWEEN 5 AND 6 AND type = ANY(%b::text[]) "
             "ORDER BY version + 0 DESC LIMIT 1"
         )
         # The sessions forked from one.
@@ -625,16 +686,19 @@ class PostgresSQL:
             "SELECT session_id, fork_parent FROM {s}kern_sessions "
             "WHERE namespace = %b AND session_id = ANY(%b::text[])"
         )
-        # What says what a fork is, from the index that was made for it.
+        # What says what each of some forks is, from the index that was made for it.
         self.describing = filled(
-            f"SELECT {_STORED_E} FROM {{s}}kern_events AS e WHERE namespace = %b AND session_id = %b "
-            f"AND {_OF_FORKS} AND type = ANY(%b::text[]) ORDER BY version"
+            f"SELECT {_STORED_E}, e.session_id FROM unnest(%b::text[]) AS f (session_id) "
+            "CROSS JOIN LATERAL (SELECT * FROM {s}kern_events AS e WHERE e.namespace = %b "
+            f"AND e.session_id = f.session_id AND {_OF_FORKS} AND e.type = ANY(%b::text[])) AS e "
+            "ORDER BY e.session_id, e.version"
         )
-        # The listing columns of a session that goes on without what it was handed down.
+        # The listing columns of sessions that go on without what they were handed down.
         self.relist = filled(
-            "UPDATE {s}kern_sessions SET "
-            + ", ".join(f"{column} = %b" for column in LISTING)
-            + " WHERE namespace = %b AND session_id = %b"
+            "UPDATE {s}kern_sessions AS s SET "
+            + ", ".join(f"{column} = c.{column}" for column in LISTING)
+            + f" FROM unnest(%b::text[], {', '.join(['%b::text[]'] * len(LISTING))}) "
+            f"AS c (session_id, {_LISTING}) WHERE s.namespace = %b AND s.session_id = c.session_id"
         )
         # ... and none that was stored before may stay.
         self.forget = filled(
@@ -752,12 +816,14 @@ class PostgresSQL:
             "SELECT seqcache FROM pg_sequence WHERE seqrelid = "
             "pg_get_serial_sequence('{s}kern_events', 'position')::regclass"
         )
+        of_all = "FROM {s}kern_events WHERE namespace = %b AND position > %b AND position <= %b"
+        erasing = "SELECT h.session_id FROM {s}kern_sessions AS h WHERE h.namespace = %b " \
+            "AND h.erasing IS NOT NULL"  # fmt: skip
+        covered = f"CASE WHEN session_id = ANY(ARRAY({erasing})) THEN '\\x'::bytea END"
         # Events of all sessions of a namespace by position.
-        self.feed = paged(
-            "session_id, ",
-            "FROM {s}kern_events WHERE namespace = %b AND position > %b AND position <= %b",
-            "position",
-        )
+        self.feed = paged("session_id, ", of_all, "position", covered)
+        # As before, of an older schema, in which a deletion leaves nothing.
+        self.older_feed = paged("session_id, ", of_all, "position")
         # How many of those there are, up to a limit.
         self.feed_count = filled(
             "SELECT count(*) FROM (SELECT FROM {s}kern_events WHERE namespace = %b AND position > %b "

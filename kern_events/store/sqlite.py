@@ -7,6 +7,7 @@ end never conflicts, and many sessions share one fsync.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -22,8 +23,11 @@ from kern_events.errors import InvalidEvent, KernError, StoreError, StoreMissing
 from kern_events.events import Head, SessionInfo
 from kern_events.store import sql, sqlite_schema
 from kern_events.store.base import (
+    DELETING,
     HOUR_US,
+    PAGE_BYTES,
     PAGE_ROWS,
+    SLICE_ROWS,
     Adoption,
     AnswerLost,
     Base,
@@ -37,6 +41,7 @@ from kern_events.store.base import (
     Origin,
     Refused,
     Rows,
+    Slice,
     SnapshotPut,
     StoredChunk,
     Tombstone,
@@ -54,6 +59,9 @@ from kern_events.store.base import (
     nothing,
     refuses,
     rewrites_listing,
+    shown,
+    shown_row,
+    shown_tail,
     tail_of,
     unknown_head,
     version_of,
@@ -81,6 +89,7 @@ _INSERT_BYTES: Final = 1 << 20
 _HEADS_PAGE: Final = 500
 _CHUNKS_PAGE: Final = 256
 _FULL: Final = 2
+_LONGEST_PAUSE_S: Final = 0.05
 _NO_HEAD: Final = Head(0, bytes(32))  # Of what links to none, and has written all the same.
 
 
@@ -151,18 +160,42 @@ class SQLiteStore:
 
         def work(driver: Driver, bases: list[Head]) -> Landed | None:
             self._has_erased = True
-            return _deleted(driver, bases, namespace, session_id, tombstone)
+            return _deleted(driver, bases, namespace, session_id, tombstone, whole=False)
 
         outcome: Landed | None = self._group.run(work)
         return outcome
 
     def delete_within(
-        self, connection: Connection, namespace: str, session_id: str, tombstone: Tombstone
+        self, connection: Connection, namespace: str, session_id: str, tombstone: Tombstone, *, whole: bool
     ) -> Landed | None:
         """See Store."""
-        driver = self._joined(connection)
+        driver, scope = self._joined(connection), (namespace, session_id)
         with self._telling(connection, driver), overwriting(driver):
-            return _saved(driver, lambda: _deleted(driver, [], namespace, session_id, tombstone))
+            return _saved(driver, lambda: _deleted(driver, [], *scope, tombstone, whole=whole))
+
+    def erase_on(self, namespace: str, session_id: str, after: int) -> Slice:
+        """See Store."""
+
+        def work(driver: Driver, bases: list[Head]) -> Slice:
+            bases.append(_NO_HEAD)
+            row = driver.execute(sql.SQLITE_LOCKED_HEAD, (namespace, session_id)).fetchone()
+            done = _erase_on(driver, row[7], after, whole=False) if row else Slice(0, False)
+            self._has_erased = self._has_erased or not done.left
+            return done
+
+        began = time.monotonic()
+        try:
+            done: Slice = self._group.run(work)
+        except AnswerLost as lost:  # It is done again, or was done.
+            raise StoreUnavailable("SQLite: it is not known whether a part was erased") from lost
+        if done.left:
+            # Other processes ask for the lock from time to time only.
+            time.sleep(min(time.monotonic() - began, _LONGEST_PAUSE_S))
+        return done
+
+    def unfinished(self, namespace: str) -> Sequence[str]:
+        """See Store."""
+        return [row[0] for row in self._file.query(sql.SQLITE_UNFINISHED, (namespace,))]
 
     def fork(self, batch: Batch, origin: Origin) -> Landed | Refused | None:
         """See Store."""
@@ -201,11 +234,13 @@ class SQLiteStore:
                 if begun is None or begun[4] != adoption.parent_epoch:
                     return False
             bases.append(adoption.base or unknown_head(adoption.whose))
+            if row and row[5] == "deleted":
+                _erase_on(driver, row[7], 0, whole=True)
             session = _adopt_head(driver, adoption, row[7] if row else None)
             _adopt_rows(driver, adoption, session)
             if adoption.erasures:
                 self._has_erased = True
-                _erase(driver, session, adoption.erase_before)
+                _erase(driver, session, adoption.erase_before, whole=True)
                 driver.execute(sql.SQLITE_FORGET, scope)
             for _ in range(adoption.erasures):
                 driver.execute(sql.SQLITE_TOUCH, scope)
@@ -223,6 +258,8 @@ class SQLiteStore:
         driver = self._joined(connection)
         with self._telling(connection, driver):
             answer = _saved(driver, lambda: _attempt(driver, [], batch, base))
+            if isinstance(answer, Refused) and _is_erasing(driver, batch):
+                answer = _saved(driver, lambda: _attempt(driver, [], batch, base, finishing=True))
             if isinstance(answer, Landed):
                 return answer, None
             return answer, _look_up(driver, batch, version_of(answer.base), len(batch.events))
@@ -350,7 +387,7 @@ class SQLiteStore:
     ) -> Rows[StoredRow]:
         """See Store."""
         last = 2**63 - 1 if until is None else until
-        return self._file.page(sql.SQLITE_ROWS, (namespace, session_id, after, last, limit), limit)
+        return shown(self._file.page(sql.SQLITE_ROWS, (namespace, session_id, after, last, limit), limit))
 
     def tail(
         self, namespace: str, session_id: str, after: int, limit: int
@@ -360,7 +397,8 @@ class SQLiteStore:
         head = self.head(namespace, session_id)
         if head is None or head.version <= after:
             return head, Rows()
-        return tail_of(self._file.page(sql.SQLITE_TAIL, (after, namespace, session_id, limit), limit, 7))
+        page = self._file.page(sql.SQLITE_TAIL, (after, namespace, session_id, limit), limit, 7)
+        return shown_tail(*tail_of(page))
 
     def head_row(self, namespace: str, session_id: str) -> HeadRow | None:
         """See Store."""
@@ -398,7 +436,7 @@ class SQLiteStore:
     ) -> StoredRow | None:
         """See Store."""
         rows = self._file.query(_newest_of(types), (namespace, session_id, before, *types))
-        return rows[0] if rows else None
+        return shown_row(rows[0]) if rows else None
 
     def forks(self, namespace: str, session_id: str) -> Sequence[tuple[str, int, Any]]:
         """See Store."""
@@ -433,7 +471,8 @@ class SQLiteStore:
 
     def feed(self, namespace: str, after: int, until: int, limit: int) -> Rows[tuple[str, StoredRow]]:
         """See Store."""
-        return feed_of(self._file.page(sql.SQLITE_FEED, (namespace, after, until, limit), limit, 1))
+        page = self._file.page(sql.SQLITE_FEED, (namespace, after, until, limit), limit, 1)
+        return feed_of(shown(page, 1))
 
     def feed_count(self, namespace: str, after: int, limit: int) -> int:
         """See Store."""
@@ -605,14 +644,13 @@ class _Snapshot:
 
     def page(self, namespace: str, session_id: str, after: int, limit: int) -> Rows[StoredRow]:
         values = (namespace, session_id, after, 2**63 - 1, limit)
-        return page_from(self._driver.execute(sql.SQLITE_ROWS, values), limit)
+        return shown(page_from(self._driver.execute(sql.SQLITE_ROWS, values), limit))
 
     def newest_of(
         self, namespace: str, session_id: str, types: Sequence[str], before: int
     ) -> StoredRow | None:
         values = (namespace, session_id, before, *types)
-        row: StoredRow | None = self._driver.execute(_newest_of(types), values).fetchone()
-        return row
+        return shown_row(self._driver.execute(_newest_of(types), values).fetchone())
 
     def orphans(self, namespace: str) -> Sequence[tuple[str, int]]:
         return self._driver.execute(sql.SQLITE_ORPHANS).fetchall()
@@ -656,14 +694,23 @@ def _saved(driver: Driver, work: Callable[[], T]) -> T:
             driver.execute(sql.RELEASE)
 
 
-def _attempt(driver: Driver, bases: list[Head], batch: Batch, base: Base) -> Landed | Refused:
-    """Read the head, link and write, inside a transaction that holds the write lock."""
+def _attempt(
+    driver: Driver, bases: list[Head], batch: Batch, base: Base, *, finishing: bool = False
+) -> Landed | Refused:
+    """Read the head, link and write, inside a transaction that holds the write lock.
+
+    Where its deletion has something left to do, a session does not begin again: that comes first.
+    """
     row = driver.execute(sql.SQLITE_LOCKED_HEAD, (batch.namespace, batch.session_id)).fetchone()
     head = Head(*row[:7]) if row else unknown_head(batch)
     if refuses(batch, base, head, row[8] if row else None):
         return Refused(head if base is None else base)
     if _barred(driver, batch, head) is not None:
         return Refused(head)
+    if head.status == "deleted" and row and _erasing(driver, row[7]) is not None:
+        if not finishing:
+            return Refused(head)
+        _erase_on(driver, row[7], 0, whole=True)
     key = batch.idempotency_key
     if key is not None and row and driver.execute(sql.SQLITE_KEY, (row[7], key)).fetchone():
         return Refused(head)
@@ -673,9 +720,12 @@ def _attempt(driver: Driver, bases: list[Head], batch: Batch, base: Base) -> Lan
 
 
 def _deleted(
-    driver: Driver, bases: list[Head], namespace: str, session_id: str, tombstone: Tombstone
+    driver: Driver, bases: list[Head], namespace: str, session_id: str, tombstone: Tombstone, *, whole: bool
 ) -> Landed | None:
-    """Write the tombstone of a session and erase what is before it, inside a transaction as above."""
+    """Write the tombstone of a session and erase what is before it, inside a transaction as above.
+
+    What is more than a slice of it is left to `_erase_on`, unless `whole`.
+    """
     row = driver.execute(sql.SQLITE_LOCKED_HEAD, (namespace, session_id)).fetchone()
     if row is None or row[5] == "deleted":
         return None
@@ -684,7 +734,9 @@ def _deleted(
     batch = tombstone(head)
     linked = link(batch, head, now_us())
     position = _insert(driver, batch, linked, head, row[7])
-    _erase(driver, row[7], linked.head.version)
+    version = linked.head.version
+    if _erase(driver, row[7], version, _deleted_before(driver, batch, version), whole=whole).left:
+        driver.execute(sql.SQLITE_SET_ERASING, (version, row[7]))
     driver.execute(sql.SQLITE_FORGET, (namespace, session_id))
     driver.execute(sql.SQLITE_TOUCH, (namespace, session_id))
     _erase_from_forks(driver, namespace, session_id)
@@ -757,16 +809,48 @@ def _moved(head: Head) -> tuple[Any, ...]:
     return (head.version, head.hash, head.turn, head.branch, head.epoch, head.status, head.at_us)
 
 
-def _erase(driver: Driver, session: int, before: int) -> None:
-    """Erase the content of all rows before a tombstone, page by page."""
-    after = 0
+def _erase(driver: Driver, session: int, before: int, after: int = 0, *, whole: bool) -> Slice:
+    """Erase the content of the rows before a tombstone, page by page: all of them, or a slice."""
+    count = size = 0
     covered = sql.SQLITE_COVERED
-    while rows := page_from(driver.execute(covered, (session, before, after, PAGE_ROWS)), PAGE_ROWS):
+    while whole or (count < SLICE_ROWS and size < PAGE_BYTES):
+        rows = page_from(driver.execute(covered, (session, before, after, PAGE_ROWS)), PAGE_ROWS)
+        if not rows:
+            return Slice(before, False)
         commits = [(chain.payload_commit(row[17], row[14], row[15]), session, row[0]) for row in rows]
         changed = driver.executemany(sql.SQLITE_ERASE, commits).rowcount
         if changed != len(rows):
             raise StoreError(f"{changed} of {len(rows)} events were erased; nothing was")
-        after = rows[-1][0]
+        after, count, size = rows[-1][0], count + changed, size + rows.size_bytes
+    return Slice(after, True)
+
+
+def _erase_on(driver: Driver, session: int, after: int, *, whole: bool) -> Slice:
+    """A slice of what a deletion has left above a version, or all of it."""
+    before = _erasing(driver, session)
+    if before is None:
+        return Slice(0, False)
+    done = _erase(driver, session, before, after, whole=whole)
+    if not done.left:
+        driver.execute(sql.SQLITE_SET_ERASING, (None, session))
+    return done
+
+
+def _erasing(driver: Driver, session: int) -> int | None:
+    before: int | None = driver.execute(sql.SQLITE_ERASING, (session,)).fetchone()[0]
+    return before
+
+
+def _is_erasing(driver: Driver, batch: Batch) -> bool:
+    row = driver.execute(sql.SQLITE_LOCKED_HEAD, (batch.namespace, batch.session_id)).fetchone()
+    return bool(row) and row[5] == "deleted" and _erasing(driver, row[7]) is not None
+
+
+def _deleted_before(driver: Driver, batch: Batch, version: int) -> int:
+    """Up to which version the deletion before this one has erased everything; 0 if there was none."""
+    values = (batch.namespace, batch.session_id, version, *DELETING)
+    row = driver.execute(sql.SQLITE_NEWEST_TOMBSTONE, values).fetchone()
+    return row[0] if row else 0
 
 
 def _erase_from_forks(driver: Driver, namespace: str, session_id: str) -> None:

@@ -298,7 +298,7 @@ def test_a_fork_that_is_cut_is_recorded_once(behind, proxy, mode, statement):
 
 
 DELETING = [
-    b"BEGIN", b"session_id = $2 FOR UPDATE", b"session.deleted", b"payload IS NOT NULL", b"unnest($1::int8",
+    b"BEGIN", b"session_id = $2 FOR UPDATE", b"session.deleted", b"payload IS NOT NULL", b"sha256(",
     b"RECURSIVE", b"ORDER BY session_id FOR UPDATE", b"epoch + 1", b"DELETE FROM", COMMIT,
 ]  # fmt: skip
 

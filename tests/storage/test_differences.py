@@ -22,7 +22,7 @@ ALL_TRIGGERS = {
         "kern_sessions_identity", "kern_sessions_no_delete", "kern_sessions_no_replace",
     ],
     "postgres": [
-        "kern_events_rows", "kern_events_truncate",
+        "kern_events_rows", "kern_events_truncate", "kern_events_update", "kern_events_erased",
         "kern_sessions_delete", "kern_sessions_identity", "kern_sessions_truncate",
     ],
 }  # fmt: skip
@@ -39,6 +39,8 @@ HARMS = [
     ("sqlite", "table kern_parked", ["DROP TABLE kern_parked"]),
     ("postgres", "trigger kern_events_rows", ["DROP TRIGGER kern_events_rows ON kern_events"]),
     ("postgres", "trigger kern_events_rows", ["ALTER TABLE kern_events ENABLE TRIGGER kern_events_rows"]),
+    ("postgres", "trigger kern_events_update", ["DROP TRIGGER kern_events_update ON kern_events"]),
+    ("postgres", "trigger kern_events_erased", ["DROP TRIGGER kern_events_erased ON kern_events"]),
     ("postgres", "trigger kern_sessions_delete",
         ["ALTER TABLE kern_sessions DISABLE TRIGGER kern_sessions_delete"]),
     ("postgres", "function kern_append_only",
@@ -118,7 +120,7 @@ def test_a_restore_without_triggers_leaves_them_off_for_replicas(log, raw):
 @pytest.mark.parametrize("dialect", ["postgres"], indirect=True)
 def test_a_dump_of_the_tables_alone_is_mended(log, raw):
     log.append("s", notes(2))
-    for name in ("kern_append_only", "kern_heads_stay"):
+    for name in ("kern_append_only", "kern_heads_stay", "kern_only_under_tombstones"):
         raw.run(f"DROP FUNCTION {name} CASCADE")
     assert {field.split()[0] for _, _, field in told(log)} == {"function", "trigger"}
 

@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,19 @@ def test_it_erases_and_says_what_remains(url: str) -> None:
     assert "events up to version 2" in result.stdout
     assert "1 fork without an owner now, unless they were given one: kid\n" in result.stdout
     assert not is_there(url)
+
+
+def test_a_long_one_shows_how_far_it_is(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Sessions.open(url) as sessions:
+        sessions.append("long", [message("user", "secret") for _ in range(50)])
+    for name in ("SLICE_ROWS", "PAGE_ROWS"):
+        monkeypatch.setattr(f"kern_events.store.sqlite.{name}", 10)
+    said: list[str] = []
+    advance = nullcontext(lambda done, so_far: said.append(so_far))
+    monkeypatch.setattr("kern_events.cli.reports.progress", lambda what, total: advance)
+
+    assert run(url, "long", "--yes").exit_code == 0
+    assert said[-2:] == ["50 of 51 versions", "51 of 51 versions"]
 
 
 def test_it_is_json_for_programs(url: str) -> None:

@@ -35,6 +35,7 @@ TREE = {
     "StoreFull": "StoreError",
     "StoreUnavailable": "StoreError",
     "AppendUnresolved": "StoreUnavailable",
+    "ErasureUnfinished": "StoreError",
     "StoreMissing": "StoreError LookupError",
     "FeedUnavailable": "StoreError",
     "FeedRegressed": "StoreError",

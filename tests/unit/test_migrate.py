@@ -26,6 +26,8 @@ PINNED = {
     "0005_handed_down.sqlite.sql": "a20efcdaecb044ef986e7ab05c0d7401e0b8efd17ef6a4299ab3ed0c8b598a3d",
     "0006_moved_schemas.postgres.sql": "a298e4a1a36f53477f6b095f594a19361a93205e7070af7457de7a952ae4375b",
     "0006_moved_schemas.sqlite.sql": "c3de85fff1c63a953a3a00e74268413b66243b3f31e8a2e6c01f7d702811d9da",
+    "0007_erasing.postgres.sql": "5a97f93ff238e5f00c2bb775b2be30169b660b3e1bc9640078d1f52fc6c25517",
+    "0007_erasing.sqlite.sql": "af480ac30b9dd9aeb5b25209d52b9bef919740a2cf96f702b192b6b8fc1796a2",
 }
 DIALECTS = ("sqlite", "postgres")
 

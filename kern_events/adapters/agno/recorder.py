@@ -256,7 +256,9 @@ class Recorder:
                     self._record(connection, each, held, wanted.get(each, ()))
             return done
 
-        return _retried(attempt)
+        done = _retried(attempt)
+        self._erase_on()
+        return done
 
     def ask(self, question: Question, check: Callable[[Held], None]) -> None:
         """Record what a run is asked, unless that is on record.
@@ -420,7 +422,7 @@ class Recorder:
         if within is not None:
             if self._looked_for() or self._has_row(session_id):
                 made = self._made or self._created(within, self._made_by_agno())
-                with self._joined(within, made):
+                with self._joined(within, made, is_callers=True):
                     self._found(within, session_id, (), None, careful=True, erasing=erasing)
             return
         tables = self._known_for(session_id)
@@ -442,6 +444,7 @@ class Recorder:
                 return held.mark is None or held.mark.changed != DELETED
 
         there = _retried(attempt)
+        self._erase_on()
         return _retried(attempt) if there and step_back(self._log, session_id) else there
 
     @contextmanager
@@ -461,10 +464,16 @@ class Recorder:
 
     @contextmanager
     def _joined(
-        self, connection: Connection, tables: Tables | None = None, *, savepoint: bool = False
+        self,
+        connection: Connection,
+        tables: Tables | None = None,
+        *,
+        savepoint: bool = False,
+        is_callers: bool = False,
     ) -> Iterator[None]:
         """Have Agno's sessions of this thread join a transaction."""
         self.current.connection, self.current.tables = connection, tables
+        self.current.is_callers = is_callers
         self.current.mode = "create_savepoint" if savepoint else "rollback_only"
         try:
             yield
@@ -569,11 +578,21 @@ class Recorder:
         return version
 
     def _delete(self, connection: Connection, session_id: str) -> Mark:
-        """The session is gone from Agno's tables: its content goes from the log, its chain stays."""
-        self._log._delete_within(connection, session_id)
+        """The session is gone from Agno's tables: its content goes from the log, its chain stays.
+
+        In a transaction of ours, what is left of a long one goes after it: see _erase_on.
+        """
+        self._log._delete_within(connection, session_id, whole=self.current.is_callers)
+        self.current.deleted = None if self.current.is_callers else session_id
         self.tables.forget(connection, session_id)
         self._outdate_forks(connection, session_id)
         return self._noted(connection, session_id, NO_ROW)
+
+    def _erase_on(self) -> None:
+        """After a transaction that has deleted a session: erase what it has left, while others write."""
+        if deleted := getattr(self.current, "deleted", None):
+            self.current.deleted = None
+            self._log._erase_on(deleted)
 
     def leave_nothing(self) -> None:
         """After a deletion on a connection of Agno's: empty the WAL, if nobody is in the way."""
@@ -590,8 +609,7 @@ class Recorder:
 
     def _outdate_forks(self, connection: Connection, session_id: str) -> None:
         """What forks share with a deleted session is erased for them too, which their rows have to show."""
-        for fork in spi.descendants(self._sessions, session_id):
-            self.tables.outdate(connection, fork)
+        self.tables.outdate(connection, spi.descendants(self._sessions, session_id))
 
     def _noted(
         self, connection: Connection, session_id: str, changed: int, turns: Mapping[str, Turn] | None = None

@@ -12,7 +12,7 @@ from kern_events.adapters.agno.folding import AgnoProjector, Stored
 from kern_events.adapters.agno.wholes import whole_at
 from kern_events.errors import SessionNotFound, VersionConflict
 from projections.aio import AsyncSessions
-from projections.sessions import DeleteReceipt, Sessions
+from projections.sessions import DeleteReceipt, Progress, Sessions
 from projections.travel import Diff, Step
 
 if TYPE_CHECKING:
@@ -119,10 +119,12 @@ class AgnoSessions(Sessions):
         self._kern.settle(into)
         return receipt
 
-    def delete(self, session_id: str, *, actor: str | None = None) -> DeleteReceipt:
+    def delete(
+        self, session_id: str, *, actor: str | None = None, progress: Progress | None = None
+    ) -> DeleteReceipt:
         """See Sessions.delete; Agno's rows go too."""
         self._kern.settle(session_id)
-        receipt = super().delete(session_id, actor=actor)
+        receipt = super().delete(session_id, actor=actor, progress=progress)
         self.forget(session_id)
         return receipt
 

@@ -423,9 +423,10 @@ class Tables:
         else:
             self.ask(connection, *noted, (self._sql["set_mark"], marked))
 
-    def outdate(self, connection: Connection, session_id: str) -> None:
-        """The rows show no version of the log any more."""
-        self.ask(connection, (self._sql["outdate"], (self.namespace, session_id)))
+    def outdate(self, connection: Connection, session_ids: Sequence[str]) -> None:
+        """The rows of these sessions show no version of the log any more."""
+        if session_ids:
+            self.ask(connection, *((self._sql["outdate"], (self.namespace, each)) for each in session_ids))
 
     def forget(self, connection: Connection, session_id: str) -> None:
         """Forget the turns of a session's runs."""
