@@ -38,7 +38,7 @@ def guest(agno_postgres_url):
     """A place on Postgres, its URL for a role that may make nothing, and what grants it what the page has."""
     place = Place("postgres", {"db_url": agno_postgres_url, "db_schema": f"s{uuid.uuid4().hex[:12]}"}, [])
     role = f"r{uuid.uuid4().hex[:12]}"
-    grants = re.search(r"```sql\n(GRANT .*?)```", DOCS.read_text(), re.DOTALL)[1]
+    grants = re.search(r"```\w*\n(GRANT .*?)```", DOCS.read_text(), re.DOTALL)[1]
 
     def run(*statements):
         with databases.connect(agno_postgres_url) as owner:

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 from agno.agent import Agent
+from agno.run.concurrency import worker_managed_execution
 from agno.team import Team
 from agno.workflow import Step, Workflow
 
@@ -151,3 +152,22 @@ def test_a_write_that_fails_beside_a_run_under_way_leaves_it_so(side):
         side.do(db.upsert_session, session)
 
     assert side.do(db.get_run, "r1", deserialize=False)["status"] == "RUNNING"
+
+
+@pytest.mark.parametrize("place", ["postgres"], indirect=True)
+def test_a_run_that_a_worker_owns_is_written_by_its_last_attempt_alone(side):
+    """On Postgres, where Agno's queue is; a row says which attempt is under way."""
+    db, others = side.open(), begun(side.place.open(), "r0", session_id="agent")
+    row = {**run_of("r1", "theirs", "agent").to_dict(), "status": "RUNNING", "queue_attempt": 2}
+    others.upsert_run(row, "agent", "ada")
+    runner = Agent(id="a", model=FakeModel(lambda _: "Hi."), db=db, session_id="agent", user_id="ada")
+    runner.telemetry = False
+    with worker_managed_execution("r1", "worker", 1):
+        side.run(runner, "Hello.", run_id="r1")
+    assert others.get_run("r1").content == "theirs"
+
+    with worker_managed_execution("r1", "worker", 2), pytest.raises(RunNotStored, match="run 'r1'"):
+        side.run(runner, "Hello.", run_id="r1", metadata={"x": object()})
+    ended = others.get_run("r1", deserialize=False)
+    assert ended["status"] == "ERROR" and "upsert_run stored nothing" in ended["run_data"]["content"]
+    check_replay(others, "agent")

@@ -60,7 +60,7 @@ async def _whole(work: Callable[..., Any], *args: Any, **options: Any) -> Any:
         raise
 
 
-class _KernAsyncDb:
+class KernAsyncDb:
     """Mixed into an async Db class of Agno's: its sessions and runs are written by a synchronous twin."""
 
     def _begin(
@@ -120,7 +120,11 @@ class _KernAsyncDb:
         """See KernDb.upsert_session; the session is written as it is at the call."""
         twin, session_id = self._twin, session.session_id
         copied = await self._taken(
-            "upsert_session", session_id, lambda: snapshot(session, twin._serialise), lambda: brought(session)
+            "upsert_session",
+            session_id,
+            None,
+            lambda: snapshot(session, twin._serialise),
+            lambda: brought(session),
         )
         done = await _whole(twin.upsert_session, copied, deserialize)
         written(session, copied)
@@ -134,7 +138,7 @@ class _KernAsyncDb:
         if self._twin._is_written(run, run_id, session_id, user_id):
             return
         copied = await self._taken(
-            "upsert_run", session_id, lambda: run_snapshot(run), lambda: [run_id], run_id
+            "upsert_run", session_id, run_id, lambda: run_snapshot(run), lambda: [run_id]
         )
         await _whole(self._twin.upsert_run, copied, session_id, user_id, run_index)
 
@@ -142,9 +146,9 @@ class _KernAsyncDb:
         self,
         operation: str,
         session_id: str,
+        run_id: str | None,
         work: Callable[[], Any],
         runs: Callable[[], list[Any]],
-        run_id: str | None = None,
     ) -> Any:
         """A copy, taken now; what becomes of one that cannot be taken is done in a thread."""
         try:
@@ -193,7 +197,7 @@ class _KernAsyncDb:
 
 
 @stands_for(AsyncSqliteDb, "async_sqlite")
-class KernAsyncSqliteDb(_KernAsyncDb, AsyncSqliteDb):
+class KernAsyncSqliteDb(KernAsyncDb, AsyncSqliteDb):
     """`AsyncSqliteDb` with every turn in an append-only log.
 
     Args:
@@ -217,7 +221,7 @@ class KernAsyncSqliteDb(_KernAsyncDb, AsyncSqliteDb):
 
 
 @stands_for(AsyncPostgresDb, "async_postgres")
-class KernAsyncPostgresDb(_KernAsyncDb, AsyncPostgresDb):
+class KernAsyncPostgresDb(KernAsyncDb, AsyncPostgresDb):
     """`AsyncPostgresDb` with every turn in an append-only log.
 
     Args:

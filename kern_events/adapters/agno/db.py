@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from agno.db.utils import deserialize_session
 from agno.run.base import RunStatus
+from agno.run.concurrency import is_worker_managed
 from agno.session.workflow import WorkflowSession
 from cachetools import LRUCache
 from sqlalchemy import URL, Table, select
@@ -462,6 +463,8 @@ class KernDb(Approving):
                 place = tables.place(connection, session_id, run.run_id, index, held.last, nested=False)
             elif held.runs.get(run.run_id, {}).get("status") != RunStatus.running.value:
                 continue
+            elif is_worker_managed(run.run_id):
+                continue  # Agno writes it, if no later attempt has taken it over.
             serialised = _serialised(run)
             if isinstance(session, WorkflowSession) and has_media(serialised.to_dict()):
                 continue  # Agno stores them elsewhere, or nowhere, on its way to write the run itself.

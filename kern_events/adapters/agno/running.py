@@ -24,7 +24,8 @@ from agno.team import _run as team_runs
 from agno.utils.events import create_run_error_event, create_team_run_error_event
 from agno.workflow import workflow as workflow_runs
 
-from kern_events.adapters.agno.db import NotStored
+from kern_events.adapters.agno.aio import KernAsyncDb
+from kern_events.adapters.agno.db import KernDb, NotStored
 from kern_events.adapters.agno.media import leave_out
 
 _RUNS: Final = (
@@ -148,6 +149,41 @@ def _beginning(work: Callable[..., Any]) -> Callable[..., Any]:
     return wraps(work)(awaited)
 
 
+def _owned(work: Callable[..., Any]) -> Callable[..., Any]:
+    """Agno's write of a run that a worker of its queue owns, around which it catches every Exception, too."""
+    signature = inspect.signature(work)
+
+    def told(error: Exception, arguments: dict[str, Any]) -> Any:
+        db, run_id = arguments["db"], arguments["run"].run_id
+
+        def fail() -> None:
+            raise error
+
+        told_by = db._taken if inspect.iscoroutinefunction(db.upsert_run) else db._stored
+        return told_by("upsert_run", arguments["session_id"], run_id, fail, lambda: [run_id])
+
+    async def awaited(*args: Any, **options: Any) -> Any:
+        try:
+            return await work(*args, **options)
+        except Exception as error:
+            arguments = signature.bind(*args, **options).arguments
+            if not isinstance(arguments["db"], (KernDb, KernAsyncDb)):
+                raise
+            answer = told(error, arguments)
+            return await answer if inspect.isawaitable(answer) else answer
+
+    def called(*args: Any, **options: Any) -> Any:
+        try:
+            return work(*args, **options)
+        except Exception as error:
+            arguments = signature.bind(*args, **options).arguments
+            if not isinstance(arguments["db"], KernDb):
+                raise
+            return told(error, arguments)
+
+    return wraps(work)(awaited if inspect.iscoroutinefunction(work) else called)
+
+
 def _wrap(owner: Any, names: tuple[str, ...], wrapped: Callable[[Any], Any]) -> None:
     for name in names:
         if name in vars(owner):
@@ -155,6 +191,7 @@ def _wrap(owner: Any, names: tuple[str, ...], wrapped: Callable[[Any], Any]) -> 
 
 
 _wrap(status_persist, (_TRANSITION,), _ending)
+_wrap(status_persist, ("persist_worker_owned_run", "apersist_worker_owned_run"), _owned)
 for _module in (agent_runs, team_runs, workflow_runs):
     _wrap(_module, (_TRANSITION,), lambda _: getattr(status_persist, _TRANSITION))
 for _module in (agent_runs, team_runs):
