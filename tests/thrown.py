@@ -36,6 +36,7 @@ class _Worker:
         self.unsaid: list[str] = []
         self.arrived = 0
         self.over = False
+        self.catches = False
         self._log, self._number = log, number
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
@@ -45,9 +46,11 @@ class _Worker:
             try:
                 self._work()
             except Stopped:
+                self.catches = False
                 self.arrived += 1
 
     def _work(self) -> None:
+        self.catches = True
         while not self.over:
             text = f"{self._number}.{len(self.said)}.{self.arrived}.{len(self.unsaid)}"
             try:
@@ -95,6 +98,7 @@ def account_of(log: Any, count: int, chance: random.Random, patience_s: float = 
     with _at_work(log) as workers:
         for _ in range(count):
             worker = chance.choice(workers)
+            eventually(lambda worker=worker: worker.catches, "it is at work again")
             before = worker.arrived
             time.sleep(chance.uniform(0, _MOST_S))
             worker.throw()
