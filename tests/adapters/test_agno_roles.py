@@ -118,6 +118,16 @@ def test_migrate_sets_up_an_agno_database_before_its_first_run(place):
     assert "nothing to do" in migrate(place, *options).stdout
 
 
+def test_a_db_sets_itself_up_ahead(side):
+    db = side.open()
+    before, after = side.do(db.set_up)
+    made = everything(side.place)
+    begun(side.place.open(), "r1")
+
+    assert before == 0 < after and side.do(db.set_up) == (after, after)
+    assert everything(side.place) == made
+
+
 def test_migrate_says_what_is_wrong_in_one_line(place):
     if place.backend == "postgres":
         before_agno_3(place)

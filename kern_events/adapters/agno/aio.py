@@ -182,6 +182,11 @@ class KernAsyncDb:
         done: int = await asyncio.to_thread(self._twin.adopt, progress)
         return done
 
+    async def set_up(self) -> tuple[int, int]:
+        """See KernDb.set_up."""
+        done: tuple[int, int] = await asyncio.to_thread(self._twin.set_up)
+        return done
+
     async def detach(self) -> None:
         """See KernDb.detach."""
         await asyncio.to_thread(self._twin.detach)

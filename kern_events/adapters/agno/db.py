@@ -703,7 +703,8 @@ class KernDb(Approving):
                     this.upsert_run(ended, session_id, row.get("user_id"), row.get("run_index"))
 
         try:
-            if not run_ids or (tables := self._kern.known()) is None:
+            within = getattr(self._current, "connection", None) is not None  # It is rolled back.
+            if within or not run_ids or (tables := self._kern.known()) is None:
                 return
             with self._kern._engine.connect() as connection:
                 under_way = set(tables.under_way(connection, session_id)).intersection(run_ids)
