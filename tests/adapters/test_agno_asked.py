@@ -127,6 +127,14 @@ def test_media_are_on_record_too(side):
     assert [part.kind for part in asked if isinstance(part, Media)] == ["image_url"]
 
 
+def test_a_question_may_be_more_than_a_text(side):
+    db = side.open()
+    for given in (Message(role="user", content="as a message"), {"as": "an object"}, ["as", "a list"]):
+        die(side, agent(db, [Died()]), given)
+
+    assert said(side.sessions(db)) == ["as a message", '{"as":"an object"}', '["as","a list"]']
+
+
 def test_nobody_is_asked_what_cannot_be_stored(side):
     db, model = side.open(), FakeModel(["answer"])
     side.run(agent(db, ["answer"]), "mine")

@@ -18,7 +18,7 @@ from agno.db.postgres import AsyncPostgresDb, PostgresDb
 from agno.db.sqlite import AsyncSqliteDb, SqliteDb
 from sqlalchemy import URL, create_engine, make_url
 
-from kern_events.adapters.agno.asking import Hook, question
+from kern_events.adapters.agno.asking import Hook
 from kern_events.adapters.agno.db import OnError, brought, run_snapshot, snapshot, written
 from kern_events.adapters.agno.postgres import KernPostgresDb, find_dead_lines
 from kern_events.adapters.agno.reopening import marked, stands_for
@@ -169,7 +169,7 @@ class KernAsyncDb:
             run_input: Any, run_context: Any, session: Any,
             agent: Any = None, team: Any = None, user_id: str | None = None,
         ) -> None:  # fmt: skip
-            asking = question(run_input, run_context, session, agent or team, user_id)
+            asking = self._twin._question(run_input, run_context, session, agent or team, user_id)
             if asking is not None:
                 if not self._twin._has_stored(session):
                     await self.upsert_session(session)

@@ -544,13 +544,20 @@ class KernDb(Approving):
             run_input: Any, run_context: Any, session: Any,
             agent: Any = None, team: Any = None, user_id: str | None = None,
         ) -> None:  # fmt: skip
-            asking = question(run_input, run_context, session, agent or team, user_id)
+            asking = self._question(run_input, run_context, session, agent or team, user_id)
             if asking is not None:
                 if not self._has_stored(session):
                     self.upsert_session(session)
                 self._ask(session, asking)
 
         return asked  # No method: those are copied with their object, where Agno copies an agent.
+
+    def _question(self, run_input: Any, run_context: Any, session: Any, *whose: Any) -> Question | None:
+        place = ("asked", session.session_id, run_context.run_id)
+        asking: Question | None = self._stored(
+            *place, lambda: question(run_input, run_context, session, *whose)
+        )
+        return asking
 
     def _has_stored(self, session: Any) -> bool:
         """Whether a session object is of a session that is stored, as far as is known."""
