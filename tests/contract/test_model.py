@@ -230,7 +230,8 @@ class Machine(RuleBasedStateMachine):
             head = log.head(session_id)
             how["expected"] = head if guard == "head" else head.version
         if before.status != "open":
-            with pytest.raises(SessionClosed if before.status == "closed" else SessionNotFound):
+            closed = SessionClosed if before.status == "closed" else SessionNotFound
+            with pytest.raises((closed, PointErased) if self.model.is_erased(session_id, target) else closed):
                 log.restore(session_id, **how)
             return
         if self.model.is_erased(session_id, target):
