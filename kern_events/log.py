@@ -990,8 +990,14 @@ class SessionLog:
         check_id(session_id, "session_id")
         return Batch(self.namespace, session_id, chain.scope(self.namespace, session_id), ())
 
-    def _within(self, connection: Connection, batch: Batch, expected: Expected) -> Landed:
-        answer, found = self._store.within(connection, batch, expected)
+    def _holding(self, session_id: str) -> tuple[str, tuple[Any, ...]] | None:
+        """The statement that holds a head ahead of _within, if there is one; for the package's adapters."""
+        return self._store.holding(self.namespace, session_id)
+
+    def _within(
+        self, connection: Connection, batch: Batch, expected: Expected, held: Sequence[Any] | None = None
+    ) -> Landed:
+        answer, found = self._store.within(connection, batch, expected, held)
         if expected == 0 and found is not None and found.head.status == "deleted":
             expected = found.head  # A deleted session is new again.
             answer, found = self._store.within(connection, batch, expected)

@@ -415,9 +415,18 @@ class Store(Protocol):
         """Record several batches in one transaction; None if one is refused, which undoes all."""
 
     def within(
-        self, connection: Connection, batch: Batch, base: Base
+        self, connection: Connection, batch: Batch, base: Base, held: Sequence[Any] | None = None
     ) -> tuple[Landed | Refused, Found | None]:
-        """As attempt, in the caller's transaction; a refusal comes with its look-up."""
+        """As attempt, in the caller's transaction; a refusal comes with its look-up.
+
+        `held` is what holding has given in this transaction, since which nothing was appended.
+        """
+
+    def holding(self, namespace: str, session_id: str) -> tuple[str, tuple[Any, ...]] | None:
+        """The statement that holds a head for within, and its values, for whoever can send it with others.
+
+        None where within has no need of it. Its one row is None for a session that is not there.
+        """
 
     def delete(self, namespace: str, session_id: str, tombstone: Tombstone) -> Landed | None:
         """Append the tombstone and erase a slice of what is before it; None if there is nothing to delete.

@@ -178,9 +178,14 @@ class MemoryStore:
                 if isinstance(one, Linked)
             ]
 
-    def within(self, connection: Connection, batch: Batch, base: Base) -> NoReturn:
+    def within(
+        self, connection: Connection, batch: Batch, base: Base, held: Sequence[Any] | None = None
+    ) -> NoReturn:
         """See Store: refused, there is no transaction to join."""
         raise ValueError("memory: has no transactions: append(connection=) needs SQLite or Postgres")
+
+    def holding(self, namespace: str, session_id: str) -> None:
+        """See Store."""
 
     def delete_within(
         self, connection: Connection, namespace: str, session_id: str, tombstone: Tombstone, *, whole: bool

@@ -194,14 +194,18 @@ class PostgresStore:
         self.on_commit()
         return result
 
+    def holding(self, namespace: str, session_id: str) -> tuple[str, tuple[Any, ...]] | None:
+        """See Store."""
+        return self._sql.joined_head, (namespace, session_id)
+
     def within(
-        self, connection: Connection, batch: Batch, base: Base
+        self, connection: Connection, batch: Batch, base: Base, held: Sequence[Any] | None = None
     ) -> tuple[Landed | Refused, Found | None]:
         """See Store."""
         cursor = self._callers_cursor(connection)
         try:
             self._server.positions.check(cursor.connection, cursor)
-            answer = self._joined(cursor, batch, base)
+            answer = self._joined(cursor, batch, base, held)
             if isinstance(answer, Landed):
                 return answer, None
             return answer, self._looked_up(cursor, batch, version_of(answer.base), len(batch.events))
@@ -472,10 +476,13 @@ class PostgresStore:
         self._remember(batch, outcome.head if isinstance(outcome, Landed) else None)
         return outcome
 
-    def _joined(self, cursor: Cursor, batch: Batch, base: Base) -> Landed | Refused:
+    def _joined(
+        self, cursor: Cursor, batch: Batch, base: Base, held: Sequence[Any] | None
+    ) -> Landed | Refused:
         """An attempt in the caller's transaction: no cache of this process is read or written."""
         while True:
-            row = cursor.execute(self._sql.joined_head, (batch.namespace, batch.session_id)).fetchone()
+            scope = batch.namespace, batch.session_id
+            row = held or cursor.execute(self._sql.joined_head, scope).fetchone()
             level = row[8] if row else cursor.execute(sql.POSTGRES_ISOLATION).fetchall()[0][0]
             if level != "read committed":
                 raise ValueError(

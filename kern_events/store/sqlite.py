@@ -251,8 +251,11 @@ class SQLiteStore:
         adopted: bool = self._group.run(work)
         return adopted
 
+    def holding(self, namespace: str, session_id: str) -> None:
+        """See Store: a transaction that may write holds the whole file."""
+
     def within(
-        self, connection: Connection, batch: Batch, base: Base
+        self, connection: Connection, batch: Batch, base: Base, held: Sequence[Any] | None = None
     ) -> tuple[Landed | Refused, Found | None]:
         """See Store."""
         driver = self._joined(connection)

@@ -33,7 +33,7 @@ from kern_events.adapters.agno.folding import (
     state_of,
 )
 from kern_events.adapters.agno.native import with_native
-from kern_events.adapters.agno.tables import AS_NOTED, CHANGED, DELETED, NO_ROW, Held, Mark, Tables
+from kern_events.adapters.agno.tables import AS_NOTED, CHANGED, DELETED, NO_ROW, Asked, Held, Mark, Tables
 from kern_events.adapters.agno.wholes import step_back
 from kern_events.batch import event_of
 from kern_events.codec import MAX_BATCH
@@ -455,12 +455,16 @@ class Recorder:
         with self._engine.connect() as connection:
             if self._is_other_level(connection):
                 connection = connection.execution_options(isolation_level=_LEVEL)
-            with connection.begin():
+            with connection.begin() as transaction:
                 if self._engine.dialect.name == "sqlite" and not reading and not _is_begun(connection):
                     connection.exec_driver_sql(sql.SQLITE_OVERWRITES.format(1))
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
+                last: list[Asked] = []
+                self.current.last = last
                 with self._joined(connection, tables, savepoint=savepoint):
                     yield connection
+                if last:
+                    (tables or self.tables).end(connection, transaction, last)
 
     @contextmanager
     def _joined(
@@ -506,19 +510,21 @@ class Recorder:
         That the log has not gone on alone is only looked at when `careful`: where it has, the append is
         refused, and the write is done again with care. `erasing` is that of settle.
         """
-        tables = self.tables
-        held = tables.held(connection, session_id, run_ids, new)
+        tables, wanted = self.tables, (session_id, run_ids, new, self._log._holding(session_id))
+        claimed = False
+        held = tables.held(connection, *wanted)
         if held.session is None:
-            tables.hold(connection, session_id)  # Whoever was faster has made the row now.
-            held = tables.held(connection, session_id, run_ids, new)
-        known = held.mark
+            held, claimed = tables.begun(connection, *wanted)
+        known = None if claimed else held.mark
         has_row = held.session is not None
         if known and not careful and known.version >= 0 and known.is_of(known.version, has_row=has_row):
             return held
-        if known is None and not tables.claim(connection, session_id):
-            known = tables.held(connection, session_id, run_ids, new).mark
+        if known is None and not claimed and not tables.claim(connection, session_id):
+            known = tables.held(connection, *wanted).mark
         mark = self._settled(connection, session_id, known, held.session, erasing=erasing)
-        return tables.held(connection, session_id, run_ids, new)._replace(mark=mark)
+        if mark == Mark(0, 0, changed=NO_ROW):
+            return held._replace(mark=mark)  # There is nothing anywhere.
+        return tables.held(connection, *wanted)._replace(mark=mark)
 
     def _record(self, connection: Connection, session_id: str, held: Held, wanted: Sequence[str]) -> None:
         """The difference between before and now, as events, and that the rows show them."""
@@ -549,32 +555,51 @@ class Recorder:
             return drafting
 
         waiting = [each for change in changes for each in self._later.get((session_id, change.run_id), ())]
-        self._commit(connection, session_id, mark, make)
+        self._commit(connection, session_id, mark, make, held.head)
         for approval in waiting:
             self._later.pop((session_id, approval.run_id), None)
         if any(change.after is None for change in changes):
             self.tables.forget_deleted(connection, session_id)
 
     def _commit(
-        self, connection: Connection, session_id: str, mark: Mark, make: Callable[[Fits], Drafting]
+        self,
+        connection: Connection,
+        session_id: str,
+        mark: Mark,
+        make: Callable[[Fits], Drafting],
+        head: Sequence[Any] | None = None,
     ) -> Mark:
-        """Append what a drafting gives, without what the guard refuses where it refuses something."""
+        """Append what a drafting gives, without what the guard refuses where it refuses something.
+
+        With the `head` of a write of ours, the transaction ends with it: what was appended is noted then.
+        """
         drafting = make(anything)
         try:
             # The first batch is guarded before anything is written, so the others have to be too.
             for start in range(MAX_BATCH, len(drafting.drafts), MAX_BATCH):
                 list(self._log._batches(session_id, drafting.drafts[start : start + MAX_BATCH]))
-            version = self._append(connection, session_id, drafting.drafts, mark.version)
+            version = self._append(connection, session_id, drafting.drafts, mark.version, head)
         except InvalidEvent:
             drafting = make(fits_within(self._log, session_id))
-            version = self._append(connection, session_id, drafting.drafts, mark.version)
+            version = self._append(connection, session_id, drafting.drafts, mark.version, head)
         after = Mark(version, drafting.turn, drafting.system)
-        self.tables.note(connection, session_id, after, drafting.turns)
+        if head is None:
+            self.tables.note(connection, session_id, after, drafting.turns)
+        else:
+            self.current.last += self.tables.noting(session_id, after, drafting.turns)
         return after
 
-    def _append(self, connection: Connection, session_id: str, drafts: Sequence[Draft], version: int) -> int:
+    def _append(
+        self,
+        connection: Connection,
+        session_id: str,
+        drafts: Sequence[Draft],
+        version: int,
+        head: Sequence[Any] | None = None,
+    ) -> int:
         for batch in self._log._batches(session_id, drafts):
-            version = self._log._within(connection, batch, version).receipt.version
+            version = self._log._within(connection, batch, version, head).receipt.version
+            head = None  # It is past that now.
         return version
 
     def _delete(self, connection: Connection, session_id: str) -> Mark:

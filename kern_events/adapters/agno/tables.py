@@ -10,10 +10,11 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import JSON, Column, Integer, Table, inspect, select, text
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection, Engine, RootTransaction
 from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, ProgrammingError
 
 from kern_events.adapters.agno.folding import Row, Turn
@@ -37,6 +38,8 @@ DELETED: Final = 2  # Others have deleted its row: a trigger said so, and nothin
 
 UNDER_WAY: Final = ("PENDING", "RUNNING")
 _STATES: Final = {"NO_ROW": str(NO_ROW), "CHANGED": str(CHANGED), "DELETED": str(DELETED)}
+
+_IDLE: Final = 0  # psycopg's TransactionStatus, which need not be there for SQLite.
 
 Asked = tuple[str, tuple[Any, ...]]
 
@@ -106,6 +109,7 @@ class Held(NamedTuple):
         whose: The session of the run that may be new, if it is not.
         last: The last place that a run of the session has.
         branch: The version of its last restore or deletion, 0 if there was none.
+        head: Its head in the log, where that was asked for and is there.
     """
 
     session: Row | None
@@ -115,6 +119,7 @@ class Held(NamedTuple):
     whose: str | None = None
     last: int | None = None
     branch: int = 0
+    head: Sequence[Any] | None = None
 
 
 class Tables:
@@ -278,19 +283,38 @@ class Tables:
         driver: Any = connection.connection.driver_connection
         if not self.is_postgres:
             return [driver.execute(statement, values).fetchall() for statement, values in asked]
-        if len(asked) == 1:
+        if len(asked) == 1 and driver.info.transaction_status != _IDLE:  # Else BEGIN is to go with it.
             return [_fetched(driver.execute(asked[0][0], asked[0][1] or None))]
         with driver.pipeline():
-            cursors = [driver.execute(statement, values) for statement, values in asked]
+            cursors = [driver.execute(statement, values or None) for statement, values in asked]
         return [_fetched(cursor) for cursor in cursors]
+
+    def end(self, connection: Connection, transaction: RootTransaction, asked: Sequence[Asked]) -> None:
+        """Ask these last, and commit; on Postgres in one round trip."""
+        driver: Any = connection.connection.driver_connection
+        with driver.pipeline() if self.is_postgres else nullcontext():
+            for statement, values in asked:
+                driver.execute(statement, values)
+            transaction.commit()
 
     def hold(self, connection: Connection, session_id: str = "") -> None:
         """Hold a session that has no row yet, until the transaction ends; on SQLite that holds the file."""
-        if self.is_postgres:
-            key = hashlib.sha256(f"{self.namespace}\0{session_id}".encode("utf-8", "replace")).digest()[:8]
-            self.ask(connection, (_LOCK, (int.from_bytes(key, signed=True),)))
+        self.ask(connection, *self._locking(session_id))
 
-    def held(self, connection: Connection, session_id: str, run_ids: Sequence[str], new: str | None) -> Held:
+    def _locking(self, session_id: str) -> list[Asked]:
+        if not self.is_postgres:
+            return []
+        key = hashlib.sha256(f"{self.namespace}\0{session_id}".encode("utf-8", "replace")).digest()[:8]
+        return [(_LOCK, (int.from_bytes(key, signed=True),))]
+
+    def held(
+        self,
+        connection: Connection,
+        session_id: str,
+        run_ids: Sequence[str],
+        new: str | None,
+        head: Asked | None = None,
+    ) -> Held:
         """A session, which nobody else changes before the transaction ends, and some of its runs.
 
         Args:
@@ -298,16 +322,47 @@ class Tables:
             session_id: The session.
             run_ids: The runs.
             new: A run that may have to be given a place.
+            head: What holds the session's head in the log, where it is to be held too.
         """
+        asked = self._holding(session_id, run_ids, new, head)
+        return self._held_of(self.ask(connection, *asked), len(run_ids), new, head)
+
+    def begun(
+        self,
+        connection: Connection,
+        session_id: str,
+        run_ids: Sequence[str],
+        new: str | None,
+        head: Asked | None,
+    ) -> tuple[Held, bool]:
+        """As held, of a session without a row: the first of those who begin it goes on, the others wait.
+
+        Returns:
+            The session as whoever was faster has made it, and whether its mark was made now (see claim).
+        """
+        locking, claiming = self._locking(session_id), (self._sql["claim"], (self.namespace, session_id))
+        asked = self._holding(session_id, run_ids, new, head)
+        pages = self.ask(connection, *locking, claiming, *asked)[len(locking) :]
+        return self._held_of(pages[1:], len(run_ids), new, head), bool(pages[0])
+
+    def _holding(
+        self, session_id: str, run_ids: Sequence[str], new: str | None, head: Asked | None
+    ) -> list[Asked]:
         placing = [] if new is None else [(self._sql["place"], (new, session_id, new))]
         marked = self._sql["hold_mark"], (self.namespace, session_id)
-        asked = [(self._sql["hold_session"], (session_id,)), marked, *placing]
-        sessions, marks, *pages = self.ask(connection, *asked, *self._runs(session_id, run_ids))
-        placed, runs = pages[: len(placing)], pages[len(placing) :]
-        whose, last = placed[0][0] if placed else (None, None)
-        rows, turns = self._runs_of(runs)
+        held = [(self._sql["hold_session"], (session_id,)), marked]
+        return [*held, *self._runs(session_id, run_ids), *placing, *([] if head is None else [head])]
+
+    def _held_of(
+        self, pages: Sequence[Sequence[Any]], runs: int, new: str | None, head: Asked | None
+    ) -> Held:
+        """What _holding has asked for."""
+        sessions, marks, rest = pages[0], pages[1], pages[2 + runs :]
+        rows, turns = self._runs_of(pages[2 : 2 + runs])
+        whose, last = (None, None) if new is None else rest[0][0]
         branch = (marks[0][4] or 0) if marks else 0
-        return Held(self._session_of(sessions), _mark_of(marks), rows, turns, whose, last, branch)
+        of_head = rest[-1][0] if head is not None and rest[-1] else None
+        return Held(self._session_of(sessions), _mark_of(marks), rows, turns, whose, last, branch, of_head)
 
     def now(
         self, connection: Connection, session_id: str, run_ids: Sequence[str], owners: Sequence[str] = ()
@@ -412,6 +467,10 @@ class Tables:
 
     def note(self, connection: Connection, session_id: str, mark: Mark, turns: Mapping[str, Turn]) -> None:
         """The rows are as the mark says, whatever was written in this transaction; and the turns of runs."""
+        self.ask(connection, *self.noting(session_id, mark, turns))
+
+    def noting(self, session_id: str, mark: Mark, turns: Mapping[str, Turn]) -> list[Asked]:
+        """What notes it."""
         scope = (self.namespace, session_id)
         noted = [
             (self._sql["set_turn"], (*scope, run_id, _numbered(turn), int(turn.ended)))
@@ -419,9 +478,8 @@ class Tables:
         ]
         marked = (*scope, mark.version, mark.turn, mark.system, mark.changed)
         if len(noted) == 1 and self.is_postgres:  # The one statement that most writes need.
-            self.ask(connection, (self._sql["set_both"], (*noted[0][1], *marked)))
-        else:
-            self.ask(connection, *noted, (self._sql["set_mark"], marked))
+            return [(self._sql["set_both"], (*noted[0][1], *marked))]
+        return [*noted, (self._sql["set_mark"], marked)]
 
     def outdate(self, connection: Connection, session_ids: Sequence[str]) -> None:
         """The rows of these sessions show no version of the log any more."""
