@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 
@@ -14,6 +15,7 @@ from agno.session.agent import AgentSession
 
 from kern_events import Draft
 from kern_events.adapters.agno import KernInMemoryDb, KernSqliteDb, NotStored
+from kern_events.adapters.agno.tables import Tables
 from kern_events.errors import StoreFull
 from tests import room
 from tests.agno_replay import check_replay, stored_rows
@@ -53,6 +55,38 @@ def test_a_state_that_cannot_be_stored_raises_through_the_run(place, caplog):
     assert "Hello." not in caplog.text
     assert stored_rows(db, "s") == ("null", "{}")
     assert db.sessions.head("s").version == 0
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_commit_that_fails_leaves_nothing_and_the_next_run_goes_on(place, is_async, monkeypatch):
+    def agent(db):
+        return Agent(model=FakeModel(["Hi."] * 2), db=db, session_id="s", telemetry=False)
+
+    def noting(tables, *noted):
+        return [*plain(tables, *noted), ("SELECT no_such_function()", ())]  # The last before COMMIT.
+
+    async def run_twice():
+        db = place.open_async()
+        with pytest.raises(NotStored):
+            await agent(db).arun("Hello?")
+        monkeypatch.setattr(Tables, "noting", plain)
+        await agent(db).arun("Hello.")
+        await db.close()
+
+    plain, ours = Tables.noting, place.open()
+    agent(ours).run("Hello.")
+    monkeypatch.setattr(Tables, "noting", noting)
+
+    if is_async:
+        asyncio.run(run_twice())
+    else:
+        with pytest.raises(NotStored):
+            agent(ours).run("Hello?")
+        monkeypatch.setattr(Tables, "noting", plain)
+        agent(ours).run("Hello.")
+
+    assert [run.input.input_content for run in ours.get_session("s").runs] == ["Hello."] * 2
+    check_replay(ours, "s")
 
 
 def test_nothing_is_half_written(place):

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import JSON, Column, Integer, Table, inspect, select, text
@@ -292,10 +292,15 @@ class Tables:
     def end(self, connection: Connection, transaction: RootTransaction, asked: Sequence[Asked]) -> None:
         """Ask these last, and commit; on Postgres in one round trip."""
         driver: Any = connection.connection.driver_connection
-        with driver.pipeline() if self.is_postgres else nullcontext():
-            for statement, values in asked:
-                driver.execute(statement, values)
-            transaction.commit()
+        try:
+            with driver.pipeline() if self.is_postgres else nullcontext():
+                for statement, values in asked:
+                    driver.execute(statement, values)
+                transaction.commit()
+        except BaseException:
+            with suppress(connection.dialect.loaded_dbapi.Error):  # Of a connection that is lost.
+                driver.rollback()  # To SQLAlchemy a COMMIT that failed has ended the transaction.
+            raise
 
     def hold(self, connection: Connection, session_id: str = "") -> None:
         """Hold a session that has no row yet, until the transaction ends; on SQLite that holds the file."""
