@@ -30,6 +30,31 @@ def test_a_run_does_not_compare_each_run_with_each(place, is_async):
     assert many - few < 10 * 100
 
 
+def test_the_loop_shares_its_time_with_two_threads_at_most(place):
+    async def work():
+        db, go, begun = place.open_async(), threading.Event(), []
+        plain = db._twin.get_session
+
+        def reading(**options):
+            begun.append(1)
+            go.wait()
+            return plain(**options)
+
+        db._twin.get_session = reading
+        asked = [asyncio.ensure_future(db.get_session(session_id=f"s{number}")) for number in range(12)]
+        while not begun:
+            await asyncio.sleep(0)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        at_once = len(begun)
+        go.set()
+        assert await asyncio.gather(*asked) == [None] * 12
+        await db.close()
+        return at_once
+
+    assert asyncio.run(work()) <= 2
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 def test_what_a_run_says_is_recorded_once(place, is_async):
     found = "Found: " + "a room with a view; " * 20

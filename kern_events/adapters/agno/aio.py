@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from agno.db.base import BaseDb
 from agno.db.postgres import AsyncPostgresDb, PostgresDb
@@ -37,6 +38,11 @@ _HANDED_ON = (
 )
 
 
+# Threads take turns with the loop: of many at work the loop gets a small part, and all stands still.
+_AT_ONCE = 2
+_slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+
+
 def _handed_on(name: str) -> Callable[..., Any]:
     async def method(self: Any, *args: Any, **options: Any) -> Any:
         return await _whole(getattr(self._twin, name), *args, **options)
@@ -48,16 +54,18 @@ def _handed_on(name: str) -> Callable[..., Any]:
 
 async def _whole(work: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """Work done in a thread; a cancelled await ends when it is decided, so that what follows comes after."""
-    task = asyncio.ensure_future(asyncio.to_thread(work, *args, **options))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()  # Looked at, so that nobody complains that it was not.
-        raise
+    loop = asyncio.get_running_loop()
+    async with _slots.setdefault(loop, asyncio.Semaphore(_AT_ONCE)):
+        task = asyncio.ensure_future(asyncio.to_thread(work, *args, **options))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            while not task.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()  # Looked at, so that nobody complains that it was not.
+            raise
 
 
 class KernAsyncDb:
