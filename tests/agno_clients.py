@@ -75,7 +75,7 @@ class Client:
 
     def _drive(self, script: Any, session: str, verb: str, /, *args: Any, **options: Any) -> Any:
         model = FakeModel(script)
-        made = {key: options.pop(key) for key in ("checkpoint",) if key in options}
+        made = {key: options.pop(key) for key in ("checkpoint", "pre_hooks") if key in options}
         agent = Agent(
             id="a", model=model, db=self.own, session_id=session, user_id=USER, tools=[put, pay],
             telemetry=False, add_history_to_context=True, num_history_runs=100, **made,

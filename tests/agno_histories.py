@@ -66,8 +66,10 @@ class History:
 
     def say(self) -> None:
         client, session_id = self.client(), self.session()
-        options = {"checkpoint": "tool-batch"} if self.chance.random() < 0.3 else {}
-        self.did("say", client, session_id, options)
+        options: dict[str, Any] = {"checkpoint": "tool-batch"} if self.chance.random() < 0.3 else {}
+        if client is not self.plain and self.chance.random() < 0.3:
+            options["pre_hooks"] = [client.own.asked]
+        self.did("say", client, session_id, *options)
         client.say(f"words {len(self.told)}", session_id, **options)
         self.check(session_id)
 

@@ -129,3 +129,15 @@ def test_what_a_fork_changed_in_a_run_goes_with_that_run(client):
     assert client.asked("t") == ["two"]  # As it was asked anew in the fork.
     assert client.rows("t") == client.fold("t")
     assert json.loads(client.rows("t")[0])["agent_data"] is None
+
+
+@on_two
+@pytest.mark.parametrize("number", [0, 1])
+def test_going_back_to_a_message_is_going_back_to_before_it_was_asked(client, number):
+    client.say("three", pre_hooks=[client.own.asked])
+    said = [e.version for e in client.log.read("s") if e.payload.get("content") == "three"]
+    client.log.restore("s", to_version=said[number])
+    client.say("four", pre_hooks=[client.own.asked])
+
+    assert client.said() == client.asked() == ["one", "two", "four"]
+    assert client.rows() == client.fold()

@@ -176,7 +176,7 @@ class AgnoSessions(Sessions):
         self, session_id: str, head: Head, turn: int | None, version: int | None, at_us: int | None
     ) -> int:
         found = super()._point_back(session_id, head, turn, version, at_us)
-        whole = whole_at(self, session_id, found)
+        whole = found if found == head.version else whole_at(self, session_id, found)
         return whole if whole == found else super()._point_back(session_id, head, None, whole, None)
 
     def _settle(self, session_id: str) -> None:

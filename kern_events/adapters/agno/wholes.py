@@ -7,10 +7,10 @@ to one of its messages is to go back to before it was said.
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from kern_events import SessionLog, spi
-from kern_events.adapters.agno.native import group_of
+from kern_events.adapters.agno.native import group_of, load
 from kern_events.errors import SessionClosed, VersionConflict
 from kern_events.spi import Kind
 
@@ -22,26 +22,52 @@ _KEPT: Final = ("user_id", "name", "metadata")
 def whole_at(log: SessionLog, session_id: str, version: int) -> int:
     """The last version up to this one of which Agno's tables have had the rows.
 
+    What a run was asked ahead (`db.asked`) is no row, so it goes with what is stored of that run next.
+
     Args:
         log: The log.
         session_id: The session.
         version: One of its versions.
     """
     path = spi.live_path(log, session_id, version)
+    if not path:
+        return version
+    owner = path[-1].session_id
+    group = _group_behind(log, owner, version)
+    if group is None or not 0 <= group.before <= version:
+        return version
+    return group.before - _asked_at(log, owner, group.before, group.run_id)
+
+
+class _Group(NamedTuple):
+    """What was recorded as one, with what Agno has stored at once: the version before, and the run."""
+
+    before: int
+    run_id: Any
+
+
+def _group_behind(log: SessionLog, owner: str, version: int) -> _Group | None:
+    """The one that ends next behind a version, unless a turn begins or another branch does before."""
     after = version
-    while path:
-        events, _ = spi.page(log, path[-1].session_id, after, _LAST, _PAGE)
+    while True:
+        events, _ = spi.page(log, owner, after, _LAST, _PAGE)
         for event in events:
             if event.kind in (Kind.TURN_START, Kind.RESTORE):
-                return version
-            group = group_of(event.native)
-            if group:
-                before = event.version - group
-                return before if 0 <= before < version else version
+                return None
+            if group := group_of(event.native):
+                return _Group(event.version - group, load(event.native or b"", []).get("run"))
         if not events:
-            return version
+            return None
         after = events[-1].version
-    return version
+
+
+def _asked_at(log: SessionLog, owner: str, version: int, run_id: Any) -> int:
+    """How many events that end here say what a run was asked ahead; 0 if none does."""
+    events, _ = spi.page(log, owner, version - 1, version, 1) if version else ([], 0)
+    native = events[0].native if events else None
+    if not native or run_id is None or load(native, []).get("asked") != run_id:
+        return 0
+    return min(max(group_of(native), 1), version)
 
 
 def step_back(log: SessionLog, session_id: str) -> bool:
