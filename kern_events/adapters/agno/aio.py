@@ -31,6 +31,7 @@ from kern_events.store.sqlite_file import keep_private
 _PLACES = frozenset({"self", "db_url", "db_engine", "db_file"})
 _DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 _HANDED_ON = (
+    *("get_run", "get_runs"),
     *("get_session", "get_sessions", "upsert_sessions", "rename_session", "reassign_session_owner"),
     *("delete_session", "delete_sessions", "delete_run", "delete_runs", "cancel_pending_run"),
     *("create_approval", "update_approval"),

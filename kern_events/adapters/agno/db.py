@@ -314,6 +314,23 @@ class KernDb(Approving):
                 self._based(session)
         return found
 
+    def get_run(self, run_id: str, *args: Any, **options: Any) -> Any:
+        """See Agno; what was restored, forked or deleted elsewhere shows at once."""
+        this: Any = super()
+        return self._kern.read_run(run_id, lambda: this.get_run(run_id, *args, **options))
+
+    def get_runs(self, session_id: str | None = None, *args: Any, **options: Any) -> Any:
+        """See Agno and get_run."""
+        this: Any = super()
+
+        def work() -> Any:
+            return this.get_runs(session_id, *args, **options)
+
+        if session_id is not None:
+            return self._kern.read(session_id, work)[0]
+        self._kern.show_all()
+        return work()
+
     def _get_session_run_rows(self, sess: Any, runs_table: Table, session_id: str) -> list[tuple[str, str]]:
         """See Agno: the text of each run, for its cache of run objects; here read below the ORM."""
         tables = self._kern.at_hand()

@@ -32,6 +32,7 @@ from kern_events.adapters.agno.folding import (
     had_messages,
     state_of,
 )
+from kern_events.adapters.agno.listing import Shown
 from kern_events.adapters.agno.native import with_native
 from kern_events.adapters.agno.tables import AS_NOTED, CHANGED, DELETED, NO_ROW, Asked, Held, Mark, Tables
 from kern_events.adapters.agno.wholes import step_back
@@ -119,6 +120,7 @@ class Recorder:
         self._check = check
         self._made: Tables | None = None
         self._seen: Tables | None = None  # as they are, of whatever release the log's own may be
+        self._shown = Shown(self._log._store)
         self._not_shown: dict[str, int] = {}  # sessions that could not be, at that version
         self._later: dict[tuple[str, str], list[Approval]] = {}  # said of runs that are yet to be stored
         self._setup = ForkLock()
@@ -161,6 +163,7 @@ class Recorder:
 
     def reset(self) -> None:
         """Look at Agno's tables anew, and make what is missing, before the next use."""
+        self._shown.reset()
         self._made = self._seen = None
 
     def set_up(self) -> tuple[int, int]:
@@ -807,15 +810,40 @@ class Recorder:
         tables = self.known()
         if tables is None:
             return
+        now = self._shown.now()
         with self._engine.connect() as connection:
-            behind = tables.behind_ids(connection)
-        for session_id, version in behind.items():
-            if self._not_shown.get(session_id) == version:
-                continue  # It would not be now either.
-            if not self._try_to_adopt(session_id):
-                self._not_shown[session_id] = version
-                if len(self._not_shown) > _REMEMBERED:
-                    del self._not_shown[next(iter(self._not_shown))]
+            moved = self._shown.moved(tables, connection, now)
+        for each in moved:
+            if each.status != "deleted":
+                self._show(each.session_id, each.version)
+                continue
+            # Forks do not move by it, and lose what they shared.
+            for session_id in (each.session_id, *spi.descendants(self._sessions, each.session_id)):
+                with self._engine.connect() as connection:
+                    look = tables.look(connection, session_id)
+                if not (look.is_shown or look.is_deleted_by_others):
+                    self._show(session_id, look.version)
+        self._shown.reach(now)
+
+    def _show(self, session_id: str, version: int) -> None:
+        if self._not_shown.get(session_id) == version:
+            return  # It would not be now either.
+        if not self._try_to_adopt(session_id):
+            self._not_shown[session_id] = version
+            if len(self._not_shown) > _REMEMBERED:
+                del self._not_shown[next(iter(self._not_shown))]
+
+    def read_run(self, run_id: str, work: Callable[[], T]) -> T:
+        """As read, of the session that a run is of."""
+        tables = self.known()
+        if tables is None or getattr(self.current, "connection", None) is not None:
+            return work()
+        with self._engine.connect() as connection:
+            found = tables.sessions_of(connection, [run_id])
+        if run_id in found:
+            return self.read(found[run_id], work)[0]
+        self.show_all()  # It may be one that was abandoned, and counts again.
+        return work()
 
     def adopt_all(self, progress: Callable[[int], None] | None = None) -> int:
         """Bring all sessions of the table together with the log; returns how many are."""

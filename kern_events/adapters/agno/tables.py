@@ -98,6 +98,14 @@ class Look(NamedTuple):
         return self.has_row or self.mark.changed == NO_ROW or self.status in (None, "deleted")
 
 
+class Moved(NamedTuple):
+    """A session that may have to be shown: where it stands in the log, and its status."""
+
+    session_id: str
+    version: int
+    status: str
+
+
 class Held(NamedTuple):
     """A session that is held: its rows as Agno has them, and what we know of it.
 
@@ -148,12 +156,16 @@ class Tables:
         self._run_columns = [str(name) for name in runs.c.keys() if name not in _RUN_KEYS]  # noqa: SIM118
         self._sql = self._statements(quote)
 
+    def _since(self) -> str:
+        return _POSTGRES_SINCE if self.is_postgres else _SQLITE_SINCE
+
     def _statements(self, quote: Callable[[str], str]) -> dict[str, str]:
         """Our statements, as the driver takes them."""
         names = {
             "marks": self._marks,
             "turns": self._turns,
             "heads": f"{self._prefix}kern_sessions",
+            "prefix": self._prefix,
             "sessions": self._names[self.sessions],
             "runs": self._names[self.runs],
             "session_columns": ", ".join(map(quote, self._session_columns)),
@@ -161,9 +173,11 @@ class Tables:
             "hold": " FOR NO KEY UPDATE" if self.is_postgres else "",
             **_STATES,
         }
-        templates = _SQL
+        templates = dict(_SQL)
+        for part, said in (("{moved}", self._since()), ("{joined}", _JOINED), ("{is_behind}", _IS_BEHIND)):
+            templates = {name: statement.replace(part, said) for name, statement in templates.items()}
         if self.is_postgres:  # Names may have what a placeholder has.
-            templates = {name: statement.replace("?", "%s") for name, statement in _SQL.items()}
+            templates = {name: statement.replace("?", "%s") for name, statement in templates.items()}
             names = {key: name.replace("%", "%%") for key, name in names.items()}
         made = {name: statement.format(**names) for name, statement in templates.items()}
         made["set_both"] = f"WITH turned AS ({made['set_turn']}) {made['set_mark']}"
@@ -458,9 +472,18 @@ class Tables:
         """A page of the ids in Agno's table, in the order of the ids."""
         return [row[0] for row in self.ask(connection, (self._sql["ids"], (after, limit)))[0]]
 
-    def behind_ids(self, connection: Connection) -> dict[str, int]:
-        """The sessions whose rows do not show what the log has, and its version of them."""
-        return dict(map(tuple, self.ask(connection, (self._sql["behind"], (self.namespace,)))[0]))
+    def behind(self, connection: Connection) -> list[Moved]:
+        """The sessions whose rows do not show what the log has."""
+        return [Moved(*row) for row in self.ask(connection, (self._sql["behind"], (self.namespace,)))[0]]
+
+    def moved(self, connection: Connection, position: int) -> list[Moved]:
+        """As behind, of those with events behind a position, and whatever was deleted there."""
+        values = (*((self.namespace,) if self.is_postgres else ()), position, self.namespace)
+        return [Moved(*row) for row in self.ask(connection, (self._sql["moved"], values))[0]]
+
+    def is_empty(self, connection: Connection) -> bool:
+        """Whether Agno's table has no session at all, as after TRUNCATE."""
+        return not self.ask(connection, (self._sql["any"], ()))[0]
 
     def marked_ids(self, connection: Connection, after: str, limit: int) -> list[str]:
         """A page of the ids that others have written to."""
@@ -512,7 +535,8 @@ class Tables:
     def write_session(self, connection: Connection, session_id: str, row: Row) -> None:
         """Make a session's row what it should be; the column of before Agno 3 says nothing then."""
         table = self.sessions
-        values = {key: value for key, value in row.items() if key in table.c and key not in _KEYS}
+        # What the row does not say is not there: with the parent of a fork some of it may have gone.
+        values = {key: row.get(key) for key in table.c.keys() if key not in _KEYS}  # noqa: SIM118
         values = {key: value if _fits(table.c[key], value) else None for key, value in values.items()}
         if "runs" in table.c:
             values["runs"] = None
@@ -629,6 +653,23 @@ def _decoded(key: str, value: Any) -> Any:
 
 _LOCK: Final = "SELECT pg_advisory_xact_lock(%s)"
 
+_JOINED: Final = (
+    "LEFT JOIN {marks} AS m ON m.namespace = h.namespace AND m.session_id = h.session_id"
+    " LEFT JOIN {sessions} AS a ON a.session_id = h.session_id"
+)
+_IS_BEHIND: Final = (
+    "(m.changed IS NULL OR m.changed <> {DELETED}) AND (m.version <> h.version OR h.status <> 'deleted'"
+    " AND (m.version IS NULL OR a.session_id IS NULL AND m.changed <> {NO_ROW}))"
+)
+# The order is fixed on SQLite: from the events to their sessions, whatever statistics there are.
+_SQLITE_SINCE: Final = (
+    "(SELECT DISTINCT session FROM kern_events WHERE position > ?) AS e"
+    " CROSS JOIN kern_sessions AS h ON h.id = e.session"
+)
+_POSTGRES_SINCE: Final = (
+    "(SELECT DISTINCT session_id FROM {prefix}kern_events WHERE namespace = ? AND position > ?) AS e"
+    " JOIN {prefix}kern_sessions AS h ON h.session_id = e.session_id"
+)
 _SQL: Final = {
     # What is known of a session; whoever writes to its rows meanwhile waits to say so until we end.
     "hold_mark": "SELECT version, turn, system, changed, (SELECT h.branch FROM {heads} AS h"
@@ -651,12 +692,13 @@ _SQL: Final = {
     # Without triggers for a while, anything may have been written; what was deleted before that stays so.
     "suspect": "UPDATE {marks} SET changed = {CHANGED} WHERE namespace = ? AND changed < {CHANGED}",
     # Sessions whose rows do not show what the log has, but for those that others have deleted.
-    "behind": "SELECT h.session_id, h.version FROM {heads} AS h LEFT JOIN {marks} AS m"
-    " ON m.namespace = h.namespace AND m.session_id = h.session_id"
-    " LEFT JOIN {sessions} AS a ON a.session_id = h.session_id"
-    " WHERE h.namespace = ? AND (m.changed IS NULL OR m.changed <> {DELETED}) AND (m.version <> h.version"
-    " OR h.status <> 'deleted' AND (m.version IS NULL"
-    " OR a.session_id IS NULL AND m.changed <> {NO_ROW}))",
+    "behind": "SELECT h.session_id, h.version, h.status FROM {heads} AS h {joined}"
+    " WHERE h.namespace = ? AND {is_behind}",
+    # The same of those with events behind a position, and those that were deleted since: forks go with them.
+    "moved": "SELECT h.session_id, h.version, h.status FROM {moved} {joined}"
+    " WHERE h.namespace = ? AND (h.status = 'deleted' OR {is_behind})",
+    # Whether there is any session.
+    "any": "SELECT 1 FROM {sessions} LIMIT 1",
     # Sessions that others wrote to.
     "marked": "SELECT session_id FROM {marks} WHERE namespace = ? AND changed >= {CHANGED}"
     " AND session_id > ? ORDER BY session_id LIMIT ?",
