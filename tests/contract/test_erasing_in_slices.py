@@ -129,6 +129,20 @@ def test_it_begins_again_behind_nothing_that_is_left(killed, address, begin):
 
 
 @DURABLE
+def test_in_a_transaction_of_the_caller_it_begins_again_behind_nothing_that_is_left(killed, address):
+    engine = databases.engine(address.url)
+    with engine.begin() as connection:
+        if address.backend == "sqlite":
+            connection.exec_driver_sql("PRAGMA synchronous = FULL")
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        facade.sync_of(killed).append("s", [created()], connection=connection)
+    engine.dispose()
+
+    assert is_finished(killed, address, 2)
+    assert killed.verify().ok
+
+
+@DURABLE
 def test_others_write_between_two_slices(log):
     log.append("s", [note("secret") for _ in range(COUNT)])
     seen = []
