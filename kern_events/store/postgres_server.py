@@ -17,7 +17,7 @@ from sqlalchemy import URL, create_engine, text
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.pool import PoolProxiedConnection, QueuePool
+from sqlalchemy.pool import PoolProxiedConnection
 
 from kern_events.clock import now_us
 from kern_events.errors import (
@@ -36,6 +36,7 @@ from kern_events.store import exchange, migrate, pooler, postgres_schema, sql
 from kern_events.store.base import AnswerLost, Difference, logger
 from kern_events.store.connections import Connections, Lease, room_of
 from kern_events.store.forks import leave_to_parent, survive_forks
+from kern_events.store.pool import KeptPool
 from kern_events.store.positions import Positions
 from kern_events.store.wire import Cursor, binary_cursor, made_binary
 
@@ -511,9 +512,8 @@ def _create_engine(url: URL, pool_size: int, lock_timeout_ms: int, timeout_s: fl
     connect_args["client_encoding"] = "utf8"
     engine = create_engine(
         url.set(drivername="postgresql+psycopg"),
-        poolclass=QueuePool,
+        poolclass=KeptPool,
         pool_size=pool_size,
-        max_overflow=-1,
         connect_args=connect_args,
     )
     exchange.guard(engine, timeout_s, lock_timeout_ms / 1000)

@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 from sqlalchemy import URL, create_engine, event, text
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.pool import PoolProxiedConnection, QueuePool
+from sqlalchemy.pool import PoolProxiedConnection
 
 from kern_events.clock import now_us
 from kern_events.errors import (
@@ -44,6 +44,7 @@ from kern_events.store.forks import (
     taken,
 )
 from kern_events.store.inodes import Watch, flush
+from kern_events.store.pool import KeptPool
 from kern_events.store.sqlite_errors import is_busy, told
 
 _OLDEST: Final = (3, 37, 0)
@@ -394,9 +395,8 @@ class SQLiteFile:
     def _create_engine(self, url: URL, pool_size: int) -> Engine:
         return create_engine(
             url,
-            poolclass=QueuePool,
+            poolclass=KeptPool,
             pool_size=pool_size,
-            max_overflow=-1,
             connect_args={
                 "check_same_thread": False,
                 "cached_statements": 256,
