@@ -7,6 +7,7 @@ import json
 import pytest
 
 from kern_events import Sessions
+from kern_events.errors import PointErased
 from tests.agno_clients import Client, only
 from tests.facade import LoopThread
 
@@ -140,4 +141,20 @@ def test_going_back_to_a_message_is_going_back_to_before_it_was_asked(client, nu
     client.say("four", pre_hooks=[client.own.asked])
 
     assert client.said() == client.asked() == ["one", "two", "four"]
+    assert client.rows() == client.fold()
+
+
+def test_a_point_of_before_a_deletion_is_refused_and_nothing_is_parted(client):
+    client.db.delete_session("s")
+    for words in ("three", "four", "five"):
+        client.say(words)
+    before = client.log.head("s"), client.rows()
+    points = (("restore", {"to_turn": 1}), ("restore", {"to_version": 12}), ("fork", {"version": 9}))
+    for verb, point in points:
+        with pytest.raises(PointErased):
+            getattr(client.log, verb)("s", *(["t"] if verb == "fork" else []), **point)
+
+    assert (client.log.head("s"), client.rows()) == before
+    client.log.restore("s", to_turn=3)
+    assert client.asked() == client.said() == ["three"]
     assert client.rows() == client.fold()
