@@ -748,8 +748,9 @@ class SessionLog:
             if isinstance(payload, dict):
                 begins = row[3] == "session.forked" and payload
                 yield {**dict.fromkeys(_CARRIED), **payload} if begins else payload
-            # What came back with a restore is what it says, and beside that what the target says.
-            before = (row[7] or 0) + 1 if row[3] == "session.restored" else row[0]
+            # Where it is erased what came back with a restore, it is as it was at the target.
+            gone = row[3] == "session.restored" and not isinstance(payload, dict)
+            before = (row[7] or 0) + 1 if gone else row[0]
 
     def describe(
         self,
