@@ -17,8 +17,8 @@ from typing import Any, Final
 import pytest
 from sqlalchemy.engine import make_url
 
-from kern_events import Draft, message
-from kern_events.errors import PointErased, SessionNotFound, StoreBusy
+from kern_events import Draft, message, spi
+from kern_events.errors import SessionNotFound, StoreBusy
 from kern_events.store.memory import MemoryStore
 from projections import MemoryCache, SessionProjector, Sessions, View, chunks, history, loading
 from projections.caches import SnapshotKey, tiers
@@ -165,11 +165,9 @@ class Process:
         self.sessions.append("s", [message("user", "more"), message("assistant", "yes")])
 
     def restore(self) -> None:
-        version = self.sessions.head("s").version
-        try:
-            self.sessions.restore("s", to_version=version // 2)
-        except PointErased:  # It was made again since.
-            self.sessions.restore("s", to_version=version)
+        """Also to what is erased, as logs of before have it."""
+        head = self.sessions.head("s")
+        spi.restore(self.sessions, "s", head.version // 2, {"metadata": {}}, head, actor=None)
 
     def make_again(self) -> None:
         self.sessions.delete("s")
