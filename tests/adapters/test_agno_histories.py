@@ -11,7 +11,7 @@ from tests.facade import LoopThread
 
 COUNTS = {"sqlite": 30, "postgres": 20}
 TIMES = [pytest.param(1, id="50"), pytest.param(10, id="500", marks=pytest.mark.long)]
-STEPS = 8
+STEPS = 6
 
 
 @pytest.fixture

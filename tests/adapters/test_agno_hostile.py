@@ -72,7 +72,7 @@ events = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(events, max_size=12))
 def test_whatever_is_recorded_can_be_folded(recorded):
     stored = AgnoProjector().fold(Stored(), recorded)

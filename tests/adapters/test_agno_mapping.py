@@ -94,7 +94,7 @@ def run_of(*messages):
     return [({"session_type": "agent", "user_id": None}, {"r1": {**run, "run_data": said}})]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @example(run_of({**TWICE, "content": None}, TWICE))
 @example(run_of(NO_TEXT))
 @given(STEPS)

@@ -7,7 +7,7 @@ import hashlib
 import zlib
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kern_events.adapters.agno.native import dump, load
@@ -23,7 +23,9 @@ def test_what_is_recorded_stays_readable():
     assert load(base64.b64decode(PACKED), []) == SAID
 
 
-@given(st.binary(max_size=200) | st.text(max_size=70_000).map(str.encode))
+@example(b"x" * 70_000)
+@example("ä😀\n".encode() * 10_000)
+@given(st.binary(max_size=200) | st.text(max_size=500).map(str.encode))
 def test_what_is_packed_comes_back(data):
     data = b"{" + data
 
