@@ -44,7 +44,13 @@ def test_a_fork_that_waits_for_nobody_is_caught(sessions, monkeypatch):
     monkeypatch.setattr(SQLiteStore, "before_fork", lambda *_: None)
     monkeypatch.setattr(SQLiteStore, "after_fork", lambda *_: None)
 
-    assert account_of(Storm(sessions, 3, patience_s=1.0))["locked out"] > 0
+    try:
+        account = account_of(Storm(sessions, 3, patience_s=1.0))
+    except AssertionError as error:  # At times its own process is locked out as well.
+        assert str(error) == "a thread does not end"
+        forks._all.discard(store_of(sessions))  # It waits for ever, and no fork is to wait for that.
+    else:
+        assert account["locked out"] > 0
 
 
 class Stuck:
